@@ -1,0 +1,299 @@
+"""The list of videos to index: a folder, a glob, one file, or a manifest, on any fsspec URL.
+
+    list_corpus("clips/")                     every video below the folder, in sorted order
+    list_corpus("s3://bucket/a/**/*.mp4")     a glob; with an explicit extension it may be any extension
+    list_corpus("clips/one.mp4")              one file
+    list_corpus("s3://bucket/nightly.parquet")  a manifest (Parquet, CSV, JSON lines): column `uri`, optional `id`
+
+Listing reads no video. Credentials come from the environment only; messages never show user info or query strings.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+from sttm.errors import CorpusError
+
+VIDEO_EXTENSIONS = (
+    *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+    *(".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+)
+MANIFEST_EXTENSIONS = (".parquet", ".csv", ".jsonl", ".ndjson")
+# s3fs remembers listings per process, which hides what other writers added since.
+_NO_LISTING_CACHE = {"use_listings_cache": False, "skip_instance_cache": True}
+_SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_ID_RULE = "1 to 128 of the characters A-Z a-z 0-9 . _ -, not starting with . or -"
+
+
+@dataclass(frozen=True)
+class VideoRef:
+    """Where one video is and what its source looked like when it was listed.
+
+    Attributes:
+        uri: absolute normalised URL, e.g. `file:///data/a.mp4` or `s3://bucket/a.mp4`.
+        video_id: stable name of the video, safe as a path component: the manifest's `id`, else stem and hash of the URI.
+        name: file name with its extension.
+        size_bytes: size at listing, None where the source could not be looked at (reading it will say why).
+        version: changes when the file changes: `etag:…`, else `mtime:…`; empty where unknown.
+    """
+
+    uri: str
+    video_id: str
+    name: str
+    size_bytes: int | None
+    version: str
+
+    @classmethod
+    def from_uri(cls, uri: str, *, video_id: str | None = None, info: dict[str, Any] | None = None) -> "VideoRef":
+        """Build a ref from a URL or path and, where known, fsspec's info of it. An unsafe `video_id` is a CorpusError."""
+        uri = absolute_uri(uri)
+        name = posixpath.basename(urlsplit(uri).path if _is_http(uri) else uri)
+        if video_id is None:
+            video_id = _derived_id(uri, name)
+        elif not _SAFE_ID.fullmatch(video_id):
+            raise CorpusError(f"video id {video_id[:140]!r} of {redact_url(uri)} is not usable; use {_ID_RULE}")
+        size = (info or {}).get("size")
+        return cls(uri, video_id, name, None if size is None else int(size), _version(info or {}))
+
+
+def list_corpus(url: str, *, limit: int | None = None, storage_options: dict[str, Any] | None = None) -> list[VideoRef]:
+    """List the videos a URL names: folder (recursive), glob, single file or manifest.
+
+    Folders and globs come sorted by URI, manifests in row order; a URI named twice is listed once. Names starting
+    with a dot are skipped in folders. A manifest row whose file is missing is listed with `size_bytes=None`.
+
+    Args:
+        url: local path or fsspec URL.
+        limit: keep only the first so many.
+        storage_options: extra arguments of the fsspec filesystem, e.g. an endpoint.
+    Raises:
+        CorpusError: nothing there, nothing found, not readable, a bad manifest, or two videos with one id.
+    """
+    if limit is not None and limit < 1:
+        raise CorpusError(f"limit {limit} is not positive; leave it out to list everything")
+    fs, path = open_filesystem(url, storage_options)
+    try:
+        pairs = _find(fs, path, url)
+        refs = _unique(pairs, limit)
+        if refs and refs[0].size_bytes is None:
+            refs = _with_infos(refs, storage_options)
+    except FileNotFoundError:
+        raise CorpusError(f"{redact_url(url)} does not exist; check the path (and, for a bucket, its name)") from None
+    except PermissionError as e:
+        where = f" ({e.filename})" if isinstance(e.filename, str) and "://" not in e.filename else ""
+        raise CorpusError(f"{redact_url(url)} may not be read{where}; check permissions or credentials") from None
+    if not refs:
+        raise CorpusError(f"no videos in {redact_url(url)}; looked for {' '.join(VIDEO_EXTENSIONS)}")
+    return refs
+
+
+def open_filesystem(url: str, storage_options: dict[str, Any] | None = None) -> tuple[Any, str]:
+    """The fsspec filesystem of a URL and the path on it: absolute, without `..` or a trailing slash.
+
+    Raises:
+        CorpusError: no such protocol, or the package that serves it is not installed.
+    """
+    import fsspec
+
+    protocol, _ = fsspec.core.split_protocol(str(url))
+    protocol = protocol or "file"
+    try:
+        kind = fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as e:
+        cure = "pip install 'sttm[s3]'" if protocol in ("s3", "s3a") else "install the fsspec package that serves it"
+        raise CorpusError(f"cannot open {redact_url(url)}: no filesystem for {protocol!r} ({e}); {cure}") from None
+    cache = _NO_LISTING_CACHE if protocol in ("s3", "s3a") else {}
+    fs = fsspec.filesystem(protocol, **{**kind._get_kwargs_from_urls(url), **cache, **(storage_options or {})})
+    path = str(kind._strip_protocol(str(url)))
+    return fs, path if _is_http(path) else posixpath.normpath(path)
+
+
+def absolute_uri(url: str) -> str:
+    """Normalise a path or URL: `a/../b.mp4` -> `file:///cwd/b.mp4`. An unknown protocol is left as it is."""
+    try:
+        fs, path = open_filesystem(url)
+    except CorpusError:
+        return url
+    return str(fs.unstrip_protocol(path))
+
+
+def redact_url(url: str) -> str:
+    """A URL for messages: without user info, query or fragment (where tokens hide). Local paths stay whole."""
+    protocol, separator, rest = str(url).partition("://")
+    if not separator or protocol in ("file", "local", "memory"):
+        return str(url)
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def _is_http(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def _derived_id(uri: str, name: str) -> str:
+    """`file:///data/My clip.mp4` -> `My_clip-<12 hex digits>`: readable, and distinct for equal names elsewhere."""
+    stem = re.sub(r"[^A-Za-z0-9_]+", "_", posixpath.splitext(name)[0]).strip("_")[:48]
+    return f"{stem or 'video'}-{hashlib.sha256(uri.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
+
+
+def _version(info: dict[str, Any]) -> str:
+    for kind, keys in (("etag", ("ETag", "etag")), ("mtime", ("mtime", "LastModified", "last_modified", "created"))):
+        for key in keys:
+            if value := info.get(key):
+                return f"{kind}:{str(value).strip(chr(34))}"
+    return ""
+
+
+def _find(fs: Any, path: str, url: str) -> Iterable[tuple[str, str | None, dict[str, Any] | None]]:
+    """(URI, given id, info) of every candidate, in listing order."""
+    extension = posixpath.splitext(path)[1].lower()
+    if not fs.exists(path):
+        if any(c in path for c in "*?["):
+            found = fs.glob(path, detail=True)
+            any_kind = extension and not any(c in extension for c in "*?[")
+            return _listed(fs, [i for i in found.values() if any_kind or _is_video(i["name"])])
+        raise FileNotFoundError(url)
+    if fs.isdir(path):
+        infos = _walk_local(fs, path) if "file" in _protocols(fs) else fs.find(path, detail=True).values()
+        return _listed(fs, [i for i in infos if _is_video(i["name"]) and not _is_hidden(i["name"], path)])
+    if extension in MANIFEST_EXTENSIONS:
+        return _manifest(fs, path, url)
+    return _listed(fs, [fs.info(path)])
+
+
+def _listed(fs: Any, infos: list[dict[str, Any]]) -> list[tuple[str, str | None, dict[str, Any] | None]]:
+    files = [i for i in infos if i.get("type") != "directory"]
+    return sorted(((str(fs.unstrip_protocol(i["name"])), None, i) for i in files), key=lambda row: row[0])
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def _is_video(name: str) -> bool:
+    return posixpath.splitext(name)[1].lower() in VIDEO_EXTENSIONS
+
+
+def _is_hidden(name: str, folder: str) -> bool:
+    return any(part.startswith(".") for part in name[len(folder) :].split("/"))
+
+
+def _walk_local(fs: Any, folder: str) -> Iterator[dict[str, Any]]:
+    """Infos of all files below a local folder. fsspec's own walk leaves out unreadable folders and follows link loops."""
+    seen, todo = {os.path.realpath(folder)}, [folder]
+    while todo:
+        for info in fs.ls(todo.pop(), detail=True):
+            if info["type"] != "directory":
+                # A broken link keeps its place in the list, so that reading it can say so.
+                broken = info.get("islink") and not os.path.exists(info["name"])
+                yield {"name": info["name"], "type": "file"} if broken else info
+            elif (real := os.path.realpath(info["name"])) not in seen:
+                seen.add(real)
+                todo.append(info["name"])
+
+
+def _manifest(fs: Any, path: str, url: str) -> Iterator[tuple[str, str | None, dict[str, Any] | None]]:
+    with fs.open(path, "rb") as f:
+        data = f.read()
+    try:
+        columns, rows = _PARSERS[posixpath.splitext(path)[1].lower()](data)
+    except (ValueError, OSError, csv.Error) as e:  # pyarrow's errors are ValueErrors
+        raise CorpusError(f"manifest {redact_url(url)} cannot be parsed: {e}") from None
+    if "uri" not in columns:
+        found = ", ".join(columns) or "none"
+        raise CorpusError(f"manifest {redact_url(url)} has no column 'uri'; columns found: {found}")
+    for number, row in enumerate(rows, 1):
+        uri, given = row.get("uri"), row.get("id")
+        if not isinstance(uri, str) or not uri.strip():
+            raise CorpusError(f"manifest {redact_url(url)}: row {number} has no uri")
+        video_id = None if given is None or given == "" else str(given)
+        yield _resolve(fs, posixpath.dirname(path), uri.strip()), video_id, None
+
+
+def _resolve(fs: Any, folder: str, uri: str) -> str:
+    """A manifest's URI made absolute: relative ones count from the manifest's folder, `/…` from its filesystem."""
+    return uri if "://" in uri else str(fs.unstrip_protocol(posixpath.normpath(posixpath.join(folder, uri))))
+
+
+def _parse_parquet(data: bytes) -> tuple[list[str], list[dict[str, Any]]]:
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(io.BytesIO(data))
+    columns = list(file.schema_arrow.names)
+    return columns, file.read(columns=[c for c in ("uri", "id") if c in columns]).to_pylist()
+
+
+def _parse_csv(data: bytes) -> tuple[list[str], list[dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+    return list(reader.fieldnames or ()), list(reader)
+
+
+def _parse_jsonl(data: bytes) -> tuple[list[str], list[dict[str, Any]]]:
+    rows = []
+    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as e:
+                raise ValueError(f"line {number}: {e}") from None
+            if not isinstance(rows[-1], dict):
+                raise ValueError(f"line {number}: not a JSON object")
+    return list(dict.fromkeys(key for row in rows for key in row)), rows
+
+
+_PARSERS = {".parquet": _parse_parquet, ".csv": _parse_csv, ".jsonl": _parse_jsonl, ".ndjson": _parse_jsonl}
+
+
+def _unique(rows: Iterable[tuple[str, str | None, dict[str, Any] | None]], limit: int | None) -> list[VideoRef]:
+    """One ref a URI, in order. Two ids for one URI, or one id for two URIs, is an error that names both."""
+    by_uri: dict[str, VideoRef] = {}
+    by_id: dict[str, VideoRef] = {}
+    for uri, given, info in rows:
+        ref = VideoRef.from_uri(uri, video_id=given, info=info)
+        same = by_uri.setdefault(ref.uri, ref)
+        if given is not None and same.video_id != given:
+            raise CorpusError(
+                f"{redact_url(ref.uri)} is listed with two ids: {same.video_id!r} and {given!r}; keep one"
+            )
+        other = by_id.setdefault(ref.video_id, same)
+        if other is not same:
+            pair = f"{redact_url(other.uri)} and {redact_url(ref.uri)}"
+            raise CorpusError(f"video id {ref.video_id!r} is given to two videos: {pair}; ids must be unique")
+        if limit is not None and len(by_uri) == limit:
+            break
+    return list(by_uri.values())
+
+
+def _with_infos(refs: list[VideoRef], storage_options: dict[str, Any] | None) -> list[VideoRef]:
+    """Look at each source of a manifest, several at a time since a remote look takes tens of milliseconds."""
+    filesystems: dict[str, Any] = {}
+    for ref in refs:
+        protocol = ref.uri.partition("://")[0]
+        if protocol not in filesystems:
+            try:
+                filesystems[protocol] = open_filesystem(ref.uri, storage_options)[0]
+            except CorpusError:
+                filesystems[protocol] = None
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(partial(_with_info, filesystems), refs))
+
+
+def _with_info(filesystems: dict[str, Any], ref: VideoRef) -> VideoRef:
+    fs = filesystems[ref.uri.partition("://")[0]]
+    try:
+        info = fs.info(fs._strip_protocol(ref.uri)) if fs is not None else None
+    except (FileNotFoundError, PermissionError, NotADirectoryError):
+        info = None
+    if info is not None and info.get("type") == "directory":
+        info = None
+    return VideoRef.from_uri(ref.uri, video_id=ref.video_id, info=info)
