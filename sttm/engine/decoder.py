@@ -1,0 +1,84 @@
+"""One walk through a decoder layer, seen from outside: rotary angles, masks, and what a layer asks of a cache.
+
+Nothing of transformers is patched or subclassed: a layer is called with its mask, its rotary pair and an object that
+has `update`. Shapes: B batch, Q query tokens, A position axes, D head size.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sttm.models.language_model import LanguageModel
+
+
+class LayerCache(Protocol):
+    """All that a decoder layer asks of a cache."""
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Take rotated keys and values [B, heads, Q, D] of the new tokens; give back all to attend to."""
+
+
+def rotary(model: LanguageModel, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [B, Q, D] for position ids [A, B, Q]; one axis is plain RoPE, three are M-RoPE."""
+    return model.text.rotary_emb(hidden, positions if len(positions) == 3 else positions[0])
+
+
+def rotate(keys: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate keys [..., Q, D] stored before RoPE; the same operations in the same order as the layer's own.
+
+    RoFormer (arXiv 2104.09864), half-split layout, as in every supported family.
+    """
+    cos, sin = angles
+    half = keys.shape[-1] // 2
+    turned = torch.cat((-keys[..., half:], keys[..., :half]), dim=-1)
+    return keys * cos + turned * sin
+
+
+def run_layer(
+    model: LanguageModel,
+    layer: int,
+    hidden: Tensor,
+    mask: Tensor | None,
+    angles: tuple[Tensor, Tensor],
+    cache: LayerCache,
+) -> Tensor:
+    """Hidden states [B, Q, C] through decoder layer number `layer`."""
+    out = model.text.layers[layer](
+        hidden,
+        attention_mask=mask,
+        position_embeddings=angles,
+        position_ids=None,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return out[0] if isinstance(out, tuple) else out
+
+
+@contextmanager
+def unrotated_keys(model: LanguageModel, layer: int) -> Iterator[list[Tensor]]:
+    """Collect layer `layer`'s keys before RoPE, [B, Q, heads * D] or [B, Q, heads, D], one entry a call."""
+    attention = model.text.layers[layer].self_attn
+    source = getattr(attention, "k_norm", None) or attention.k_proj
+    seen: list[Tensor] = []
+    handle = source.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def causal_mask(past: int, pad: Tensor, queries: int) -> Tensor:
+    """Bool [B, 1, Q, past + Q]: who may see whom when `queries` new tokens follow `past` cached ones.
+
+    Args:
+        past: cached tokens, seen by every query.
+        pad: int64 [B], how many of each row's first new tokens are padding; no real token sees them. (A padding query
+            sees the cache, so no row is empty.)
+        queries: Q, new tokens a row.
+    """
+    i = torch.arange(queries, device=pad.device)
+    new = (i[None, :] <= i[:, None])[None] & (i[None, None, :] >= pad[:, None, None])
+    return torch.cat([new.new_ones(len(pad), queries, past), new], dim=-1)[:, None]

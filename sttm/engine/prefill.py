@@ -1,0 +1,184 @@
+"""Prefill one video: all tokens through the first layers, merge, the survivors through the rest.
+
+    tokens L ──► layers 0..k-1 ──► merge (STTM) ──► layers k.. on L' tokens ──► KV cache (ragged)
+
+Shapes: L prefix tokens, N visual ones among them, M survivors, L' = L - N + M, A position axes, C hidden size.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sttm.engine.decoder import causal_mask, rotary, run_layer, unrotated_keys
+from sttm.kv_cache import KVCache
+from sttm.merging import MergeConfig, Merged, merge
+from sttm.models.base import Prompt
+from sttm.models.language_model import LanguageModel
+from sttm.settings import Settings
+
+
+class PrefillConfig(Settings):
+    """How the language model reads a video.
+
+    Attributes:
+        merge_layer: decoder layer before which visual tokens are merged; 0 merges the embeddings (paper: 2 at 7B).
+        position_rule: positions after the merge (paper, Table 8). `survived` keeps the position of a survivor's first
+            cell, `reassigned` numbers the shortened sequence without gaps, `merged` averages the members' positions;
+            `auto` is `reassigned` for RoPE and `survived` for M-RoPE.
+        chunk_tokens: at most so many tokens go through a layer at once, to bound activation memory; None: all.
+    """
+
+    merge_layer: int = 2
+    position_rule: Literal["auto", "survived", "reassigned", "merged"] = "auto"
+    chunk_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """What prefill makes of one video: the cache to store, the merge it rests on, and the live end state.
+
+    Attributes:
+        cache: keys (before RoPE) and values of every layer.
+        merged: the survivors at `merge_layer` and where every visual token went.
+        hidden: [L', C] hidden states after the last layer, before the final norm.
+    """
+
+    cache: KVCache
+    merged: Merged
+    hidden: Tensor
+
+
+@torch.inference_mode()
+def prefill(model: LanguageModel, prompt: Prompt, merging: MergeConfig, config: PrefillConfig) -> Prefilled:
+    """Read one video into a KV cache.
+
+    Raises:
+        ValueError: `merge_layer` lies outside the model.
+    """
+    depth, k = len(model.text.layers), config.merge_layer
+    if not 0 <= k < depth:
+        raise ValueError(f"merge_layer {k} is outside this model's layers 0..{depth - 1}")
+    state = _State(prompt.embeds, prompt.positions, prompt.visual, prompt.deepstack, prompt.next_position)
+    reduced, merged = state, None
+    keys, values = [], []
+    for layer in range(depth):
+        if layer == k:
+            merged = merge(state.hidden[state.visual].view(*prompt.grid, -1), merging)
+            reduced = state = _reduce(state, merged, config.position_rule)
+        hidden, layer_keys, layer_values = _prefill_layer(model, layer, state, config.chunk_tokens)
+        if layer < len(state.deepstack):
+            hidden = hidden.index_add(0, state.visual, state.deepstack[layer].to(hidden))
+        state = state.with_hidden(hidden)
+        keys.append(layer_keys)
+        values.append(layer_values)
+    assert merged is not None
+    cache = _cache(prompt, reduced, merged, k, keys, values)
+    return Prefilled(cache, merged, state.hidden)
+
+
+@dataclass(frozen=True)
+class _State:
+    """The sequence between two layers."""
+
+    hidden: Tensor
+    positions: Tensor
+    visual: Tensor
+    deepstack: tuple[Tensor, ...]
+    next_position: int
+
+    def with_hidden(self, hidden: Tensor) -> "_State":
+        return _State(hidden, self.positions, self.visual, self.deepstack, self.next_position)
+
+
+def _reduce(state: _State, merged: Merged, rule: str) -> _State:
+    """The same sequence with merged visual tokens; whatever rides on the tokens is merged with the same weights."""
+    length = len(state.hidden)
+    first_cells = state.visual[merged.index]
+    hidden = state.hidden.index_copy(0, first_cells, merged.features.to(state.hidden))
+    keep = torch.ones(length, dtype=torch.bool, device=hidden.device)
+    keep[state.visual] = False
+    keep[first_cells] = True
+    positions, next_position = state.positions, state.next_position
+    if rule == "auto":
+        rule = "survived" if len(positions) == 3 else "reassigned"
+    if rule == "merged":
+        mean = merged.apply(positions[:, state.visual].T.float()).round().long()
+        positions = positions.index_copy(1, first_cells, mean.T)
+    positions = positions[:, keep]
+    if rule == "reassigned":
+        next_position = positions.shape[1]
+        positions = torch.arange(next_position, device=hidden.device).expand(len(positions), -1)
+    visual = (torch.cumsum(keep, 0) - 1)[first_cells]
+    deepstack = tuple(merged.apply(level) for level in state.deepstack)
+    return _State(hidden[keep], positions, visual, deepstack, next_position)
+
+
+def _prefill_layer(
+    model: LanguageModel, layer: int, state: _State, chunk_tokens: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer over the whole sequence: hidden [L, C], keys before RoPE and values, both [heads, L, D]."""
+    hidden = state.hidden[None]
+    angles = rotary(model, hidden, state.positions[:, None])
+    length = hidden.shape[1]
+    step = min(chunk_tokens or length, length)
+    cache = _OneLayer(length)
+    pad = torch.zeros(1, dtype=torch.long, device=hidden.device)
+    out = []
+    with unrotated_keys(model, layer) as unrotated:
+        for start in range(0, length, step):
+            stop = min(start + step, length)
+            # A square causal chunk needs no mask (SDPA then takes its fast kernel); a chunk over a cache does.
+            mask = causal_mask(start, pad, stop - start) if start else None
+            part = (angles[0][:, start:stop], angles[1][:, start:stop])
+            out.append(run_layer(model, layer, hidden[:, start:stop], mask, part, cache))
+    values = cache.values[0]
+    keys = torch.cat(unrotated, dim=1)[0].view(length, values.shape[0], -1).transpose(0, 1).contiguous()
+    return torch.cat(out, dim=1)[0], keys, values.contiguous()
+
+
+class _OneLayer:
+    """The cache of the one layer being prefilled: room for its whole sequence, filled chunk by chunk."""
+
+    def __init__(self, length: int) -> None:
+        self._length, self._filled = length, 0
+        self.keys = self.values = torch.empty(0)
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        new = keys.shape[2]
+        if new == self._length:
+            self.keys, self.values = keys, values
+            return keys, values
+        if not self._filled:
+            self.keys, self.values = (x.new_empty(*x.shape[:2], self._length, x.shape[3]) for x in (keys, values))
+        end = self._filled + new
+        self.keys[:, :, self._filled : end] = keys
+        self.values[:, :, self._filled : end] = values
+        self._filled = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+def _cache(
+    prompt: Prompt, reduced: _State, merged: Merged, merge_layer: int, keys: list[Tensor], values: list[Tensor]
+) -> KVCache:
+    def table(x: Tensor) -> Tensor:
+        return x.to("cpu", torch.int32)
+
+    return KVCache(
+        keys=tuple(keys),
+        values=tuple(values),
+        merge_layer=merge_layer,
+        prefix_ids=table(prompt.ids),
+        positions=table(prompt.positions),
+        reduced_positions=table(reduced.positions),
+        next_position=prompt.next_position,
+        reduced_next_position=reduced.next_position,
+        visual=table(reduced.visual),
+        boxes=table(merged.boxes),
+        patches=table(merged.patches),
+        grid=prompt.grid,
+        frame_seconds=prompt.frame_seconds,
+    )

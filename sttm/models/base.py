@@ -1,0 +1,191 @@
+"""What the engine must know of a model family: prompt, positions, preprocessing, vision. No weights live here.
+
+A family is one subclass of `Family` in one file. Shapes: F sampled frames, (T, H, W) the grid of visual tokens inside
+the LLM, N = T*H*W, L prefix tokens, A position axes (1 for RoPE, 3 for M-RoPE), C hidden size.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sttm.errors import ModelError
+
+_QUESTION_MARK = "\x00question\x00"  # stands for the question while the chat template is rendered
+
+
+@dataclass(frozen=True)
+class VideoInputs:
+    """A video as the vision tower takes it, still in uint8 so that it is small to send.
+
+    Attributes:
+        pixels: uint8, resized and laid out by the family's official processor (patches or frames).
+        grid: (T, H, W) of the visual tokens inside the LLM.
+        seconds: float64 [F], presentation times of the sampled frames.
+        frame_seconds: float64 [T], presentation time of the first sampled frame of each grid frame.
+    """
+
+    pixels: np.ndarray
+    grid: tuple[int, int, int]
+    seconds: np.ndarray
+    frame_seconds: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.pixels.dtype != np.uint8 or len(self.frame_seconds) != self.grid[0] or min(self.grid) < 1:
+            raise ValueError(
+                f"pixels {self.pixels.dtype}, grid {self.grid}, {len(self.frame_seconds)} frame times do not fit"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens before the merge."""
+        t, h, w = self.grid
+        return t * h * w
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The prefix of every question about one video, as the decoder takes it.
+
+    Attributes:
+        ids: int64 [L] token ids; the visual places hold the video token's id.
+        embeds: [L, C] embeddings with the visual features in place.
+        positions: int64 [A, L] position ids.
+        next_position: position of the first token after the prefix.
+        visual: int64 [N], where the visual tokens sit, in (t, y, x) raster order. Not always one run.
+        grid: (T, H, W), T*H*W == N.
+        frame_seconds: float64 [T].
+        deepstack: per level [N, C], added to the visual tokens after decoder layer 0, 1, ... (Qwen3-VL).
+    """
+
+    ids: Tensor
+    embeds: Tensor
+    positions: Tensor
+    next_position: int
+    visual: Tensor
+    grid: tuple[int, int, int]
+    frame_seconds: Tensor
+    deepstack: tuple[Tensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        length, (t, h, w) = len(self.ids), self.grid
+        if self.embeds.shape[0] != length or self.positions.shape[1] != length or len(self.visual) != t * h * w:
+            raise ValueError(
+                f"{length} ids, embeds {tuple(self.embeds.shape)}, positions {tuple(self.positions.shape)}, "
+                f"{len(self.visual)} visual tokens for grid {self.grid}"
+            )
+
+
+class Family(ABC):
+    """One model family, made from a checkpoint's config, tokenizer and (when indexing) video processor.
+
+    Subclasses say how to preprocess, encode, lay out the prefix and number its positions.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+    position_axes: ClassVar[int] = 1
+    # The last piece of the prefix. A special token, so that BPE cannot join the question to it.
+    prefix_end: ClassVar[str]
+
+    def __init__(self, config: Any, tokenizer: Any, processor: Any = None) -> None:
+        self.config, self.tokenizer, self.processor = config, tokenizer, processor
+        kinds = set(getattr(config.get_text_config(), "layer_types", None) or [])
+        if kinds - {"full_attention"}:
+            raise ModelError(
+                f"{config.model_type} checkpoint has {', '.join(sorted(kinds))} layers; "
+                "a stored KV cache needs full attention in every layer (disable sliding windows in its config)"
+            )
+
+    @abstractmethod
+    def preprocess(self, pixels: np.ndarray, seconds: np.ndarray) -> VideoInputs:
+        """Resize and lay out frames uint8 [F, H, W, 3] shown at `seconds` float64 [F], on the CPU."""
+
+    @abstractmethod
+    def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run the vision tower: visual embeddings [N + extra, C] and deepstack levels, each [N, C]."""
+
+    @abstractmethod
+    def number(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
+        """Position ids int64 [A, L] of the prefix, and the next free position (largest used plus one)."""
+
+    @property
+    @abstractmethod
+    def video_token(self) -> str:
+        """The placeholder of one visual token."""
+
+    def video_ids(self, inputs: VideoInputs) -> list[int]:
+        """Ids between the text before the video and the text after it."""
+        return [self._id(self.video_token)] * inputs.tokens
+
+    def prefix_ids(self, inputs: VideoInputs) -> list[int]:
+        """Ids of the prompt up to and including the video and `prefix_end`."""
+        before, after, _ = self._template()
+        return self._encode(before) + self.video_ids(inputs) + self._encode(self._split(after)[0])
+
+    def question_ids(self, question: str) -> list[int]:
+        """Ids that follow the prefix: the question, the end of the user's turn, the start of the answer."""
+        _, after, end = self._template()
+        return self._encode(self._split(after)[1] + question + end)
+
+    def stop_ids(self, generation_config: Any) -> frozenset[int]:
+        """Ids that end an answer."""
+        ids = generation_config.eos_token_id if generation_config is not None else None
+        ids = list(ids) if isinstance(ids, Sequence) else [ids]
+        return frozenset(int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+
+    @torch.inference_mode()
+    def prompt(self, model: Any, inputs: VideoInputs) -> Prompt:
+        """Encode one video and build its prefix on the model's device."""
+        embed_tokens = model.get_input_embeddings()
+        device = embed_tokens.weight.device
+        features, deepstack = self.encode(model, inputs)
+        ids = torch.tensor(self.prefix_ids(inputs), device=device)
+        places = torch.nonzero(ids == self._id(self.video_token)).squeeze(1)
+        if len(places) != len(features):
+            raise ModelError(
+                f"{self.config.model_type}: the vision tower made {len(features)} tokens for {len(places)} places "
+                f"(grid {inputs.grid}); the checkpoint's processor and config disagree"
+            )
+        embeds = embed_tokens(ids)
+        embeds[places] = features.to(embeds)
+        positions, next_position = self.number(ids, inputs)
+        return Prompt(
+            ids,
+            embeds,
+            positions,
+            next_position,
+            places[: inputs.tokens],
+            inputs.grid,
+            torch.from_numpy(inputs.frame_seconds),
+            tuple(level.to(embeds) for level in deepstack),
+        )
+
+    def _template(self) -> tuple[str, str, str]:
+        """The chat template cut at the video and at the question: text before, between and after."""
+        content = [{"type": "video"}, {"type": "text", "text": _QUESTION_MARK}]
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        before, video, rest = text.partition(self.video_token)
+        after, question, end = rest.partition(_QUESTION_MARK)
+        if not video or not question or self.video_token in rest:
+            raise ModelError(
+                f"the chat template of this {self.config.model_type} checkpoint does not render one video and one "
+                f"question as {self.video_token!r} ... question: {text[:200]!r}"
+            )
+        return before, after, end
+
+    def _split(self, after: str) -> tuple[str, str]:
+        """Text between video and question, cut into the prefix's share and the question's."""
+        head, end, tail = after.partition(self.prefix_end)
+        return (head + end, tail) if end else ("", after)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _id(self, token: str) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(token))

@@ -1,0 +1,164 @@
+"""A checkpoint folder or hub repository: what it is (digests), and how its parts are loaded.
+
+Safetensors only, and never code from the checkpoint: an untrusted checkpoint can be wrong but cannot run.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import blake3
+import torch
+from torch import nn
+
+from sttm.errors import ModelError
+from sttm.models.base import Family
+from sttm.models.qwen2_vl import Qwen2VL
+from sttm.settings import Settings
+
+FAMILIES: dict[str, type[Family]] = {name: family for family in (Qwen2VL,) for name in family.model_types}
+BUILT_IN = Path(__file__).parent / "tiny"
+
+
+class ModelConfig(Settings):
+    """Which checkpoint, and in which arithmetic.
+
+    Attributes:
+        path: a folder, a Hugging Face repository id, or `tiny` for the built-in model.
+        revision: branch, tag or commit of a hub repository; None takes its default branch.
+        dtype: arithmetic of the language model and the vision tower.
+    """
+
+    path: str = "tiny"
+    revision: str | None = None
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[self.dtype]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: `folder` on this machine, and the name and commit it came from."""
+
+    folder: Path
+    name: str
+    commit: str | None
+    settings: ModelConfig
+
+    @staticmethod
+    def open(settings: ModelConfig) -> "Checkpoint":
+        """Find the folder, downloading a hub repository's safe files if need be.
+
+        Raises:
+            ModelError: no such folder or repository, or one without config.json or safetensors.
+        """
+        if settings.path == "tiny":
+            folder, commit = BUILT_IN, None
+        elif Path(settings.path).is_dir():
+            folder, commit = Path(settings.path).resolve(), None
+        else:
+            folder, commit = _download(settings)
+        for pattern in ("config.json", "*.safetensors"):
+            if not list(folder.glob(pattern)):
+                raise ModelError(f"{folder} has no {pattern}; a Hugging Face checkpoint in safetensors form is needed")
+        return Checkpoint(folder, settings.path, commit, settings)
+
+    @cached_property
+    def config(self) -> Any:
+        """The transformers config object."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.folder)
+
+    @cached_property
+    def family_class(self) -> type[Family]:
+        """The adapter for this checkpoint's `model_type`."""
+        kind = self.config.model_type
+        if kind not in FAMILIES:
+            raise ModelError(
+                f"{self.name}: model_type {kind!r} is not supported; supported are {', '.join(sorted(FAMILIES))}. "
+                "To add one, subclass sttm.models.base.Family and list it in sttm.models.checkpoint.FAMILIES"
+            )
+        return FAMILIES[kind]
+
+    def family(self, with_processor: bool = True) -> Family:
+        """The adapter with this checkpoint's tokenizer, and its video processor when videos will be read."""
+        processor = None
+        if with_processor:
+            from sttm.models.processor import load_video_processor
+
+            processor = load_video_processor(self.folder)
+        return self.family_class(self.config, self._tokenizer(), processor)
+
+    def load_model(self, device: str | torch.device) -> nn.Module:
+        """The whole model (vision tower and language model) for inference on `device`."""
+        from transformers import AutoModelForImageTextToText
+
+        model = AutoModelForImageTextToText.from_pretrained(
+            self.folder, dtype=self.settings.torch_dtype, use_safetensors=True, attn_implementation="sdpa"
+        )
+        return model.to(device).eval().requires_grad_(False)
+
+    @cached_property
+    def generation_config(self) -> Any:
+        """The checkpoint's generation settings, or None."""
+        from transformers import GenerationConfig
+
+        if not (self.folder / "generation_config.json").exists():
+            return None
+        return GenerationConfig.from_pretrained(self.folder)
+
+    @cached_property
+    def digests(self) -> dict[str, Any]:
+        """What identifies the checkpoint in a recipe: digests (blake3) of all that changes a KV cache."""
+        groups = {
+            "weights": ["*.safetensors"],
+            "config": ["config.json"],
+            "tokenizer": ["tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json"],
+            "chat_template": ["chat_template.jinja", "chat_template.json"],
+            "processor": ["preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"],
+        }
+        return {name: _digest(self.folder, patterns) for name, patterns in groups.items()}
+
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        legacy = self.folder / "chat_template.json"
+        if not tokenizer.chat_template and legacy.exists():
+            tokenizer.chat_template = json.loads(legacy.read_text("utf-8"))["chat_template"]
+        if not tokenizer.chat_template:
+            raise ModelError(f"{self.name} has no chat template (chat_template.jinja or chat_template.json)")
+        return tokenizer
+
+
+def _digest(folder: Path, patterns: list[str]) -> str:
+    digest = blake3.blake3(max_threads=blake3.blake3.AUTO)
+    for path in sorted({p for pattern in patterns for p in folder.glob(pattern)}):
+        digest.update(path.name.encode() + b"\0" + path.stat().st_size.to_bytes(8, "little"))
+        digest.update_mmap(path)
+    return digest.hexdigest()
+
+
+def _download(settings: ModelConfig) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        folder = Path(
+            snapshot_download(
+                settings.path,
+                revision=settings.revision,
+                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
+            )
+        )
+    except (OSError, ValueError, HFValidationError) as error:
+        raise ModelError(
+            f"{settings.path!r} (revision {settings.revision or 'default'}) is neither a folder here nor a hub "
+            f"repository that can be read: {str(error).splitlines()[0]}"
+        ) from error
+    return folder, folder.name  # a snapshot's folder is named after its commit
