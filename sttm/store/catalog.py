@@ -1,0 +1,257 @@
+"""The catalog: one row a video and recipe, for finding and skipping; it can always be rebuilt from the manifests.
+
+    catalog/parts/<random>.parquet          rows, immutable
+    catalog/log/<version, 20 digits>.json   a snapshot: the parts that count; create-only, the newest is the catalog
+
+A reader takes the newest snapshot, so it never sees half of a write. A writer creates the next version; who loses
+that race reads the winner's snapshot and tries again on top of it.
+"""
+
+import difflib
+import io
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sttm.errors import ArtifactError, StoreError
+from sttm.store.artifact import Manifest, committed, load_manifest, utc_now
+from sttm.store.key import recipe_digest, source_key
+from sttm.store.sealed import digest_of, read_sealed, seal
+from sttm.store.storage import MissingObjectError, Storage
+
+COMPACT_AT = 32
+_MAX_RACES = 1000
+_LOG_KEY = re.compile(r"catalog/log/(\d{20})\.json")
+
+
+@dataclass(frozen=True)
+class CatalogRow:
+    """What the catalog knows of one video under one recipe.
+
+    Attributes:
+        video_id, uri, name: of the video; the id is unique in the corpus.
+        status: `ok`, `error`, or `removed`.
+        recipe_digest: of the recipe that was applied.
+        source_key: of the file and recipe, for skipping it without reading it; see `key.source_key`.
+        identity: of the artifact; empty in an error row.
+        kv_bytes, tokens_bytes: sizes of the artifact's files.
+        tokens_before, tokens_after, retained_ratio: visual tokens entering and leaving the merge; after / before.
+        thresholds, timings_s: as in `Facts`.
+        error_code, error_message: of an error row.
+        run_id, attempts: as in `Facts`.
+        created_at: UTC, ISO 8601; of two rows of one video and recipe, the newer counts.
+    """
+
+    video_id: str
+    uri: str
+    name: str
+    status: Literal["ok", "error", "removed"]
+    recipe_digest: str
+    source_key: str
+    identity: str = ""
+    kv_bytes: int = 0
+    tokens_bytes: int = 0
+    tokens_before: int = 0
+    tokens_after: int = 0
+    retained_ratio: float = 0.0
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+    error_code: str = ""
+    error_message: str = ""
+    run_id: str = ""
+    attempts: int = 1
+    created_at: str = field(default_factory=utc_now)
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "CatalogRow":
+        """The row of a committed artifact."""
+        source, facts = manifest.source, manifest.facts
+        return cls(
+            video_id=source.video_id,
+            uri=source.uri,
+            name=source.name,
+            status="ok",
+            recipe_digest=recipe_digest(manifest.recipe),
+            source_key=source_key(source.uri, source.size_bytes, source.version, manifest.recipe),
+            identity=manifest.identity,
+            kv_bytes=manifest.kv.size_bytes,
+            tokens_bytes=manifest.tokens.size_bytes,
+            tokens_before=facts.tokens_before,
+            tokens_after=facts.tokens_after,
+            retained_ratio=facts.tokens_after / max(1, facts.tokens_before),
+            thresholds=facts.thresholds,
+            timings_s=facts.timings_s,
+            run_id=facts.run_id,
+            attempts=facts.attempts,
+            created_at=manifest.created_at,
+        )
+
+
+_MAP = pa.map_(pa.string(), pa.float64())
+SCHEMA = pa.schema(
+    {
+        **dict.fromkeys(("video_id", "uri", "name", "status", "recipe_digest", "source_key", "identity"), pa.string()),
+        **dict.fromkeys(("kv_bytes", "tokens_bytes", "tokens_before", "tokens_after"), pa.int64()),
+        "retained_ratio": pa.float64(),
+        **dict.fromkeys(("thresholds", "timings_s"), _MAP),
+        **dict.fromkeys(("error_code", "error_message", "run_id"), pa.string()),
+        "attempts": pa.int64(),
+        "created_at": pa.string(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One version of the catalog: the parts that count, oldest first. Version 0 is the empty catalog."""
+
+    version: int
+    parts: tuple[Mapping[str, Any], ...]
+
+
+class Catalog:
+    """The rows of one store."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def snapshot(self) -> Snapshot:
+        """The newest version.
+
+        Raises:
+            ArtifactError: its record is damaged.
+        """
+        versions = [match for key in self.storage.keys("catalog/log") if (match := _LOG_KEY.fullmatch(key))]
+        if not versions:
+            return Snapshot(0, ())
+        newest = versions[-1]
+        return Snapshot(int(newest[1]), tuple(read_sealed(self.storage, newest[0])["parts"]))
+
+    def append(self, rows: Iterable[CatalogRow]) -> None:
+        """Add rows; a row replaces older ones of its video and recipe. Rows of other writers are never lost."""
+        rows = list(rows)
+        if not rows:
+            return
+        part = self._write_part(rows)
+        for _ in range(_MAX_RACES):
+            snapshot = self.snapshot()
+            if self._publish(Snapshot(snapshot.version + 1, (*snapshot.parts, part))):
+                if len(snapshot.parts) >= COMPACT_AT:
+                    self.compact()
+                return
+        raise StoreError(f"catalog of {self.storage.url}: lost {_MAX_RACES} races; are its clocks or listings stale?")
+
+    def compact(self) -> None:
+        """Join all parts into one. Another writer's concurrent change wins; this one is then left for later."""
+        snapshot = self.snapshot()
+        if len(snapshot.parts) > 1:
+            part = self._write_part(_without_repeats(self.history(snapshot)))
+            self._publish(Snapshot(snapshot.version + 1, (part,)))
+
+    def history(self, snapshot: Snapshot | None = None) -> list[CatalogRow]:
+        """All rows of a snapshot, the replaced ones too, oldest first."""
+        parts = (snapshot or self.snapshot()).parts
+        rows = [row for part in parts for row in self._read_part(part)]
+        return sorted(rows, key=lambda row: row.created_at)
+
+    def rows(self) -> list[CatalogRow]:
+        """The row that counts of each video and recipe, oldest first.
+
+        An error never hides an artifact of the very same file: of two runs at once, one may fail.
+        """
+        newest: dict[tuple[str, str], CatalogRow] = {}
+        for row in self.history():
+            key = (row.video_id, row.recipe_digest)
+            old = newest.get(key)
+            if row.status == "error" and old and old.status == "ok" and old.source_key == row.source_key:
+                continue
+            newest.pop(key, None)
+            newest[key] = row
+        return [row for row in newest.values() if row.status != "removed"]
+
+    def find(self, text: str, recipe_digest: str | None = None) -> CatalogRow:
+        """The newest artifact of the video with this id, URI or name.
+
+        Args:
+            text: video id, URI, or file name.
+            recipe_digest: only artifacts of this recipe, if given.
+
+        Raises:
+            StoreError: no video or several fit, or indexing it failed; the message names what is there.
+        """
+        rows = [row for row in self.rows() if recipe_digest in (None, row.recipe_digest)]
+        found = next(
+            (hits for key in ("video_id", "uri", "name") if (hits := [r for r in rows if getattr(r, key) == text])), []
+        )
+        if not found:
+            raise StoreError(f"no video {text!r} in {self.storage.url}; {_near(text, rows)}")
+        videos = sorted({row.video_id for row in found})
+        if len(videos) > 1:
+            raise StoreError(
+                f"{text!r} is the name of {len(videos)} videos; use one of their ids: {', '.join(videos[:8])}"
+            )
+        usable = [row for row in found if row.status == "ok"]
+        if not usable:
+            error = found[-1]
+            raise StoreError(f"indexing {text!r} failed: {error.error_code}: {error.error_message}; index it again")
+        return usable[-1]
+
+    def repair(self) -> list[CatalogRow]:
+        """Add the rows of committed artifacts that no row names, and return them.
+
+        A driver killed between a commit and its append leaves such artifacts.
+        """
+        known = {row.identity for row in self.history()}
+        lost = []
+        for name in committed(self.storage):
+            if name not in known:
+                try:
+                    lost.append(CatalogRow.of(load_manifest(self.storage, name)))
+                except (ArtifactError, MissingObjectError):
+                    continue  # `verify` reports damaged manifests; they must not block the rest
+        self.append(lost)
+        return lost
+
+    def _publish(self, snapshot: Snapshot) -> bool:
+        key = f"catalog/log/{snapshot.version:020d}.json"
+        return self.storage.create(key, seal({"parts": snapshot.parts, "nonce": uuid.uuid4().hex}))
+
+    def _write_part(self, rows: list[CatalogRow]) -> dict[str, Any]:
+        out = io.BytesIO()
+        columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
+        for name in ("thresholds", "timings_s"):
+            columns[name] = [list(value.items()) for value in columns[name]]
+        pq.write_table(pa.table(columns, schema=SCHEMA), out, compression="zstd")
+        data, key = out.getvalue(), f"catalog/parts/{uuid.uuid4().hex}.parquet"
+        self.storage.put(key, data)
+        return {"key": key, "size_bytes": len(data), "digest": digest_of(data), "rows": len(rows)}
+
+    def _read_part(self, part: Mapping[str, Any]) -> list[CatalogRow]:
+        data = self.storage.read(part["key"])
+        if digest_of(data) != part["digest"]:
+            raise ArtifactError(
+                f"{self.storage.url}/{part['key']} is damaged; delete the catalog folder and run repair"
+            )
+        # ParquetFile, because read_table imports pyarrow.dataset.
+        columns = pq.ParquetFile(io.BytesIO(data)).read().to_pydict()
+        for name in ("thresholds", "timings_s"):
+            columns[name] = [dict(value) for value in columns[name]]
+        return [CatalogRow(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+
+
+def _without_repeats(rows: list[CatalogRow]) -> list[CatalogRow]:
+    """The last row of each video, recipe and identity. Artifacts that were replaced stay known, or repair would
+    bring them back."""
+    last = {(row.video_id, row.recipe_digest, row.identity): row for row in rows}
+    return sorted(last.values(), key=lambda row: row.created_at)
+
+
+def _near(text: str, rows: list[CatalogRow]) -> str:
+    known = {key for row in rows for key in (row.video_id, row.name)}
+    near = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {len(rows)} videos"

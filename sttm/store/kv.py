@@ -1,0 +1,209 @@
+"""`kv.safetensors`: the KV cache of one video as one file, written and read by ourselves, open to the stock reader.
+
+One header, then page-aligned regions: the small tables, then the layers in order. A reader fetches the header and
+all regions it needs in parallel ranges, and checks every region against a digest that the header carries; the
+header's own digest comes from the artifact's manifest.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sttm.errors import ArtifactError
+from sttm.kv_cache import KVCache
+from sttm.store.kv_header import KVHeader, KVLayout, Region, header_bytes, parse_header
+from sttm.store.quantize import pack, unpack
+from sttm.store.sealed import digest_of
+from sttm.store.storage import Storage
+
+FIRST_READ_BYTES = 64 << 10  # holds the header of a 32-layer model
+_EMPTY_DIGEST = "0" * 64
+
+
+@dataclass(frozen=True)
+class EncodedKV:
+    """A finished `kv.safetensors`.
+
+    Attributes:
+        data: all bytes of the file.
+        header: as the file begins with it.
+        header_digest: blake3 of the bytes before the body; it covers the digests of all regions.
+        digest: blake3 of the whole file.
+    """
+
+    data: bytearray
+    header: KVHeader
+    header_digest: str
+    digest: str
+
+    def __repr__(self) -> str:
+        return f"EncodedKV({len(self.data)} bytes, {self.header.layout.scheme})"
+
+
+def encode_kv(cache: KVCache, scheme: str, notes: Mapping[str, Any] | None = None) -> EncodedKV:
+    """Pack a cache, on whatever device it is, into the bytes of a file.
+
+    Args:
+        cache: keys before RoPE.
+        scheme: name in `SCHEMES`.
+        notes: JSON to carry along: rope parameters, provenance. At most a few kilobytes.
+
+    Raises:
+        StoreError: the cache holds numbers that the scheme cannot store.
+    """
+    layout = KVLayout.of(cache, scheme)
+    places = (cache.next_position, cache.reduced_next_position)
+    draft = KVHeader(layout, *places, (_EMPTY_DIGEST,) * len(layout.regions), notes or {})
+    start = len(draft.to_bytes())
+    data = bytearray(start + layout.body_bytes)
+    body = memoryview(data)[start:]
+    for index, region in enumerate(layout.regions):
+        _fill(body, region, _head_tensors(cache) if index == 0 else _layer_tensors(cache, layout, index - 1))
+    digests = tuple(digest_of(body[region.begin : region.end]) for region in layout.regions)
+    header = KVHeader(layout, *places, digests, notes or {})
+    data[:start] = header.to_bytes()
+    return EncodedKV(data, header, digest_of(memoryview(data)[:start]), digest_of(data))
+
+
+def decode_kv(data: bytes | bytearray, name: str = "kv.safetensors", device: torch.device | str = "cpu") -> KVCache:
+    """The cache of a file in memory, fully verified; errors as for `read_kv`."""
+    view = memoryview(data)
+    start = header_bytes(bytes(view[:8]), len(view), name)
+    header = parse_header(bytes(view[:start]), len(view), name)
+    return _decode(header, view[start:], name, device)
+
+
+def read_header(storage: Storage, key: str, digest: str | None = None) -> tuple[KVHeader, int]:
+    """The header of a stored file and its length in bytes.
+
+    Args:
+        storage, key: where the file is.
+        digest: blake3 that the header must have, from the manifest.
+
+    Raises:
+        ArtifactError: the header is malformed or not the one the manifest names.
+    """
+    name, size = f"{storage.url}/{key}", storage.size(key)
+    data = storage.read(key, 0, min(FIRST_READ_BYTES, size))
+    start = header_bytes(data, size, name)
+    if start > len(data):
+        data += storage.read(key, len(data), start)
+    data = data[:start]
+    if digest is not None and digest_of(data) != digest:
+        raise _damaged(name, "its header is not the one that was committed")
+    return parse_header(data, size, name), start
+
+
+def read_kv(
+    storage: Storage, key: str, header_digest: str | None = None, device: torch.device | str = "cpu"
+) -> KVCache:
+    """Read and verify a whole stored cache, with keys and values on `device` in the cache's dtype.
+
+    Args:
+        storage, key: where the file is.
+        header_digest: blake3 that the header must have, from the manifest.
+        device: where to unpack; the packed bytes travel there.
+
+    Raises:
+        ArtifactError: some byte is not what was committed; the message names the region.
+        StoreError: the file cannot be read.
+    """
+    header, start = read_header(storage, key, header_digest)
+    # Not a bytearray, which would first fill itself with zeros.
+    body = torch.empty(header.layout.body_bytes, dtype=torch.uint8).numpy().data
+    storage.read_into(key, [(start, body)])
+    return _decode(header, body, f"{storage.url}/{key}", device)
+
+
+def read_layers(
+    storage: Storage, key: str, first: int, last: int, header_digest: str | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of layers first .. last-1 alone, verified; errors as for `read_kv`."""
+    header, start = read_header(storage, key, header_digest)
+    regions, name = header.layout.regions[1 + first : 1 + last], f"{storage.url}/{key}"
+    buffers = [memoryview(bytearray(region.end - region.begin)) for region in regions]
+    storage.read_into(key, [(start + region.begin, buffer) for region, buffer in zip(regions, buffers, strict=True)])
+    return [_layer(header, layer, buffer, name, "cpu") for layer, buffer in enumerate(buffers, first)]
+
+
+def _head_tensors(cache: KVCache) -> tuple[Tensor, ...]:
+    tables = (cache.prefix_ids, cache.positions, cache.reduced_positions, cache.visual, cache.boxes, cache.patches)
+    return (cache.frame_seconds.double(), *(table.to(torch.int32) for table in tables))
+
+
+def _layer_tensors(cache: KVCache, layout: KVLayout, layer: int) -> tuple[Tensor, ...]:
+    return pack(cache.keys[layer], cache.values[layer], layout.layer_shape(layer))
+
+
+def _fill(body: memoryview, region: Region, tensors: Sequence[Tensor]) -> None:
+    for placed, tensor in zip(region.tensors, tensors, strict=False):  # the region may end in padding
+        if tuple(tensor.shape) != placed.part.shape or tensor.dtype != placed.part.dtype:
+            raise ValueError(f"{placed.part.name}: {tensor.dtype} {tuple(tensor.shape)}, planned {placed.part}")
+        if tensor.numel():
+            target = torch.frombuffer(body[placed.begin : placed.end], dtype=tensor.dtype)
+            target.view(tensor.shape).copy_(tensor)
+
+
+def _decode(header: KVHeader, body: memoryview, name: str, device: torch.device | str) -> KVCache:
+    layout = header.layout
+    parts = [body[region.begin : region.end] for region in layout.regions]
+    head = _verified(header, 0, parts[0], name)
+    layers = [_layer(header, layer, part, name, device) for layer, part in enumerate(parts[1:])]
+    seconds, prefix_ids, positions, reduced_positions, visual, boxes, patches = (table.clone() for table in head)
+    _check_tables(layout, seconds, visual, boxes, patches, name)
+    return KVCache(
+        keys=tuple(key for key, _ in layers),
+        values=tuple(value for _, value in layers),
+        merge_layer=layout.merge_layer,
+        prefix_ids=prefix_ids,
+        positions=positions,
+        reduced_positions=reduced_positions,
+        next_position=header.next_position,
+        reduced_next_position=header.reduced_next_position,
+        visual=visual,
+        boxes=boxes,
+        patches=patches,
+        grid=layout.grid,
+        frame_seconds=seconds,
+    )
+
+
+def _layer(
+    header: KVHeader, layer: int, data: memoryview, name: str, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    parts = _verified(header, 1 + layer, data, name)
+    scales = [part.float() for part in parts if part.dtype == torch.float16 and header.layout.scheme != "exact"]
+    if not all(torch.isfinite(scale).all() for scale in scales) or any((s <= 0).any() for s in scales[::2]):
+        raise _damaged(f"{name}, layer {layer}", "a scale or zero is out of range")
+    return unpack(tuple(part.to(device) for part in parts), header.layout.layer_shape(layer))
+
+
+def _verified(header: KVHeader, index: int, data: memoryview, name: str) -> list[Tensor]:
+    """The tensors of one region, without its padding, as views of `data`."""
+    if digest_of(data) != header.digests[index]:
+        place = "the tables" if index == 0 else f"layer {index - 1}"
+        raise _damaged(f"{name}, {place}", "the bytes do not match their digest")
+    region = header.layout.regions[index]
+    tensors = [placed for placed in region.tensors if not placed.part.name.endswith(".pad")]
+    return [_tensor(data, placed.part.dtype, placed.part.shape, placed.begin - region.begin) for placed in tensors]
+
+
+def _tensor(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...], begin: int) -> Tensor:
+    count = torch.Size(shape).numel()
+    return torch.frombuffer(data, dtype=dtype, count=count, offset=begin).view(shape) if count else torch.empty(shape)
+
+
+def _check_tables(layout: KVLayout, seconds: Tensor, visual: Tensor, boxes: Tensor, patches: Tensor, name: str) -> None:
+    T, H, W = layout.grid
+    low, high = boxes[:, [0, 1, 2]], boxes[:, [0, 3, 4]] + torch.tensor([1, 0, 0])
+    inside = bool((low >= 0).all() and (high <= torch.tensor([T, H, W])).all() and (low < high).all())
+    ordered = bool((visual.diff() > 0).all() and visual[0] >= 0 and visual[-1] < layout.tokens[1])
+    if not (inside and ordered and torch.isfinite(seconds).all() and (patches >= 1).all()):
+        raise _damaged(f"{name}, the tables", "boxes, places or times are out of range")
+
+
+def _damaged(place: str, cause: str) -> ArtifactError:
+    return ArtifactError(f"{place}: {cause}; it was not used. Delete the artifact and index the video again")

@@ -1,0 +1,190 @@
+"""Keys and values in fewer bits: one function packs a layer, one unpacks it, one says which tensors that takes.
+
+Shapes: H kv heads, N tokens, D head_dim, E tokens kept exact (at both ends), G groups.
+A number x of a group is stored as q = round((x - zero) / scale) with q in 0 .. 2^bits - 1; two 4-bit q's share a byte.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sttm.errors import StoreError
+from sttm.store.scheme import SCHEMES, Scheme
+
+SMALLEST_SCALE = 2.0**-24  # the smallest positive fp16 number
+ALWAYS_EXACT = 4  # under `keeps_text`, the first tokens: every later token attends to them strongly
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of a packed layer: its name, dtype and shape."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What fixes the parts of a packed layer.
+
+    Attributes:
+        heads, tokens, head_dim: H, N, D of keys and values alike.
+        dtype: of the cache.
+        scheme: name in `SCHEMES`.
+        leading, trailing: tokens at either end kept in the cache's dtype (0 unless the scheme keeps text).
+    """
+
+    heads: int
+    tokens: int
+    head_dim: int
+    dtype: torch.dtype
+    scheme: str
+    leading: int = 0
+    trailing: int = 0
+
+    @property
+    def rules(self) -> Scheme:
+        """The scheme's bits and groups."""
+        return SCHEMES[self.scheme]
+
+    @property
+    def value_group(self) -> int:
+        """Channels that share a value scale: the scheme's, or all of a head that it does not divide."""
+        group = self.rules.value_group
+        return group if group and self.head_dim % group == 0 else self.head_dim
+
+
+def parts_of(shape: LayerShape) -> tuple[Part, ...]:
+    """The tensors `pack` makes of a layer of this shape, in order."""
+    H, N, D = shape.heads, shape.tokens, shape.head_dim
+    if shape.scheme == "exact":
+        return Part("k", shape.dtype, (H, N, D)), Part("v", shape.dtype, (H, N, D))
+    rules, E = shape.rules, shape.leading + shape.trailing
+    key_groups, value_groups = -(-(N - E) // rules.key_group), D // shape.value_group
+    # Wider dtypes first, so that every tensor begins at a multiple of its item size.
+    kept = (Part("k_exact", shape.dtype, (H, E, D)), Part("v_exact", shape.dtype, (H, E, D))) if E else ()
+    return (
+        *kept,
+        Part("k_scale", torch.float16, (H, key_groups, D)),
+        Part("k_zero", torch.float16, (H, key_groups, D)),
+        Part("v_scale", torch.float16, (H, N - E, value_groups)),
+        Part("v_zero", torch.float16, (H, N - E, value_groups)),
+        Part("k", torch.uint8, (H, N - E, D * rules.key_bits // 8)),
+        Part("v", torch.uint8, (H, N - E, D * rules.value_bits // 8)),
+    )
+
+
+def pack(key: Tensor, value: Tensor, shape: LayerShape) -> tuple[Tensor, ...]:
+    """The parts of one layer, on the device of `key`.
+
+    Args:
+        key, value: [H, N, D] in `shape.dtype`.
+        shape: as for `parts_of`.
+
+    Raises:
+        StoreError: a number is not finite, or too large for an fp16 scale and zero.
+    """
+    _require_finite(key, "key")
+    _require_finite(value, "value")
+    if shape.scheme == "exact":
+        return key, value
+    rules, end = shape.rules, shape.tokens - shape.trailing
+    middle_key, middle_value = key[:, shape.leading : end].float(), value[:, shape.leading : end].float()
+    key_codes, key_scale, key_zero = _pack_keys(middle_key, rules.key_group, rules.key_bits)
+    value_codes, value_scale, value_zero = _pack_values(middle_value, shape.value_group, rules.value_bits)
+    packed = (key_scale, key_zero, value_scale, value_zero, key_codes, value_codes)
+    if shape.leading + shape.trailing == 0:
+        return packed
+    ends = [torch.cat((tensor[:, : shape.leading], tensor[:, end:]), dim=1) for tensor in (key, value)]
+    return (*ends, *packed)
+
+
+def unpack(parts: tuple[Tensor, ...], shape: LayerShape) -> tuple[Tensor, Tensor]:
+    """Keys and values [H, N, D] in `shape.dtype` of the parts that `pack` made."""
+    if shape.scheme == "exact":
+        return parts[0], parts[1]
+    *kept, key_scale, key_zero, value_scale, value_zero, key_codes, value_codes = parts
+    rules, end = shape.rules, shape.tokens - shape.trailing
+    size = (shape.heads, shape.tokens, shape.head_dim)
+    key, value = (torch.empty(size, dtype=shape.dtype, device=key_codes.device) for _ in range(2))
+    middle = slice(shape.leading, end)
+    _unpack_keys(_widen(key_codes, rules.key_bits), key_scale, key_zero, rules.key_group, key[:, middle])
+    groups = _widen(value_codes, rules.value_bits).unflatten(-1, (-1, shape.value_group))
+    value[:, middle] = _decode(groups, value_scale[..., None], value_zero[..., None]).flatten(-2)
+    for out, exact in zip((key, value), kept, strict=False):
+        out[:, : shape.leading] = exact[:, : shape.leading]
+        out[:, end:] = exact[:, shape.leading :]
+    return key, value
+
+
+def _pack_keys(key: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Per channel, in groups of tokens; the last group may be shorter."""
+    whole = key.shape[1] // group * group
+    scales, zeros, codes = [], [], []
+    for tokens, size in ((key[:, :whole], group), (key[:, whole:], key.shape[1] - whole)):
+        if tokens.shape[1]:
+            grouped = tokens.unflatten(1, (-1, size))  # [H, G, group, D]
+            scale, zero = _range_of(grouped, 2, bits, "key")
+            codes.append(_encode(grouped, scale[:, :, None], zero[:, :, None], bits).flatten(1, 2))
+            scales.append(scale)
+            zeros.append(zero)
+    return _narrow(torch.cat(codes, dim=1), bits), torch.cat(scales, dim=1), torch.cat(zeros, dim=1)
+
+
+def _unpack_keys(codes: Tensor, scale: Tensor, zero: Tensor, group: int, out: Tensor) -> None:
+    whole = codes.shape[1] // group * group
+    groups = whole // group
+    if groups:
+        head = codes[:, :whole].unflatten(1, (groups, group))
+        out[:, :whole] = _decode(head, scale[:, :groups, None], zero[:, :groups, None]).flatten(1, 2)
+    if whole < codes.shape[1]:
+        out[:, whole:] = _decode(codes[:, whole:], scale[:, groups:], zero[:, groups:])
+
+
+def _pack_values(value: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    grouped = value.unflatten(-1, (-1, group))  # [H, N, G, group]
+    scale, zero = _range_of(grouped, 3, bits, "value")
+    return _narrow(_encode(grouped, scale[..., None], zero[..., None], bits).flatten(-2), bits), scale, zero
+
+
+def _range_of(grouped: Tensor, axis: int, bits: int, what: str) -> tuple[Tensor, Tensor]:
+    """fp16 scale and zero of each group; rounded outwards, so that no number of the group is clipped."""
+    low, high = grouped.amin(axis), grouped.amax(axis)
+    zero = low.half()
+    zero = torch.where(zero.float() > low, _below(zero), zero)
+    exact_scale = (high - zero.float()) / (2**bits - 1)
+    scale = exact_scale.half()
+    scale = torch.where(scale.float() < exact_scale, -_below(-scale), scale).clamp_min(SMALLEST_SCALE)
+    if not (torch.isfinite(zero).all() and torch.isfinite(scale).all()):
+        peak = float(torch.maximum(low.abs(), high.abs()).max())
+        raise StoreError(f"{what}s up to {peak:.3g} are too large for {bits}-bit storage; use kv_scheme: exact")
+    return scale, zero
+
+
+def _below(numbers: Tensor) -> Tensor:
+    """The next smaller fp16 number of each."""
+    return torch.nextafter(numbers, torch.full_like(numbers, -torch.inf))
+
+
+def _encode(numbers: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    return ((numbers - zero.float()) / scale.float()).round_().clamp_(0, 2**bits - 1).to(torch.uint8)
+
+
+def _decode(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return codes.float().mul_(scale.float()).add_(zero.float())
+
+
+def _narrow(codes: Tensor, bits: int) -> Tensor:
+    """Two 4-bit codes a byte, the even channel in the low half; 8-bit codes as they are."""
+    return codes if bits == 8 else codes[..., 0::2] | (codes[..., 1::2] << 4)
+
+
+def _widen(codes: Tensor, bits: int) -> Tensor:
+    return codes if bits == 8 else torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)
+
+
+def _require_finite(numbers: Tensor, what: str) -> None:
+    if not torch.isfinite(numbers).all():
+        raise StoreError(f"a {what} is NaN or infinite: the prefill that made it went wrong; nothing was stored")

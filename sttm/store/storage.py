@@ -1,0 +1,325 @@
+"""The only door to files: a store root is a local folder, `memory://` or `s3://`, and objects in it have keys.
+
+Objects are written whole or not at all, and `create` decides races: of all who create one key, one wins.
+"""
+
+import os
+import re
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from sttm.errors import StoreError
+
+Data = bytes | bytearray | memoryview
+
+CHUNK_BYTES = 8 << 20
+REQUESTS_IN_FLIGHT = 32
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}){0,15}")
+_ATOMIC_CREATE = ("s3", "s3a", "gs", "gcs", "memory")
+
+
+class MissingObjectError(StoreError):
+    """The object asked for does not exist."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a listing."""
+
+    key: str
+    size_bytes: int
+    modified: datetime
+
+
+class Storage:
+    """Whole objects and byte ranges of them under one root URL.
+
+    Every failure is a `StoreError` that names the object; a missing object is a `MissingObjectError`.
+    Keys are relative paths of letters, digits and `._=-`; anything else is refused before it reaches a file system.
+
+    Args:
+        url: local path, `file://`, `memory://` or `s3://bucket/path`. Credentials come from the environment.
+        options: passed on to the fsspec file system.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+        self.url = public_url(url)
+        protocol, _, path = url.rpartition("://")
+        if protocol in ("", "file", "local"):
+            self._backend: _Backend = _LocalFolder(Path(os.path.expanduser(path)))
+        else:
+            self._backend = _ObjectStore(url, protocol, self.url, options or {})
+
+    def __repr__(self) -> str:
+        return f"Storage({self.url!r})"
+
+    def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        """Bytes [start, end) of an object, fewer where the object ends earlier; without `end`, up to its end."""
+        with self._named_errors("read", key):
+            return self._backend.read(key, start, end)
+
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Several ranges [start, end) of one object, fetched in parallel where the backend can."""
+        buffers = [bytearray(end - start) for start, end in ranges]
+        self.read_into(key, [(start, memoryview(buffer)) for (start, _), buffer in zip(ranges, buffers, strict=True)])
+        return [bytes(buffer) for buffer in buffers]
+
+    def read_into(self, key: str, parts: Sequence[tuple[int, memoryview]]) -> None:
+        """Fill each buffer with the bytes of the object that start at its offset.
+
+        Raises:
+            StoreError: the object ends before a buffer is full.
+        """
+        with self._named_errors("read", key):
+            self._backend.read_into(key, parts)
+
+    def size(self, key: str) -> int:
+        """Size of an object in bytes."""
+        with self._named_errors("look up", key):
+            return self._backend.size(key)
+
+    def exists(self, key: str) -> bool:
+        """Whether the object exists."""
+        try:
+            self.size(key)
+        except MissingObjectError:
+            return False
+        return True
+
+    def put(self, key: str, data: Data) -> None:
+        """Write a whole object, in place of any earlier one. Readers see all of it or none."""
+        with self._named_errors("write", key):
+            self._backend.put(key, data)
+
+    def create(self, key: str, data: Data) -> bool:
+        """Write a whole object unless there is one: True if the object now holds `data`, False if another's."""
+        with self._named_errors("create", key):
+            return self._backend.create(key, data)
+
+    def delete(self, key: str) -> None:
+        """Remove an object; nothing happens if there is none."""
+        with self._named_errors("delete", key), suppress(FileNotFoundError):
+            self._backend.delete(key)
+
+    def keys(self, prefix: str) -> list[str]:
+        """Keys of all objects below a folder, sorted; empty if there is no such folder."""
+        return [entry.key for entry in self.entries(prefix)]
+
+    def entries(self, prefix: str) -> list[Entry]:
+        """Objects below a folder with their sizes and times, sorted by key."""
+        with self._named_errors("list", prefix):
+            return sorted(self._backend.entries(prefix), key=lambda entry: entry.key)
+
+    @contextmanager
+    def _named_errors(self, action: str, key: str) -> Iterator[None]:
+        if not _KEY.fullmatch(key):
+            raise StoreError(f"{key[:80]!r} is not an object key: use relative paths of letters, digits and ._=-")
+        where = f"{self.url}/{key}"
+        try:
+            yield
+        except StoreError:
+            raise
+        except FileNotFoundError:
+            raise MissingObjectError(f"{where} does not exist") from None
+        except self._backend.failures as error:
+            cure = (
+                "check access rights and free space" if isinstance(error, OSError) else "check the URL and credentials"
+            )
+            raise StoreError(f"cannot {action} {where}: {type(error).__name__}: {error}; {cure}") from error
+
+
+def public_url(url: str) -> str:
+    """The URL without user, password and query, fit for messages and records."""
+    if "://" not in url:
+        return url.rstrip("/") or "/"
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+
+
+class _Backend(Protocol):
+    """What a kind of storage must do; keys are already checked."""
+
+    failures: tuple[type[Exception], ...]
+
+    def read(self, key: str, start: int, end: int | None) -> bytes: ...
+    def read_into(self, key: str, parts: Sequence[tuple[int, memoryview]]) -> None: ...
+    def size(self, key: str) -> int: ...
+    def put(self, key: str, data: Data) -> None: ...
+    def create(self, key: str, data: Data) -> bool: ...
+    def delete(self, key: str) -> None: ...
+    def entries(self, prefix: str) -> list[Entry]: ...
+
+
+class _LocalFolder:
+    """A folder of this machine or of a mounted file system with hard links."""
+
+    failures: tuple[type[Exception], ...] = (OSError,)
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def read(self, key: str, start: int, end: int | None) -> bytes:
+        with open(self.root / key, "rb") as file:
+            file.seek(start)
+            return file.read() if end is None else file.read(max(0, end - start))
+
+    def read_into(self, key: str, parts: Sequence[tuple[int, memoryview]]) -> None:
+        with open(self.root / key, "rb", buffering=0) as file:
+            for start, buffer in parts:
+                file.seek(start)
+                done = 0
+                while done < len(buffer):
+                    count = file.readinto(buffer[done:])
+                    if not count:
+                        raise OSError(f"ends at byte {start + done}, expected {start + len(buffer)}")
+                    done += count
+
+    def size(self, key: str) -> int:
+        return (self.root / key).stat().st_size
+
+    def put(self, key: str, data: Data) -> None:
+        with self._temporary(key, data) as temporary:
+            os.replace(temporary, self.root / key)
+
+    def create(self, key: str, data: Data) -> bool:
+        with self._temporary(key, data) as temporary:
+            try:
+                os.link(temporary, self.root / key)
+            except FileExistsError:
+                return (self.root / key).read_bytes() == data
+        return True
+
+    def delete(self, key: str) -> None:
+        (self.root / key).unlink()
+
+    def entries(self, prefix: str) -> list[Entry]:
+        found = []
+        for folder, _, names in os.walk(self.root / prefix):
+            for name in names:
+                path = Path(folder, name)
+                with suppress(FileNotFoundError):  # removed by another process since the folder was read
+                    stat = path.stat()
+                    modified = datetime.fromtimestamp(stat.st_mtime, UTC)
+                    found.append(Entry(path.relative_to(self.root).as_posix(), stat.st_size, modified))
+        return found
+
+    @contextmanager
+    def _temporary(self, key: str, data: Data) -> Iterator[Path]:
+        """A finished copy of `data` outside every listed folder: a killed writer leaves nothing where readers look."""
+        temporary = self.root / "tmp" / uuid.uuid4().hex
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        target_folder = (self.root / key).parent
+        target_folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+            _sync_folder(target_folder)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in a folder survive a power cut: a commit must not outlive the files it names."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_memory_lock = threading.Lock()
+
+
+class _ObjectStore:
+    """A fsspec file system whose writes are whole objects and whose `create` is atomic."""
+
+    # Clients raise their own libraries' classes, which this file cannot import.
+    failures: tuple[type[Exception], ...] = (Exception,)
+
+    def __init__(self, url: str, protocol: str, shown_url: str, options: Mapping[str, Any]) -> None:
+        if protocol not in _ATOMIC_CREATE:
+            raise StoreError(f"cannot keep a store at {shown_url}: use a local folder, s3:// or gs://")
+        import fsspec
+
+        # A listing cache hides what other writers have added since.
+        settings: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+        if protocol in ("s3", "s3a"):
+            settings["config_kwargs"] = {"max_pool_connections": REQUESTS_IN_FLIGHT}
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(url, **settings, **options)
+        except ImportError as error:
+            raise StoreError(f"cannot open {shown_url}: {error}; install it with: pip install 'sttm[s3]'") from None
+        self.in_memory = protocol == "memory"
+
+    def read(self, key: str, start: int, end: int | None) -> bytes:
+        whole = start == 0 and end is None
+        # Keywords only: the second positional argument of s3fs is a version id.
+        data = self.fs.cat_file(self._path(key), **({} if whole else {"start": start, "end": end}))
+        return bytes(data)
+
+    def read_into(self, key: str, parts: Sequence[tuple[int, memoryview]]) -> None:
+        targets = [
+            (start + done, buffer[done : done + CHUNK_BYTES])
+            for start, buffer in parts
+            for done in range(0, len(buffer), CHUNK_BYTES)
+        ]
+        starts = [start for start, _ in targets]
+        ends = [start + len(buffer) for start, buffer in targets]
+        batch = {"batch_size": REQUESTS_IN_FLIGHT} if self.fs.async_impl else {}
+        chunks = self.fs.cat_ranges([self._path(key)] * len(targets), starts, ends, on_error="raise", **batch)
+        for (start, buffer), chunk in zip(targets, chunks, strict=True):
+            if len(chunk) != len(buffer):
+                raise OSError(f"ends at byte {start + len(chunk)}, expected {start + len(buffer)}")
+            buffer[:] = chunk
+
+    def size(self, key: str) -> int:
+        info = self.fs.info(self._path(key))
+        if info["type"] != "file":
+            raise FileNotFoundError(key)
+        return int(info["size"])
+
+    def put(self, key: str, data: Data) -> None:
+        self.fs.pipe_file(self._path(key), data)
+
+    def create(self, key: str, data: Data) -> bool:
+        path = self._path(key)
+        try:
+            with _memory_lock if self.in_memory else nullcontext():
+                self.fs.pipe_file(path, data, mode="create")
+        except OSError as error:
+            # A lost race is FileExistsError on one server and EINVAL on another; our own retried put also ends here.
+            try:
+                return bool(self.fs.cat_file(path) == data)
+            except FileNotFoundError:
+                raise error from None
+        return True
+
+    def delete(self, key: str) -> None:
+        self.fs.rm_file(self._path(key))
+
+    def entries(self, prefix: str) -> list[Entry]:
+        try:
+            found = self.fs.find(self._path(prefix), detail=True)
+        except FileNotFoundError:
+            return []
+        root = self.root.rstrip("/") + "/"
+        return [
+            Entry(
+                path[len(root) :], int(info["size"]), info.get("LastModified") or info.get("updated") or info["created"]
+            )
+            for path, info in found.items()
+            if path.startswith(self._path(prefix) + "/")
+        ]
+
+    def _path(self, key: str) -> str:
+        return f"{self.root.rstrip('/')}/{key}"

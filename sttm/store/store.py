@@ -1,0 +1,109 @@
+"""One store: open it, publish artifacts into it, find a video, load its cache."""
+
+import os
+from dataclasses import replace
+
+import torch
+
+from sttm.errors import StoreError
+from sttm.kv_cache import KVCache
+from sttm.store.artifact import Facts, Manifest, Source, commit_artifact, load_manifest, manifest_key
+from sttm.store.catalog import Catalog, CatalogRow
+from sttm.store.key import FORMAT_VERSION, Recipe
+from sttm.store.kv import EncodedKV, read_kv
+from sttm.store.sealed import read_sealed, seal
+from sttm.store.storage import MissingObjectError, Storage
+from sttm.store.tokens import Tokens, read_tokens
+
+_MARKER = "format.json"
+
+
+class Store:
+    """Artifacts and their catalog under one root URL. Make it with `Store.open`.
+
+    Attributes:
+        storage: the objects.
+        catalog: the rows.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.catalog = Catalog(storage)
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str], create: bool = False) -> "Store":
+        """Open the store at a URL.
+
+        Args:
+            url: local path, `memory://…` or `s3://…`.
+            create: make an empty store if there is none.
+
+        Raises:
+            StoreError: there is no store, it cannot be reached, or it has another format version.
+        """
+        storage = Storage(os.fspath(url))
+        if create and not storage.exists(_MARKER):
+            storage.create(_MARKER, seal({"format": "sttm-store", "version": FORMAT_VERSION}))
+        try:
+            marker = read_sealed(storage, _MARKER)
+        except MissingObjectError:
+            raise StoreError(f"no store at {storage.url}; index some videos into it first") from None
+        if marker != {"format": "sttm-store", "version": FORMAT_VERSION}:
+            raise StoreError(
+                f"store {storage.url} has format version {marker.get('version')}, this program reads {FORMAT_VERSION}; "
+                "use a new store, or the program that wrote this one"
+            )
+        return cls(storage)
+
+    def publish(
+        self, recipe: Recipe, content_digest: str, source: Source, kv: EncodedKV, tokens: bytes, facts: Facts
+    ) -> CatalogRow:
+        """Commit an artifact and return its catalog row, which the caller appends (in batches) to the catalog.
+
+        If the same identity is committed already, that artifact is used and the row points to it.
+
+        Args:
+            recipe: everything besides the video that shaped the bytes; `recipe["store"]["kv_scheme"]` is `kv`'s.
+            content_digest: of the video file.
+            source: the video file.
+            kv, tokens: the finished files.
+            facts: found while making them.
+
+        Raises:
+            StoreError: a write failed; nothing was committed.
+        """
+        if recipe["store"]["kv_scheme"] != kv.header.layout.scheme:
+            raise ValueError(f"recipe says {recipe['store']['kv_scheme']}, the file is {kv.header.layout.scheme}")
+        manifest = commit_artifact(self.storage, recipe, content_digest, source, kv, tokens, facts)
+        return CatalogRow.of(replace(manifest, source=source))
+
+    def has(self, identity: str) -> bool:
+        """Whether this artifact is committed."""
+        return self.storage.exists(manifest_key(identity))
+
+    def manifest(self, identity: str) -> Manifest:
+        """The verified manifest; errors as for `load_manifest`."""
+        return load_manifest(self.storage, identity)
+
+    def row_for(self, identity: str, source: Source) -> CatalogRow:
+        """The catalog row of a committed artifact for a file that has the same content; errors as for `manifest`."""
+        return CatalogRow.of(replace(self.manifest(identity), source=source))
+
+    def find(self, video: str, recipe_digest: str | None = None) -> CatalogRow:
+        """The newest artifact of a video by id, URI or name; errors as for `Catalog.find`."""
+        return self.catalog.find(video, recipe_digest)
+
+    def load_kv(self, identity: str, device: torch.device | str = "cpu") -> KVCache:
+        """The KV cache of a committed artifact, every byte verified against its manifest.
+
+        Raises:
+            MissingObjectError: nothing is committed under this identity.
+            ArtifactError: a file is damaged.
+        """
+        manifest = self.manifest(identity)
+        return read_kv(self.storage, manifest.kv.key, manifest.kv_header_digest, device)
+
+    def load_tokens(self, identity: str, with_features: bool = True) -> Tokens:
+        """The reduced tokens of a committed artifact; errors as for `load_kv`."""
+        file = self.manifest(identity).tokens
+        return read_tokens(self.storage, file.key, file.digest, with_features)

@@ -1,0 +1,103 @@
+"""The store as its users see it, in every kind of storage that needs no server."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from store_samples import make_cache, publish, recipe_for, source_for
+
+from sttm.errors import StoreError
+from sttm.store.key import identity
+from sttm.store.sealed import seal
+from sttm.store.storage import Storage
+from sttm.store.store import Store
+
+
+@pytest.fixture(params=["local", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}"
+
+
+def test_what_was_published_is_found_and_loaded(url: str) -> None:
+    cache = make_cache()
+    row = publish(Store.open(url, create=True), "clip", "exact", cache)
+
+    store = Store.open(url)
+    for text in ("clip", "clip.mp4", "file:///videos/clip.mp4"):
+        assert store.find(text) == row
+    loaded = store.load_kv(row.identity)
+    for name, value in cache.__dict__.items():
+        got = getattr(loaded, name)
+        if isinstance(value, tuple) and isinstance(value[0], torch.Tensor):
+            assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(value, got, strict=True)), name
+        elif isinstance(value, torch.Tensor):
+            assert torch.equal(value, got), name
+            assert value.dtype == got.dtype, name
+        else:
+            assert value == got, name
+    assert row.retained_ratio == pytest.approx(0.3)
+    assert store.load_tokens(row.identity).features.shape == (63, 32)
+
+
+def test_an_artifact_is_published_once_and_the_first_counts(url: str) -> None:
+    store = Store.open(url, create=True)
+    first, second = publish(store), publish(store)
+    assert first.identity == second.identity
+    assert second.created_at == first.created_at
+    assert len(store.storage.keys("kv")) == 2
+    assert len(store.catalog.rows()) == 1
+
+
+def test_the_same_content_at_two_places_is_stored_once_with_a_row_each(url: str) -> None:
+    store = Store.open(url, create=True)
+    row = publish(store, "clip")
+    copy = store.row_for(row.identity, source_for("copy"))
+    store.catalog.append([copy])
+    assert store.find("copy").identity == store.find("clip").identity
+    assert store.find("copy").uri == "file:///videos/copy.mp4"
+
+
+def test_has_tells_committed_from_not(url: str) -> None:
+    store = Store.open(url, create=True)
+    assert not store.has(identity(recipe_for(), "content of clip"))
+    publish(store)
+    assert store.has(identity(recipe_for(), "content of clip"))
+    with pytest.raises(StoreError, match="not an artifact identity"):
+        store.has("../../etc/passwd")
+
+
+def test_a_missing_store_says_what_to_do(url: str) -> None:
+    with pytest.raises(StoreError, match=r"no store at .*; index some videos"):
+        Store.open(url)
+
+
+def test_a_store_of_another_format_version_is_refused(url: str) -> None:
+    Storage(url).put("format.json", seal({"format": "sttm-store", "version": 2}))
+    with pytest.raises(StoreError, match="format version 2, this program reads 1"):
+        Store.open(url, create=True)
+
+
+def test_a_scheme_other_than_the_recipes_is_refused(url: str) -> None:
+    from store_samples import encode_kv, make_tokens
+
+    from sttm.store.artifact import Facts
+
+    cache, store = make_cache(), Store.open(url, create=True)
+    with pytest.raises(ValueError, match="recipe says int8, the file is exact"):
+        store.publish(recipe_for(), "c", source_for(), encode_kv(cache, "exact"), make_tokens(cache), Facts(1, 1))
+
+
+def test_the_query_path_stays_light(tmp_path: Path) -> None:
+    row = publish(Store.open(str(tmp_path), create=True))
+    code = f"""
+import sys
+from sttm.store.store import Store
+store = Store.open({str(tmp_path)!r})
+store.load_kv(store.find("clip").identity)
+heavy = {{"pyarrow.dataset", "transformers", "ray", "decord", "av", "fsspec", "safetensors", "pandas", "torchvision"}}
+print(sorted(heavy & set(sys.modules)), store.find("clip").identity)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["[]", row.identity]
