@@ -41,7 +41,7 @@ class VideoRef:
 
     Attributes:
         uri: absolute normalised URL, e.g. `file:///data/a.mp4` or `s3://bucket/a.mp4`.
-        video_id: stable name of the video, safe as a path component: the manifest's `id`, else stem and hash of the URI.
+        video_id: stable name of the video, safe in paths: the manifest's `id`, else stem and hash of the URI.
         name: file name with its extension.
         size_bytes: size at listing, None where the source could not be looked at (reading it will say why).
         version: changes when the file changes: `etag:…`, else `mtime:…`; empty where unknown.
@@ -55,7 +55,7 @@ class VideoRef:
 
     @classmethod
     def from_uri(cls, uri: str, *, video_id: str | None = None, info: dict[str, Any] | None = None) -> "VideoRef":
-        """Build a ref from a URL or path and, where known, fsspec's info of it. An unsafe `video_id` is a CorpusError."""
+        """Build a ref from a URL or path and, where known, fsspec's info. An unsafe `video_id` is a CorpusError."""
         uri = absolute_uri(uri)
         name = posixpath.basename(urlsplit(uri).path if _is_http(uri) else uri)
         if video_id is None:
@@ -189,7 +189,7 @@ def _is_hidden(name: str, folder: str) -> bool:
 
 
 def _walk_local(fs: Any, folder: str) -> Iterator[dict[str, Any]]:
-    """Infos of all files below a local folder. fsspec's own walk leaves out unreadable folders and follows link loops."""
+    """Infos of all files below a local folder. fsspec's walk omits unreadable folders, follows link loops."""
     seen, todo = {os.path.realpath(folder)}, [folder]
     while todo:
         for info in fs.ls(todo.pop(), detail=True):
