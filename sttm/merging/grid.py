@@ -1,0 +1,160 @@
+"""The pyramid over one H x W grid as index tables, computed once and shared by every video of that grid.
+
+Shapes: L levels; P = H*W cells of a frame; Q nodes of all levels, numbered level by level from the cells up, raster
+order within a level, so that node p < P is cell p; I = Q - P inner nodes; R roots; a root's cells are laid out on
+S x S slots (S = 2 ** (L - 1)), some empty where a side was odd, and its K nodes follow one another level by level.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Index tables of one (H, W, root_level).
+
+    Attributes:
+        sizes: (h, w) of every level, finest first.
+        node: int64 [L, P], the node that covers each cell at each level.
+        first: int64 [Q], top-left cell of each node.
+        box: int32 [Q, 4], half-open (y0, x0, y1, x1) of each node.
+        patches: int64 [Q], cells each node covers.
+        parent: int64 [Q], the node above each node; a root is its own.
+        children: int64 [I, 4], nodes below each inner node; a missing child repeats the first.
+        child_count: int64 [I], 1 to 4.
+        weight: float32 [L, P], weight of each cell in the mean that is its node of each level.
+        slot_cell: int64 [R, S*S], the cell in each slot; an empty slot repeats a cell of its root.
+        pool: float32 [R, K, S*S], the nodes of each root as linear maps of its slots; 0 at empty slots.
+        node_slot: int64 [Q], root * K + position of each node among the K of its root.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    node: Tensor
+    first: Tensor
+    box: Tensor
+    patches: Tensor
+    parent: Tensor
+    children: Tensor
+    child_count: Tensor
+    weight: Tensor
+    slot_cell: Tensor
+    pool: Tensor
+    node_slot: Tensor
+
+    @property
+    def levels(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def cells(self) -> int:
+        return self.node.shape[1]
+
+    @property
+    def roots(self) -> int:
+        return self.pool.shape[0]
+
+
+def level_sizes(H: int, W: int, root_level: int) -> tuple[tuple[int, int], ...]:
+    """Sides of the pyramid's levels, finest first (paper, section 3.2).
+
+    A level halves the one below (rounded up) while both sides exceed 2; the coarsest `root_level` levels are left out:
+    14 x 14 has levels 14, 7, 4 at root level 1.
+    """
+    sizes = [(H, W)]
+    while min(sizes[-1]) > 2:
+        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+    return tuple(sizes[: max(1, len(sizes) - root_level)])
+
+
+@lru_cache(maxsize=64)
+def make_grid(H: int, W: int, root_level: int, device: torch.device) -> Grid:
+    """The tables of one grid on `device`; made once for each."""
+    sizes = level_sizes(H, W, root_level)
+    owner_y, slot_y = _axis([h for h, _ in sizes])
+    owner_x, slot_x = _axis([w for _, w in sizes])
+    starts = torch.tensor([0] + [h * w for h, w in sizes]).cumsum(0).tolist()
+    node = torch.stack(
+        [
+            start + (y[:, None] * w + x).flatten()
+            for start, y, x, (_, w) in zip(starts, owner_y, owner_x, sizes, strict=False)
+        ]
+    )
+    first, box, patches = _extents(node, starts[-1], W)
+    parent, children, child_count = _family(node, first, starts)
+    weight = _weights(node, child_count, H * W)
+    slots = _slots(node, first, weight, slot_y, slot_x, starts)
+    tables = (node, first, box, patches, parent, children, child_count, weight, *slots)
+    return Grid(sizes, *(table.to(device) for table in tables))
+
+
+def _axis(sides: list[int]) -> tuple[list[Tensor], Tensor]:
+    """Of one axis: per level the index that covers each finest position, and the slot of each finest position.
+
+    An odd side keeps its first position alone, in the second of two slots:
+    sides [3, 2] -> owners [0, 1, 2] and [0, 1, 1], slots 1 | 0, 1 within the two roots.
+    """
+    owner = torch.arange(sides[0])
+    owners, slot = [owner], torch.zeros_like(owner)
+    for level, side in enumerate(sides[:-1]):
+        shifted = owner + side % 2
+        slot = slot + (shifted % 2 << level)
+        owner = shifted // 2
+        owners.append(owner)
+    return owners, slot
+
+
+def _extents(node_LP: Tensor, nodes: int, W: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`first`, `box`, `patches` of all nodes."""
+    cell_LP = torch.arange(node_LP.shape[1]).expand_as(node_LP)
+    first = torch.full((nodes,), node_LP.shape[1]).scatter_reduce(0, node_LP.flatten(), cell_LP.flatten(), "amin")
+    last = torch.zeros(nodes, dtype=torch.long).scatter_reduce(0, node_LP.flatten(), cell_LP.flatten(), "amax")
+    box = torch.stack([first // W, first % W, last // W + 1, last % W + 1], 1)
+    return first, box.int(), torch.bincount(node_LP.flatten(), minlength=nodes)
+
+
+def _family(node_LP: Tensor, first_Q: Tensor, starts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """`parent`, `children`, `child_count`."""
+    parent = torch.arange(len(first_Q))
+    for level in range(len(starts) - 2):
+        ids = slice(starts[level], starts[level + 1])
+        parent[ids] = node_LP[level + 1, first_Q[ids]]
+    inner = len(first_Q) - starts[1]
+    children = torch.full((inner, 4), -1)
+    count = torch.zeros(inner, dtype=torch.long)
+    for child, up in enumerate(parent.tolist()):
+        if up != child:
+            children[up - starts[1], count[up - starts[1]]] = child
+            count[up - starts[1]] += 1
+    return parent, torch.where(children < 0, children[:, :1], children), count
+
+
+def _weights(node_LP: Tensor, child_count_I: Tensor, cells: int) -> Tensor:
+    """`weight`: a node is the mean of its children, so a cell's weight is divided by their number at each level."""
+    weights = [torch.ones(cells)]
+    for level_nodes in node_LP[1:]:
+        weights.append(weights[-1] / child_count_I[level_nodes - cells])
+    return torch.stack(weights)
+
+
+def _slots(
+    node_LP: Tensor, first_Q: Tensor, weight_LP: Tensor, slot_y: Tensor, slot_x: Tensor, starts: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`slot_cell`, `pool`, `node_slot`."""
+    levels, cells = node_LP.shape
+    root = node_LP[-1] - starts[levels - 1]
+    roots, S = starts[levels] - starts[levels - 1], 1 << (levels - 1)
+    slot = (slot_y[:, None] * S + slot_x).flatten()
+    slot_cell = first_Q[starts[levels - 1] :, None].repeat(1, S * S)
+    slot_cell[root, slot] = torch.arange(cells)
+    K = sum((S >> level) ** 2 for level in range(levels))
+    pool, node_slot, start = torch.zeros(roots, K, S * S), torch.zeros(starts[-1], dtype=torch.long), 0
+    for level in range(levels):
+        side = S >> level
+        place = start + ((slot_y >> level)[:, None] * side + (slot_x >> level)).flatten()
+        pool[root, place, slot] = weight_LP[level]
+        node_slot[node_LP[level]] = root * K + place
+        start += side * side
+    return slot_cell, pool, node_slot

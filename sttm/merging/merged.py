@@ -1,0 +1,85 @@
+"""The outcome of a merge: one decision about cells, applied to the features and ready for any other per-cell tensor.
+
+Shapes: T frames of H x W cells, N = T*H*W, C channels, M survivors.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_ELEMENTS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 25}  # keeps the float32 copy in cache, resp. small beside the input
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The surviving tokens of one video, in the order (t, y, x) of their top-left cells.
+
+    Attributes:
+        features: [M, C], dtype of the input; sums were taken in float32.
+        boxes: int32 [M, 5], half-open (t, y0, x0, y1, x1) in grid cells: the place of each survivor's earliest member.
+        patches: int32 [M], how many cells each survivor stands for.
+        index: int64 [M], raster index t*H*W + y*W + x of the top-left cell of each box.
+        survivor: int64 [N], the row of `features` each cell went to; -1 if a selecting method dropped it.
+        weights: float32 [N], weight of each cell in its survivor; 0 for a dropped cell.
+        spatial_threshold: lowest cosine at which a node was kept whole; None if the step was off or did nothing.
+        temporal_threshold: lowest cosine at which nodes were linked; None if the step was off or did nothing.
+        target: tokens the budget asked for; None without one.
+    """
+
+    features: Tensor
+    boxes: Tensor
+    patches: Tensor
+    index: Tensor
+    survivor: Tensor
+    weights: Tensor
+    spatial_threshold: float | None = None
+    temporal_threshold: float | None = None
+    target: int | None = None
+
+    def __post_init__(self) -> None:
+        M, N = len(self.features), len(self.survivor)
+        shapes = [self.boxes.shape, self.patches.shape, self.index.shape, self.weights.shape]
+        if shapes != [(M, 5), (M,), (M,), (N,)] or self.features.ndim != 2:
+            raise ValueError(f"Merged of {M} survivors and {N} cells: boxes, patches, index, weights have {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __repr__(self) -> str:
+        return (
+            f"Merged({len(self)} of {len(self.survivor)} tokens, features {tuple(self.features.shape)} "
+            f"{self.features.dtype}, thresholds {self.spatial_threshold}, {self.temporal_threshold})"
+        )
+
+    @property
+    def retained_ratio(self) -> float:
+        return len(self) / len(self.survivor)
+
+    @property
+    def over_target(self) -> int:
+        """Tokens kept beyond the budget: the threshold floor or the method's own limits forbade more merging."""
+        return 0 if self.target is None else max(0, len(self) - self.target)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The same decision on another tensor of the same cells: [T, H, W, C'] or [N, C'] -> [M, C'].
+
+        Sums in float32; the result has the dtype of `x`, or float32 where `x` is of integers.
+        """
+        N = len(self.survivor)
+        cells_NC = x.reshape(-1, x.shape[-1])
+        if len(cells_NC) != N:
+            raise ValueError(f"apply: {tuple(x.shape)} holds {len(cells_NC)} cells, this merge is of {N}")
+        return weighted_sum(cells_NC, self.survivor, self.weights, len(self))
+
+
+def weighted_sum(x_NC: Tensor, row_N: Tensor, weight_N: Tensor, rows: int) -> Tensor:
+    """[rows, C]: sum of weight * x over the cells of each row, in float32; cells of row -1 are left out."""
+    N, C = x_NC.shape
+    to_row_N = torch.where(row_N < 0, rows, row_N)
+    out_MC = torch.zeros(rows + 1, C, dtype=torch.float32, device=x_NC.device)
+    step = max(1, _ELEMENTS_AT_ONCE.get(x_NC.device.type, 1 << 22) // max(1, C))
+    for start in range(0, N, step):
+        part = slice(start, start + step)
+        out_MC.index_add_(0, to_row_N[part], x_NC[part].float() * weight_N[part, None])
+    return out_MC[:rows].to(x_NC.dtype if x_NC.is_floating_point() else torch.float32)

@@ -1,0 +1,67 @@
+"""The spatial step: which quadtree nodes of each frame stay whole (paper, section 3.2).
+
+A node stays whole if its cosine with every child reaches the threshold; else its children are examined. So a cell ends
+in its coarsest node that passes, and a node is *covered* (kept whole, or inside one that is) from the threshold
+max(own split cosine, that of its ancestors) down. How many nodes a threshold leaves follows by counting.
+
+Shapes as in `grid`: T frames, P cells a frame, I inner nodes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sttm.merging.grid import Grid
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The quadtree nodes that the spatial step leaves.
+
+    Attributes:
+        level: int64 [T, P], level of the node that holds each cell.
+        id: int64 [T, P], that node in the numbering of `grid`.
+        place: int64 [T, P], raster index in the video of that node's top-left cell: its name from here on.
+        is_first: bool [T, P], the cell is the top-left one of its node.
+    """
+
+    level: Tensor
+    id: Tensor
+    place: Tensor
+    is_first: Tensor
+
+
+def cover_cosine(split_TI: Tensor, grid: Grid) -> Tensor:
+    """[T, I]: the highest threshold at which each inner node is covered."""
+    cover = split_TI.clone()
+    end = cover.shape[1]
+    for h, w in grid.sizes[:0:-1]:
+        ids = slice(end - h * w, end)
+        above = grid.parent[grid.cells :][ids] - grid.cells
+        cover[:, ids] = torch.maximum(cover[:, ids], cover[:, above])
+        end -= h * w
+    return cover
+
+
+def covered_first(cover_TI: Tensor, grid: Grid, removed: int, floor: float) -> Tensor:
+    """bool [T, I]: the most similar nodes, as many as take away at most `removed` tokens, none below `floor`.
+
+    Of equal cosines the finer node goes first (so that a covered node's descendants are covered), then the upper left,
+    then the earlier.
+    """
+    cosine, order = cover_TI.T.flatten().sort(descending=True, stable=True)
+    lost = (grid.child_count - 1)[order // len(cover_TI)].cumsum(0)
+    covered = torch.zeros_like(order, dtype=torch.bool)
+    covered[order] = (lost <= removed) & (cosine >= floor)
+    return covered.view(cover_TI.T.shape).T
+
+
+def nodes_of(covered_TI: Tensor, grid: Grid) -> Nodes:
+    """The nodes left when these inner nodes are covered."""
+    T, P = len(covered_TI), grid.cells
+    level = covered_TI[:, grid.node[1:] - P].sum(1)
+    node = grid.node.gather(0, level)
+    place = grid.first[node] + torch.arange(0, T * P, P, device=node.device)[:, None]
+    cell = torch.arange(T * P, device=node.device).view(T, P)
+    return Nodes(level, node, place, place == cell)

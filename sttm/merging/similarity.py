@@ -1,0 +1,119 @@
+"""All cosines the merge can ask for, from one reading of the features.
+
+Pooled cells are linear in the finest cells. So the inner products of the S*S slots of each root cell, with themselves
+and with the next frame's, give every parent-child and every cross-frame cosine by small linear maps.
+
+Shapes as in `grid`: T frames, P cells a frame, C channels, I inner nodes, R roots, S*S slots, K nodes of a root;
+h heads of C/h channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sttm.merging.grid import Grid
+
+_EPS = 1e-8  # shortest norm divided by, as in torch's cosine_similarity
+_ELEMENTS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 25}
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Cosines of one video; everything that thresholds are compared with.
+
+    Attributes:
+        split: float32 [T, I], lowest cosine of each inner node with a child; -inf where a single child decides nothing.
+        cross: float32 [T-1, R, K, K], cosine of each node of a root at t (rows) with each at t+1; empty if unasked.
+    """
+
+    split: Tensor
+    cross: Tensor
+
+
+def measure(x_TPC: Tensor, grid: Grid, *, temporal: bool, head_dim: int | None, compare_missing: bool) -> Similarity:
+    """Cosines of the nodes of `x_TPC` [T, P, C]; similarity is the mean over heads of `head_dim` channels.
+
+    `compare_missing` is a fault of the authors' released code, kept to reproduce its counts: at odd borders a missing
+    child is taken to be node (0, 0) of the child level, and a single child is compared like any other.
+    """
+    T, _, C = x_TPC.shape
+    heads = C // (head_dim or C)
+    slots = grid.roots * grid.slot_cell.shape[1]
+    step = max(1, _ELEMENTS_AT_ONCE.get(x_TPC.device.type, 1 << 22) // max(1, slots * C))
+    splits, crosses = [], []
+    for start in range(0, T, step):
+        frames = x_TPC[start : start + step + 1]  # one frame more than needed, to compare the last one with
+        count = min(step, T - start)
+        slots_FRhSD = _slot_features(frames if temporal else frames[:count], grid, heads)
+        own, norm = _own_cosines(slots_FRhSD, grid)
+        split = _lowest_child_cosine(own[:count].flatten(1), grid, single_decides=compare_missing)
+        if compare_missing:
+            split = torch.minimum(split, _missing_child_cosine(frames[:count], grid, heads))
+        splits.append(split)
+        if temporal:
+            crosses.append(_cross_cosines(slots_FRhSD, norm, grid))
+    K = grid.pool.shape[1]
+    return Similarity(
+        torch.cat(splits), torch.cat(crosses) if crosses else x_TPC.new_zeros(0, grid.roots, K, K).float()
+    )
+
+
+def _slot_features(x_FPC: Tensor, grid: Grid, heads: int) -> Tensor:
+    """[F, R, h, S*S, C/h]: half precision stays so on CUDA, whose products of it accumulate in float32."""
+    F, P, C = x_FPC.shape
+    cell = torch.arange(F, device=x_FPC.device)[:, None] * P + grid.slot_cell.flatten()
+    x = x_FPC.reshape(F * P, C).index_select(0, cell.flatten())
+    if not (x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)):
+        x = x.float()
+    return x.view(F, grid.roots, -1, heads, C // heads).transpose(2, 3)
+
+
+def _inner_products(a: Tensor, b: Tensor) -> Tensor:
+    """float32 [..., S, S] of two [..., S, D]."""
+    flat_a, flat_b = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
+    if flat_a.dtype == torch.float32:
+        product = torch.bmm(flat_a, flat_b.mT)
+    else:
+        product = torch.bmm(flat_a, flat_b.mT, out_dtype=torch.float32)
+    return product.view(*a.shape[:-1], b.shape[-2])
+
+
+def _pooled(product: Tensor, grid: Grid) -> Tensor:
+    """Inner products of nodes [F, R, h, K, K] from those of slots [F, R, h, S*S, S*S]."""
+    pool = grid.pool[:, None]
+    return pool @ product @ pool.mT
+
+
+def _own_cosines(slots: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Cosines [F, R, K, K] between nodes of one root and frame, and the norms [F, R, h, K] of the nodes."""
+    product = _pooled(_inner_products(slots, slots), grid)
+    norm = product.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt().clamp_min(_EPS)
+    return (product / (norm[..., :, None] * norm[..., None, :])).mean(2), norm
+
+
+def _cross_cosines(slots: Tensor, norm: Tensor, grid: Grid) -> Tensor:
+    """Cosines [F-1, R, K, K] of the nodes of each frame with those of the next."""
+    product = _pooled(_inner_products(slots[:-1], slots[1:]), grid)
+    return (product / (norm[:-1, ..., :, None] * norm[1:, ..., None, :])).mean(2)
+
+
+def _lowest_child_cosine(own_F: Tensor, grid: Grid, *, single_decides: bool) -> Tensor:
+    """[F, I] from the flattened own cosines [F, R*K*K]."""
+    K = grid.pool.shape[1]
+    parent_slot = grid.node_slot[grid.cells :, None]
+    cosine = own_F[:, parent_slot * K + grid.node_slot[grid.children] % K].amin(-1)
+    return cosine if single_decides else cosine.masked_fill(grid.child_count == 1, float("-inf"))
+
+
+def _missing_child_cosine(x_FPC: Tensor, grid: Grid, heads: int) -> Tensor:
+    """[F, I]: cosine of each inner node that lacks a child with node (0, 0) of the child level; inf elsewhere."""
+    out = x_FPC.new_full((len(x_FPC), len(grid.children)), float("inf"), dtype=torch.float32)
+    for level in range(1, grid.levels):
+        nodes = grid.node[level].unique()
+        nodes = nodes[grid.child_count[nodes - grid.cells] < 4]
+        member = (grid.node[level] == nodes[:, None]) * grid.weight[level]
+        corner = (grid.node[level - 1] == grid.node[level - 1, 0]) * grid.weight[level - 1]
+        a, b = ((weights @ x_FPC.float()).unflatten(-1, (heads, -1)) for weights in (member, corner[None]))
+        out[:, nodes - grid.cells] = torch.cosine_similarity(a, b, dim=-1, eps=_EPS).mean(-1)
+    return out

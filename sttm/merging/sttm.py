@@ -1,0 +1,91 @@
+"""Spatio-temporal token merging (arXiv 2507.07990, section 3): decide which tokens become one, then average them.
+
+Shapes: T frames of H x W cells, P = H*W, N = T*P, C channels, M survivors.
+"""
+
+import torch
+from torch import Tensor
+
+from sttm.errors import ConfigError
+from sttm.merging.budget import decide_by_budget
+from sttm.merging.config import MergeConfig
+from sttm.merging.decision import Decision, decide_by_thresholds
+from sttm.merging.grid import Grid, make_grid
+from sttm.merging.merged import Merged, weighted_sum
+from sttm.merging.peers import PEERS
+from sttm.merging.similarity import Similarity, measure
+
+
+@torch.no_grad()
+def merge(features_THWC: Tensor, config: MergeConfig) -> Merged:
+    """Reduce the visual tokens of one video, [T, H, W, C] of any float dtype on any device.
+
+    Similarities and sums are taken in float32; the merged features have the dtype of the input.
+
+    Raises:
+        ConfigError: the features are no [T, H, W, C] with T, H, W, C >= 1, or `head_dim` does not divide C.
+    """
+    if features_THWC.ndim != 4 or 0 in features_THWC.shape or not features_THWC.is_floating_point():
+        raise ConfigError(
+            f"merge: features {tuple(features_THWC.shape)} of {features_THWC.dtype}; expected floats [T, H, W, C]"
+        )
+    T, H, W, C = features_THWC.shape
+    if C % (config.head_dim or C):
+        raise ConfigError(f"merge: head_dim {config.head_dim} does not divide the {C} channels")
+    if config.method not in ("sttm", "none"):
+        return PEERS[config.method](features_THWC, config)
+    grid = make_grid(H, W, config.root_level, features_THWC.device)
+    return _assemble(features_THWC.reshape(T, H * W, C), grid, _decide(features_THWC, grid, config), config)
+
+
+def _decide(x_THWC: Tensor, grid: Grid, config: MergeConfig) -> Decision:
+    T, rule = len(x_THWC), config.link_rule
+    spatial, temporal, target = config.spatial_threshold, config.temporal_threshold, config.target(T * grid.cells)
+    merges_to_target = target is not None and target < T * grid.cells
+    if not merges_to_target and spatial is None and temporal is None:
+        nothing = torch.zeros(T, len(grid.children), device=x_THWC.device)
+        return decide_by_thresholds(Similarity(nothing, nothing), grid, None, None, rule)
+    similarity = measure(
+        x_THWC.flatten(1, 2),
+        grid,
+        temporal=merges_to_target or temporal is not None,
+        head_dim=config.head_dim,
+        compare_missing=config.variant == "reference",
+    )
+    if target is not None:
+        return decide_by_budget(similarity, grid, target, config.spatial_share, config.threshold_floor, rule)
+    return decide_by_thresholds(similarity, grid, spatial, temporal, rule)
+
+
+def _assemble(x_TPC: Tensor, grid: Grid, decision: Decision, config: MergeConfig) -> Merged:
+    """Carry a decision out."""
+    nodes, into = decision.nodes, decision.into
+    N = len(into)
+    is_node = nodes.is_first.flatten()
+    survives = is_node & (into == torch.arange(N, device=into.device))
+    index = survives.nonzero().squeeze(1)
+    M = len(index)
+    row_of_place = (survives.cumsum(0) - 1)[into]
+    survivor = row_of_place[nodes.place.flatten()]
+    patches = torch.zeros(M, dtype=torch.int32, device=into.device).index_add_(
+        0, survivor, torch.ones(N, dtype=torch.int32, device=into.device)
+    )
+    within = grid.weight.gather(0, nodes.level).flatten()
+    if config.is_weighted:
+        share = grid.patches[nodes.id].flatten() / patches[survivor]
+    else:
+        members = torch.zeros(M, device=into.device).index_add_(0, survivor, is_node.float())
+        share = 1 / members[survivor]
+    weights = within * share
+    boxes = torch.cat([(index // grid.cells)[:, None].int(), grid.box[nodes.id.flatten()[index]]], 1)
+    return Merged(
+        features=weighted_sum(x_TPC.flatten(0, 1), survivor, weights, M),
+        boxes=boxes,
+        patches=patches,
+        index=index,
+        survivor=survivor,
+        weights=weights,
+        spatial_threshold=decision.spatial_threshold,
+        temporal_threshold=decision.temporal_threshold,
+        target=config.target(N),
+    )

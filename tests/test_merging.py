@@ -1,0 +1,242 @@
+"""The merge equals the stored outcomes of the released code and, on any small grid, the plain oracle."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from oracle import Outcome, merge_slowly
+from pydantic import ValidationError
+
+from sttm.errors import ConfigError
+from sttm.merging import MergeConfig, Merged, merge
+
+DATA = Path(__file__).parent / "data"
+CASES = json.loads((DATA / "merge_golden.json").read_text())
+PROPERTY = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+
+
+def video(T: int, H: int, W: int, C: int = 16, seed: int = 0, change: float = 0.3) -> torch.Tensor:
+    """Smooth in space, drifting in time: something for both steps to merge. [T, H, W, C]."""
+    g = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(1, C, (H + 3) // 4, (W + 3) // 4, generator=g)
+    frame = torch.nn.functional.interpolate(coarse, (H, W), mode="nearest")[0].permute(1, 2, 0)
+    frames = []
+    for _ in range(T):
+        frames.append(frame + 0.3 * torch.randn(H, W, C, generator=g))
+        moving = (torch.rand(H, W, 1, generator=g) < change).float()
+        frame = frame + moving * torch.randn(H, W, C, generator=g)
+    return torch.stack(frames)
+
+
+videos = st.builds(
+    video,
+    T=st.integers(1, 4),
+    H=st.integers(1, 11),
+    W=st.integers(1, 11),
+    C=st.sampled_from([8, 16]),
+    seed=st.integers(0, 10_000),
+    change=st.sampled_from([0.0, 0.2, 0.8]),
+)
+thresholds = st.none() | st.floats(-0.2, 0.98)
+
+
+def assert_equal(merged: Merged, expected: Outcome, shape: torch.Size) -> None:
+    assert merged.boxes.tolist() == [list(box) for box in expected.boxes]
+    assert merged.patches.tolist() == expected.patches
+    assert merged.survivor.view(shape[:3]).tolist() == [
+        [[expected.survivor[t, y, x] for x in range(shape[2])] for y in range(shape[1])] for t in range(shape[0])
+    ]
+    np.testing.assert_allclose(merged.features.double().numpy(), expected.features, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+def test_reproduces_the_released_code(case: dict) -> None:
+    arrays = np.load(DATA / "merge_golden.npz")
+    temporal = case["temporal_threshold"]
+    config = MergeConfig(
+        spatial_threshold=case["spatial_threshold"],
+        temporal_threshold=None if temporal == -1.0 else temporal,  # the released code writes "off" as -1
+        root_level=case["root_level"],
+        variant=case["variant"],
+        links="all",
+        weighted=case["weighted_average"],
+        head_dim=case["head_dim"],
+    )
+    merged = merge(torch.tensor(arrays[f"{case['name']}/x"]).float(), config)
+    assert len(merged) == case["tokens"]
+    assert (merged.boxes.numpy() == arrays[f"{case['name']}/boxes"]).all()
+    assert (merged.patches.numpy() == arrays[f"{case['name']}/num_patches"]).all()
+    np.testing.assert_allclose(merged.features.numpy(), arrays[f"{case['name']}/features"], atol=1e-3)
+
+
+@PROPERTY
+@given(
+    videos,
+    thresholds,
+    thresholds,
+    st.integers(0, 2),
+    st.sampled_from(["best", "all", "reference"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_equals_the_oracle(x, spatial, temporal, root_level, rule, weighted, per_head) -> None:
+    head_dim = 4 if per_head else None
+    variant, best = ("reference", False) if rule == "reference" else ("exact", rule == "best")
+    expected = merge_slowly(x.numpy(), spatial, temporal, root_level, variant, best, weighted, head_dim)
+    assume(expected.margin > 1e-5)
+    config = MergeConfig(
+        spatial_threshold=spatial,
+        temporal_threshold=temporal,
+        root_level=root_level,
+        variant=variant,
+        links=None if rule == "reference" else rule,
+        weighted=weighted,
+        head_dim=head_dim,
+    )
+    assert_equal(merge(x, config), expected, x.shape)
+
+
+def test_chunks_of_frames_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, config = video(7, 9, 6), MergeConfig(spatial_threshold=0.7, temporal_threshold=0.6)
+    whole = merge(x, config)
+    monkeypatch.setattr("sttm.merging.similarity._ELEMENTS_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr("sttm.merging.merged._ELEMENTS_AT_ONCE", {"cpu": 1})
+    chunked = merge(x, config)
+    assert torch.equal(whole.survivor, chunked.survivor)
+    torch.testing.assert_close(whole.features, chunked.features)
+
+
+def test_of_equal_overlaps_the_top_left_is_joined() -> None:
+    x = torch.ones(2, 4, 4, 3)
+    x[0, 1, 1] = torch.tensor([1.0, -1.0, 0.0])  # splits one node of frame 0 into cells
+    merged = merge(x, MergeConfig(root_level=0, spatial_threshold=0.99, temporal_threshold=0.9))
+    later = merged.survivor.view(2, 4, 4)[1]
+    assert later[:2, :2].tolist() == [[0, 0], [0, 0]]
+    assert merged.boxes[0].tolist() == [0, 0, 0, 1, 1]
+
+
+def test_a_still_video_becomes_its_first_frame_of_roots() -> None:
+    x = video(1, 14, 14).mean((1, 2), keepdim=True).expand(6, 14, 14, -1)
+    merged = merge(x, MergeConfig(spatial_threshold=0.9, temporal_threshold=0.9))
+    assert merged.boxes[:, 0].tolist() == [0] * 16
+    torch.testing.assert_close(merged.features, x[0, 0, :1].expand(16, -1))
+
+
+@PROPERTY
+@given(videos, st.floats(-0.2, 0.98), st.floats(-0.2, 0.98))
+def test_every_cell_is_in_exactly_one_survivor(x, spatial, temporal) -> None:
+    T, H, W, _ = x.shape
+    merged = merge(x, MergeConfig(spatial_threshold=spatial, temporal_threshold=temporal))
+    assert int(merged.patches.sum()) == T * H * W
+    assert torch.equal(merged.survivor.bincount(minlength=len(merged)), merged.patches.long())
+    assert merged.index.tolist() == sorted(set(merged.index.tolist()))
+    t, y, x0 = merged.boxes[:, :3].long().unbind(1)
+    assert torch.equal(merged.index, t * H * W + y * W + x0)
+    assert torch.equal(merged.survivor[merged.index], torch.arange(len(merged)))
+    total = torch.zeros(len(merged)).index_add_(0, merged.survivor, merged.weights)
+    torch.testing.assert_close(total, torch.ones(len(merged)))
+    torch.testing.assert_close(merged.apply(x), merged.features)
+
+
+@PROPERTY
+@given(videos, st.floats(-0.2, 0.9), st.floats(-0.2, 0.9), st.floats(0, 0.1))
+def test_a_lower_threshold_never_keeps_more(x, spatial, temporal, less) -> None:
+    only_spatial = [len(merge(x, MergeConfig(spatial_threshold=s))) for s in (spatial, spatial - less)]
+    both = [
+        len(merge(x, MergeConfig(spatial_threshold=spatial, temporal_threshold=s))) for s in (temporal, temporal - less)
+    ]
+    assert only_spatial[0] >= only_spatial[1]
+    assert both[0] >= both[1]
+
+
+@pytest.mark.parametrize("variant", ["exact", "reference"])
+def test_without_thresholds_nothing_changes(variant: str) -> None:
+    x = video(3, 5, 7)
+    merged = merge(x, MergeConfig(variant=variant))
+    assert torch.equal(merged.features, x.reshape(-1, x.shape[-1]))
+    assert torch.equal(merged.survivor, torch.arange(3 * 5 * 7))
+    assert merged.spatial_threshold is merged.temporal_threshold is None
+
+
+def test_a_step_that_is_off_merges_nothing() -> None:
+    x = torch.ones(3, 6, 6, 4)
+    assert merge(x, MergeConfig(spatial_threshold=0.5)).boxes[:, 0].unique().tolist() == [0, 1, 2]
+    assert merge(x, MergeConfig(temporal_threshold=0.5)).index.tolist() == list(range(36))
+
+
+def test_half_precision_is_summed_in_float32() -> None:
+    """300 equal cells: a bfloat16 running sum would stop growing at 256."""
+    x = torch.full((300, 1, 1, 2), 1.0078125, dtype=torch.bfloat16)
+    merged = merge(x, MergeConfig(temporal_threshold=0.9))
+    assert merged.features.dtype == torch.bfloat16
+    assert merged.features.tolist() == [[1.0078125, 1.0078125]]
+
+
+def test_one_decision_applies_to_other_tensors() -> None:
+    x = video(3, 6, 6)
+    merged = merge(x, MergeConfig(budget=0.3))
+    frame = torch.arange(3).repeat_interleave(36)[:, None]
+    mean_frame = merged.apply(frame)
+    assert mean_frame.dtype == torch.float32
+    assert (mean_frame[:, 0] >= merged.boxes[:, 0]).all()
+    with pytest.raises(ValueError, match="35 cells"):
+        merged.apply(frame[:35])
+
+
+def test_the_same_video_gives_the_same_bits() -> None:
+    x, config = video(5, 10, 9), MergeConfig(budget=0.4)
+    first, second = merge(x, config), merge(x, config)
+    assert torch.equal(first.features, second.features)
+    assert torch.equal(first.survivor, second.survivor)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budget": 0.0}, "greater than 0"),
+        ({"budget": 1.5}, "less than or equal to 1"),
+        ({"tokens": 0}, "greater than or equal to 1"),
+        ({"spatial_threshold": 1.2}, "less than or equal to 1"),
+        ({"budget": 0.3, "temporal_threshold": 0.5}, "one or the other"),
+        ({"method": "tome"}, "needs budget= or tokens="),
+        ({"method": "none", "budget": 0.5}, "keeps every token"),
+        ({"variant": "reference", "links": "best"}, "unites all links"),
+        ({"buget": 0.3}, "did you mean 'budget'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        MergeConfig(**settings)
+
+
+def test_features_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="head_dim 5"):
+        merge(torch.ones(1, 2, 2, 16), MergeConfig(budget=0.5, head_dim=5))
+    with pytest.raises(ConfigError, match=r"expected floats \[T, H, W, C\]"):
+        merge(torch.ones(2, 2, 16), MergeConfig(budget=0.5))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    "config", [MergeConfig(budget=0.3), MergeConfig(spatial_threshold=0.7, temporal_threshold=0.6)]
+)
+def test_cuda_in_bfloat16_decides_as_the_cpu(config: MergeConfig) -> None:
+    x = video(16, 14, 14, C=256).bfloat16()
+    on_cpu, on_cuda = merge(x, config), merge(x.cuda(), config)
+    same = (on_cpu.index[on_cpu.survivor] == on_cuda.index.cpu()[on_cuda.survivor.cpu()]).float().mean()
+    assert same > 0.995  # a cosine within rounding of the threshold may fall on either side
+    if config.budget:
+        assert len(on_cpu) == len(on_cuda)
+    if same == 1:
+        torch.testing.assert_close(on_cpu.features, on_cuda.features.cpu(), atol=1e-2, rtol=1e-2)
