@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from sttm.errors import StoreError
@@ -53,7 +53,7 @@ class Storage:
         self.url = public_url(url)
         protocol, _, path = url.rpartition("://")
         if protocol in ("", "file", "local"):
-            self._backend: _Backend = _LocalFolder(Path(os.path.expanduser(path)))
+            self._backend: _LocalFolder | _ObjectStore = _LocalFolder(Path(os.path.expanduser(path)))
         else:
             self._backend = _ObjectStore(url, protocol, self.url, options or {})
 
@@ -141,20 +141,6 @@ def public_url(url: str) -> str:
         return url.rstrip("/") or "/"
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
-
-
-class _Backend(Protocol):
-    """What a kind of storage must do; keys are already checked."""
-
-    failures: tuple[type[Exception], ...]
-
-    def read(self, key: str, start: int, end: int | None) -> bytes: ...
-    def read_into(self, key: str, parts: Sequence[tuple[int, memoryview]]) -> None: ...
-    def size(self, key: str) -> int: ...
-    def put(self, key: str, data: Data) -> None: ...
-    def create(self, key: str, data: Data) -> bool: ...
-    def delete(self, key: str) -> None: ...
-    def entries(self, prefix: str) -> list[Entry]: ...
 
 
 class _LocalFolder:
@@ -312,14 +298,18 @@ class _ObjectStore:
             found = self.fs.find(self._path(prefix), detail=True)
         except FileNotFoundError:
             return []
-        root = self.root.rstrip("/") + "/"
+        folder, root_length = self._path(prefix) + "/", len(self._path(""))
         return [
-            Entry(
-                path[len(root) :], int(info["size"]), info.get("LastModified") or info.get("updated") or info["created"]
-            )
+            Entry(path[root_length:], int(info["size"]), _modified(info))
             for path, info in found.items()
-            if path.startswith(self._path(prefix) + "/")
+            if path.startswith(folder)
         ]
 
     def _path(self, key: str) -> str:
         return f"{self.root.rstrip('/')}/{key}"
+
+
+def _modified(info: Mapping[str, Any]) -> datetime:
+    """When an object was written; each kind of file system has its own name and type for it."""
+    time = info.get("LastModified") or info.get("updated") or info["created"]
+    return datetime.fromtimestamp(time, UTC) if isinstance(time, float) else time
