@@ -68,7 +68,7 @@ def encode_kv(cache: KVCache, scheme: str, notes: Mapping[str, Any] | None = Non
     return EncodedKV(data, header, digest_of(memoryview(data)[:start]), digest_of(data))
 
 
-def decode_kv(data: bytes | bytearray, name: str = "kv.safetensors", device: torch.device | str = "cpu") -> KVCache:
+def decode_kv(data: bytearray, name: str = "kv.safetensors", device: torch.device | str = "cpu") -> KVCache:
     """The cache of a file in memory, fully verified; errors as for `read_kv`."""
     view = memoryview(data)
     start = header_bytes(bytes(view[:8]), len(view), name)
