@@ -14,7 +14,7 @@ from sttm.kv_cache import KVCache
 from sttm.merging import MergeConfig
 from sttm.models.base import Family, Prompt
 from sttm.models.checkpoint import Checkpoint, ModelConfig
-from sttm.models.language_model import LanguageModel, load_language_model
+from sttm.models.language_model import LanguageModel
 
 NO_MERGE = MergeConfig(method="none")
 HALF = MergeConfig(budget=0.5)
@@ -44,7 +44,7 @@ class Setup:
 
     def plain_logits(self, question: list[int]) -> Tensor:
         """The plain model's own forward over prefix and question, given our positions; [L + Q, V]."""
-        ids = torch.cat([self.prompt.ids, torch.tensor(question)])
+        ids = torch.cat([self.prompt.ids, torch.tensor(question, dtype=torch.long)])
         start = self.prompt.next_position
         after = torch.arange(start, start + len(question)).expand(len(self.prompt.positions), -1)
         positions = torch.cat([self.prompt.positions, after], dim=1)
@@ -133,7 +133,7 @@ def test_shuffled_video_changes_the_answer_distribution(setup: Setup) -> None:
     question = setup.questions()[:1]
     ours = first_logits(setup.model, setup.prefill(HALF).cache, question)
     other = first_logits(setup.model, prefill(setup.model, shuffled, HALF, PrefillConfig()).cache, question)
-    assert (ours - other).abs().max() > 0.1
+    assert (ours - other).abs().max() > 100 * 1e-4  # far beyond the tolerance of the equalities here
 
 
 @pytest.mark.parametrize("chunk", [1, 17, 64])
@@ -208,7 +208,7 @@ def test_language_model_alone_equals_the_one_inside(tmp_path: Path, tied: bool) 
 
     checkpoint = Checkpoint.open(ModelConfig(path=str(write_qwen2_vl(tmp_path / "q", tied=tied)), dtype="float32"))
     full = LanguageModel.of(checkpoint.load_model("cpu"))
-    alone = load_language_model(checkpoint.folder, checkpoint.config, torch.float32, "cpu")
+    alone = checkpoint.load_language_model("cpu")
     assert not hasattr(alone.text, "visual")
     assert torch.equal(alone.head.weight, full.head.weight)
     for (name, ours), (their_name, theirs) in zip(

@@ -15,6 +15,8 @@ from torch import nn
 
 from sttm.errors import ModelError
 from sttm.models.base import Family
+from sttm.models.language_model import LanguageModel, load_language_model
+from sttm.models.processor import import_torchvision, load_video_processor
 from sttm.models.qwen2_vl import Qwen2VL
 from sttm.settings import Settings
 
@@ -56,6 +58,7 @@ class Checkpoint:
         Raises:
             ModelError: no such folder or repository, or one without config.json or safetensors.
         """
+        import_torchvision()  # before anything of transformers that needs it
         if settings.path == "tiny":
             folder, commit = BUILT_IN, None
         elif Path(settings.path).is_dir():
@@ -89,8 +92,6 @@ class Checkpoint:
         """The adapter with this checkpoint's tokenizer, and its video processor when videos will be read."""
         processor = None
         if with_processor:
-            from sttm.models.processor import load_video_processor
-
             processor = load_video_processor(self.folder)
         return self.family_class(self.config, self._tokenizer(), processor)
 
@@ -102,6 +103,10 @@ class Checkpoint:
             self.folder, dtype=self.settings.torch_dtype, use_safetensors=True, attn_implementation="sdpa"
         )
         return model.to(device).eval().requires_grad_(False)
+
+    def load_language_model(self, device: str | torch.device) -> LanguageModel:
+        """The language model alone on `device`: all that answering needs."""
+        return load_language_model(self.folder, self.config, self.settings.torch_dtype, device)
 
     @cached_property
     def generation_config(self) -> Any:

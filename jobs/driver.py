@@ -1,0 +1,334 @@
+"""The index job on Ray: a small state machine a video, whose whole state is disposable (the truth is in the store).
+
+    waiting ──► decoding (CPU task) ──► decoded (object store) ──► running (prefill actor, one a GPU) ──► row
+       ▲                                                               │
+       └──────────── back-off, suspects alone ◄── crash or lost node ──┘
+
+Ray retries nothing (`max_retries=0`, `max_restarts=0`): the driver sorts every fault and decides.
+- the video's own fault (`VideoError`): an error row at once;
+- a crash (the process died, or an unknown exception): the video is a suspect, tried again alone, then an error row;
+- infrastructure (a node died, an object was lost): tried again without blame.
+"""
+
+import faulthandler
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import ray
+from ray import exceptions as ray_errors
+
+from sttm.config import IndexConfig
+from sttm.corpus import VideoRef
+from sttm.errors import SttmError, VideoError
+from sttm.indexer import DecodedVideo, Indexer, VideoReader
+from sttm.settings import Settings
+from sttm.store.catalog import CatalogRow
+from sttm.store.key import Recipe
+
+
+class RunConfig(Settings):
+    """How the job runs; nothing here changes what is stored.
+
+    Attributes:
+        gpus_per_model: GPUs of one prefill actor; ignored where the cluster has none.
+        decode_ahead: videos decoded or being decoded ahead of each actor.
+        decode_ahead_bytes: bytes of decoded videos waiting at one time, over all actors.
+        decode_timeout_s: a decode that takes longer is killed and counts as a crash.
+        prefill_timeout_s: the same for vision tower and prefill.
+        crash_tries: how often a video may kill its process before it becomes an error row.
+        lost_tries: how often a video is tried again after nodes or objects were lost.
+        max_failed_share: the job's exit code says so when a larger share of the videos failed.
+    """
+
+    gpus_per_model: int = 1
+    decode_ahead: int = 3
+    decode_ahead_bytes: int = 4 << 30
+    decode_timeout_s: float = 300.0
+    prefill_timeout_s: float = 600.0
+    crash_tries: int = 3
+    lost_tries: int = 8
+    max_failed_share: float = 0.5
+
+
+class JobConfig(IndexConfig):
+    """The settings file of `jobs.index`."""
+
+    run: RunConfig = RunConfig()
+
+    @property
+    def index(self) -> IndexConfig:
+        """The part that decides what is stored."""
+        return IndexConfig.model_validate(self.model_dump(exclude={"run"}))
+
+
+class Listener(Protocol):
+    """Hears of every video once, in any order."""
+
+    def stored(self, ref: VideoRef, row: CatalogRow) -> None:
+        """The video is committed in the store."""
+
+    def failed(self, ref: VideoRef, code: str, message: str) -> None:
+        """The video cannot be indexed."""
+
+
+class StartError(SttmError):
+    """Prefill actors die before they take their first video; nothing can be indexed."""
+
+
+@contextmanager
+def start_ray(address: str | None) -> Iterator[None]:
+    """Join the cluster at `address` (or `$RAY_ADDRESS`), else start an embedded one that nobody else can join."""
+    # The driver looks at every error itself; Ray would also print those of results that nobody will fetch.
+    os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"
+    if address or os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    else:
+        # A local Ray asks for a token by default and would leave one in the home folder; this one stays in memory.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def killed_after(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer, from a C thread: also when native code holds the GIL."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+_readers: dict[str, VideoReader] = {}  # one a worker process: tokenizer and processor load once
+
+
+@ray.remote(num_cpus=1, max_retries=0, num_returns=2)
+def decode_video(ref: VideoRef, config_json: str, timeout_s: float) -> tuple[int, Any]:
+    """Decode and resize one video; its size in bytes beside it, so that the driver need not fetch it."""
+    if config_json not in _readers:
+        _readers[config_json] = VideoReader(IndexConfig.model_validate_json(config_json))
+    with killed_after(timeout_s):
+        decoded = _readers[config_json].read(ref)
+    return decoded.inputs.pixels.nbytes, decoded
+
+
+class PrefillActor:
+    """One model on one GPU (or CPU). Two videos at a time: one is stored while the next is prefilled."""
+
+    def __init__(self, config_json: str, recipe: Recipe, store_url: str, run_id: str, timeout_s: float) -> None:
+        config = IndexConfig.model_validate_json(config_json)
+        self._indexer = Indexer(config, recipe, store_url, run_id)
+        self._gpu = threading.Lock()
+        self._timeout_s = timeout_s
+
+    def ready(self) -> bool:
+        """Returns once the model is loaded."""
+        return True
+
+    def index(self, decoded: DecodedVideo) -> CatalogRow:
+        """Prefill and store one decoded video; its catalog row. Content that is stored already is not prefilled."""
+        if row := self._indexer.stored(decoded):
+            return row
+        with self._gpu, killed_after(self._timeout_s):
+            prefilled = self._indexer.prefill(decoded)
+        return self._indexer.publish(decoded, prefilled)
+
+
+@dataclass(eq=False)
+class _Video:
+    """One video's way through the job."""
+
+    ref: VideoRef
+    crashes: int = 0
+    losses: int = 0
+    not_before: float = 0.0
+    decoded: Any = None
+    size_bytes: int = 0
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.crashes > 0
+
+
+@dataclass(eq=False)
+class _Worker:
+    """One prefill actor and what it is working on."""
+
+    actor: Any
+    starting: Any
+    is_ready: bool = False
+    running: dict[Any, _Video] = field(default_factory=dict)
+
+    def takes(self, video: _Video) -> bool:
+        """A suspect runs alone, so that its crash costs nobody else."""
+        if not self.is_ready or len(self.running) >= 2:
+            return False
+        return not self.running or not (video.is_suspect or any(v.is_suspect for v in self.running.values()))
+
+
+class Driver:
+    """Runs videos through decode tasks and prefill actors, and tells the listener how each ended."""
+
+    def __init__(self, config: JobConfig, recipe: Recipe, store_url: str, run_id: str, listener: Listener) -> None:
+        self._run, self._listener = config.run, listener
+        self._config_json = config.index.model_dump_json()
+        self._actor_args = (self._config_json, recipe, store_url, run_id, config.run.prefill_timeout_s)
+        self._waiting: deque[_Video] = deque()
+        self._decoding: dict[Any, tuple[_Video, Any]] = {}
+        self._decoded: deque[_Video] = deque()
+        self._workers: list[_Worker] = []
+        self._deaths_at_start = 0
+        self.stopping = threading.Event()
+
+    def run(self, refs: list[VideoRef]) -> None:
+        """Index every video, longest first, until all have a row or `stopping` is set (running ones still finish)."""
+        self._waiting.extend(_Video(ref) for ref in sorted(refs, key=lambda r: -(r.size_bytes or 0)))
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        for _ in range(max(1, min(gpus // self._run.gpus_per_model, len(refs)))):
+            self._start_worker()
+        while self._busy():
+            self._start_decodes()
+            self._start_prefills()
+            self._collect()
+
+    def _busy(self) -> bool:
+        if self.stopping.is_set():
+            return any(worker.running for worker in self._workers)
+        running = any(worker.running for worker in self._workers)
+        return bool(self._waiting or self._decoding or self._decoded or running)
+
+    def _start_worker(self) -> None:
+        has_gpu = ray.cluster_resources().get("GPU", 0) > 0
+        resources = {"num_gpus": self._run.gpus_per_model} if has_gpu else {"num_cpus": 1}
+        options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": 2, **resources}
+        actor = ray.remote(**options)(PrefillActor).remote(*self._actor_args)
+        self._workers.append(_Worker(actor, actor.ready.remote()))
+
+    def _start_decodes(self) -> None:
+        now = time.monotonic()
+        while self._waiting and not self.stopping.is_set():
+            ahead = len(self._decoding) + len(self._decoded)
+            full = sum(v.size_bytes for v in self._decoded) >= self._run.decode_ahead_bytes
+            if ahead >= self._run.decode_ahead * len(self._workers) or (ahead and full):
+                return
+            due = next((v for v in self._waiting if v.not_before <= now), None)
+            if due is None:
+                return
+            self._waiting.remove(due)
+            size, decoded = decode_video.remote(due.ref, self._config_json, self._run.decode_timeout_s)
+            self._decoding[size] = (due, decoded)
+
+    def _start_prefills(self) -> None:
+        for worker in self._workers:
+            while self._decoded and not self.stopping.is_set() and worker.takes(self._decoded[0]):
+                video = self._decoded.popleft()
+                worker.running[worker.actor.index.remote(video.decoded)] = video
+                video.decoded = None
+
+    def _collect(self) -> None:
+        """Wait for something to end, and deal with it."""
+        waiting = [*self._decoding, *(ref for w in self._workers for ref in w.running)]
+        waiting += [w.starting for w in self._workers if not w.is_ready]
+        if not waiting:
+            time.sleep(0.05)
+            return
+        for done in ray.wait(waiting, num_returns=1, timeout=0.5, fetch_local=False)[0]:
+            if done in self._decoding:
+                self._end_decode(done)
+            else:
+                worker = next(w for w in self._workers if done == w.starting or done in w.running)
+                if done in worker.running:
+                    self._end_prefill(worker, done)
+                else:
+                    self._end_start(worker)
+
+    def _end_decode(self, done: Any) -> None:
+        video, decoded = self._decoding.pop(done)
+        try:
+            video.size_bytes = ray.get(done)
+        except Exception as error:  # the boundary where one video's fault becomes its row
+            self._failed(video, error)
+            return
+        video.decoded = decoded
+        self._decoded.append(video)
+
+    def _end_prefill(self, worker: _Worker, done: Any) -> None:
+        video = worker.running.pop(done)
+        try:
+            self._listener.stored(video.ref, ray.get(done))
+        except Exception as error:  # as above
+            self._failed(video, error)
+            if isinstance(error, ray_errors.RayActorError) and worker in self._workers:
+                self._replace(worker)
+
+    def _end_start(self, worker: _Worker) -> None:
+        try:
+            worker.is_ready = ray.get(worker.starting)
+            self._deaths_at_start = 0
+        except Exception as error:
+            self._deaths_at_start += 1
+            cause = _cause(error)
+            if isinstance(cause, SttmError) or self._deaths_at_start > 3 * len(self._workers):
+                raise StartError(f"no prefill actor can start: {_first_line(cause)}") from error
+            self._replace(worker)
+
+    def _replace(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        ray.kill(worker.actor)  # an unavailable actor may still hold its GPU
+        for ref, video in worker.running.items():
+            try:
+                self._listener.stored(video.ref, ray.get(ref, timeout=0))
+            except Exception as error:
+                self._failed(video, error)
+        self._start_worker()
+
+    def _failed(self, video: _Video, error: Exception) -> None:
+        cause = _cause(error)
+        if isinstance(cause, VideoError):
+            self._listener.failed(video.ref, cause.code, cause.message)
+            return
+        if isinstance(cause, _LOST):
+            video.losses += 1
+        else:
+            video.crashes += 1
+        if video.crashes >= self._run.crash_tries or video.losses >= self._run.lost_tries:
+            code = "crashed" if video.crashes >= self._run.crash_tries else "lost"
+            tries = video.crashes if code == "crashed" else video.losses
+            message = f"{video.ref.uri} {code} {tries} times, last: {type(cause).__name__}: {_first_line(cause)}"
+            self._listener.failed(video.ref, code, message)
+            return
+        video.not_before = time.monotonic() + min(30.0, 0.5 * 2 ** (video.crashes + video.losses))
+        video.decoded = None
+        self._waiting.append(video)
+
+
+_LOST = (
+    ray_errors.NodeDiedError,
+    ray_errors.ObjectLostError,
+    ray_errors.ActorUnavailableError,
+    ray_errors.ActorUnschedulableError,
+    ray_errors.GetTimeoutError,
+)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What was raised inside the task, however deep Ray wrapped it."""
+    while isinstance(error, ray_errors.RayTaskError) and isinstance(error.cause, BaseException):
+        if error.cause is error:
+            break
+        error = error.cause
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,229 @@
+"""The nightly job: every video of a corpus into a store of KV caches, on Ray.
+
+    python -m jobs.index --config configs/tiny.yaml --corpus clips/ --store /data/store
+    ray job submit --working-dir . -- python -m jobs.index --config ... --corpus s3://... --store s3://...
+
+Without a cluster address an embedded Ray runs on this machine. What is stored already is skipped, so the same command
+resumes an interrupted run. The last line is a JSON summary. Exit codes: 0 done, 1 cannot run, 3 more than
+`run.max_failed_share` of the videos failed, 143 stopped by SIGTERM with everything finished so far committed.
+"""
+
+import json
+import signal
+import time
+import uuid
+from dataclasses import asdict, dataclass, field
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jobs.command import EXIT_TERMINATED, EXIT_TOO_MANY_FAILED, run
+from jobs.driver import Driver, JobConfig, start_ray
+from jobs.progress import Progress
+from sttm.config import index_recipe, load_config
+from sttm.corpus import VideoRef, list_corpus
+from sttm.models.checkpoint import Checkpoint
+from sttm.store.catalog import CatalogRow
+from sttm.store.key import Recipe, recipe_digest, source_key
+from sttm.store.store import Store
+
+FLUSH_ROWS = 64
+FLUSH_EVERY_S = 10.0
+
+
+def index(
+    corpus: Annotated[str, typer.Option(help="folder, glob, file or manifest of videos, on any fsspec URL")],
+    store: Annotated[str, typer.Option(help="where to put the artifacts, any fsspec URL")],
+    config: Annotated[str, typer.Option(help="YAML settings")] = "configs/tiny.yaml",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="override, such as merge.budget=0.5")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first so many videos")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done, do nothing")] = False,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="try videos again that failed before")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; default $RAY_ADDRESS, else an embedded Ray")] = None,
+    run_id: Annotated[str | None, typer.Option(help="name of this run; default made from the time")] = None,
+) -> int:
+    """Index a corpus of videos into a store."""
+    job = load_config(JobConfig, config, set_)
+    checkpoint = Checkpoint.open(job.model)
+    recipe = index_recipe(job.index, checkpoint)
+    _ = checkpoint.family_class  # an unsupported model is an error before any work
+    refs = list_corpus(corpus, limit=limit)
+    opened = None if dry_run and not _store_exists(store) else Store.open(store, create=not dry_run)
+    plan = make_plan(refs, recipe, opened, retry_errors)
+    print(
+        f"{len(refs)} videos: {len(plan.todo)} to index, {plan.stored} stored already, {plan.known_bad} failed before"
+        + (" (--retry-errors tries them again)" if plan.known_bad else ""),
+        flush=True,
+    )
+    if dry_run or opened is None:
+        print_plan(plan)
+        return 0
+    run_id = run_id or time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
+    record = RunRecord(opened, recipe, run_id, Progress(len(plan.todo)))
+    terminated = _index_all(job, recipe, store, plan.todo, record, address) if plan.todo else False
+    return _finish(record, plan, len(refs), job.run.max_failed_share, terminated)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run has to do.
+
+    Attributes:
+        todo: videos to index.
+        stored: how many are in the store already.
+        known_bad: how many failed before and are left alone.
+    """
+
+    todo: list[VideoRef]
+    stored: int
+    known_bad: int
+
+
+def make_plan(refs: list[VideoRef], recipe: Recipe, store: Store | None, retry_errors: bool) -> Plan:
+    """Compare a corpus with a store; reads no video. Rows lost by a killed run are repaired first."""
+    if store is None:
+        return Plan(refs, 0, 0)
+    store.catalog.repair()
+    status = {row.source_key: row.status for row in store.catalog.rows()}
+    found = [(ref, status.get(key_of(ref, recipe))) for ref in refs]
+    todo = [ref for ref, state in found if state is None or (state == "error" and retry_errors)]
+    stored = sum(state == "ok" for _, state in found)
+    return Plan(todo, stored, len(refs) - len(todo) - stored)
+
+
+def key_of(ref: VideoRef, recipe: Recipe) -> str:
+    """Source key of a listed video; a file of unknown size counts as size 0."""
+    return source_key(ref.uri, ref.size_bytes or 0, ref.version, recipe)
+
+
+@dataclass
+class RunRecord:
+    """Hears how each video ended; adds rows to the catalog in batches and keeps the counts on the screen."""
+
+    store: Store
+    recipe: Recipe
+    run_id: str
+    progress: Progress
+    errors: list[CatalogRow] = field(default_factory=list)
+    _rows: list[CatalogRow] = field(default_factory=list)
+    _flushed: float = field(default_factory=time.monotonic)
+
+    def stored(self, ref: VideoRef, row: CatalogRow) -> None:
+        """One more artifact is committed."""
+        p = self.progress
+        p.done += 1
+        p.bytes_written += row.kv_bytes + row.tokens_bytes
+        p.tokens_before += row.tokens_before
+        p.tokens_after += row.tokens_after
+        self._add(row)
+
+    def failed(self, ref: VideoRef, code: str, message: str) -> None:
+        """One more video cannot be indexed."""
+        row = CatalogRow(
+            video_id=ref.video_id,
+            uri=ref.uri,
+            name=ref.name,
+            status="error",
+            recipe_digest=recipe_digest(self.recipe),
+            source_key=key_of(ref, self.recipe),
+            error_code=code,
+            error_message=message,
+            run_id=self.run_id,
+        )
+        self.progress.failed += 1
+        self.errors.append(row)
+        self._add(row)
+
+    def flush(self) -> None:
+        """Put all rows so far into the catalog."""
+        self.store.catalog.append(self._rows)
+        self._rows, self._flushed = [], time.monotonic()
+
+    def _add(self, row: CatalogRow) -> None:
+        self._rows.append(row)
+        if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._flushed >= FLUSH_EVERY_S:
+            self.flush()
+        self.progress.show()
+
+
+def _index_all(
+    job: JobConfig, recipe: Recipe, store_url: str, refs: list[VideoRef], record: RunRecord, address: str | None
+) -> bool:
+    """Run the driver; True if SIGTERM ended it early."""
+    driver = Driver(job, recipe, store_url, record.run_id, record)
+    before = signal.signal(signal.SIGTERM, lambda *_: driver.stopping.set())
+    try:
+        with start_ray(address), record.progress:
+            driver.run(refs)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        record.flush()
+    return driver.stopping.is_set()
+
+
+def _finish(record: RunRecord, plan: Plan, total: int, max_failed_share: float, terminated: bool) -> int:
+    p = record.progress
+    summary = {
+        "run_id": record.run_id,
+        "total": total,
+        "done": p.done,
+        "skipped": plan.stored + plan.known_bad,
+        "failed": p.failed,
+        "left": len(plan.todo) - p.done - p.failed,
+        "seconds": round(p.seconds, 3),
+        "retained_ratio": round(p.retained_ratio, 4),
+        "bytes_written": p.bytes_written,
+    }
+    if plan.todo:
+        report = {**summary, "errors": [asdict(row) for row in record.errors]}
+        record.store.storage.put(f"runs/{record.run_id}.json", json.dumps(report, indent=1).encode())
+        print_results(record, summary)
+    else:
+        print("nothing to do")
+    print(json.dumps(summary), flush=True)
+    if terminated:
+        return EXIT_TERMINATED
+    return EXIT_TOO_MANY_FAILED if plan.todo and p.failed / len(plan.todo) > max_failed_share else 0
+
+
+def print_plan(plan: Plan) -> None:
+    """The videos a run would index."""
+    table = Table("video", "MB", "uri")
+    for ref in plan.todo[:50]:
+        table.add_row(ref.video_id, f"{(ref.size_bytes or 0) / 1e6:.1f}", ref.uri)
+    if len(plan.todo) > 50:
+        table.add_row(f"... {len(plan.todo) - 50} more", "", "")
+    Console().print(table)
+    megabytes = sum(ref.size_bytes or 0 for ref in plan.todo) / 1e6
+    print(json.dumps({"to_index": len(plan.todo), "video_megabytes": round(megabytes, 1)}))
+
+
+def print_results(record: RunRecord, summary: dict[str, object]) -> None:
+    """The closing table: counts, then one line a failed video."""
+    console = Console()
+    table = Table(show_header=False)
+    for name, value in summary.items():
+        table.add_row(name, str(value))
+    console.print(table)
+    if record.errors:
+        errors = Table("failed video", "code", "message")
+        for row in record.errors[:100]:
+            errors.add_row(row.name, row.error_code, row.error_message)
+        console.print(errors)
+
+
+def _store_exists(url: str) -> bool:
+    from sttm.store.storage import Storage
+
+    return Storage(url).exists("format.json")
+
+
+def command() -> None:
+    """Entry point."""
+    run(index)
+
+
+if __name__ == "__main__":
+    command()

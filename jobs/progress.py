@@ -1,0 +1,65 @@
+"""What a person sees while a job runs: a live line in a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+PLAIN_EVERY_S = 5.0
+
+
+class Progress:
+    """Counts videos and shows the counts; use it as a context manager.
+
+    Args:
+        total: videos to do.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.failed = total, 0, 0
+        self.bytes_written = self.tokens_before = self.tokens_after = 0
+        self.started = self._printed = time.monotonic()
+        self._console = Console()
+        self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def retained_ratio(self) -> float:
+        """Visual tokens kept of those read, over all videos so far."""
+        return self.tokens_after / self.tokens_before if self.tokens_before else 0.0
+
+    def show(self) -> None:
+        """Show the counts as they are now, if it is time to."""
+        if self._live:
+            self._live.update(Text(self.line()))
+        elif time.monotonic() - self._printed >= PLAIN_EVERY_S:
+            self._printed = time.monotonic()
+            print(self.line(), flush=True)
+
+    def line(self) -> str:
+        """All counts in one line."""
+        ended = self.done + self.failed
+        rate = ended / max(self.seconds, 1e-9)
+        left = (self.total - ended) / rate if ended else float("inf")
+        eta = f"{int(left // 60)}:{int(left % 60):02d}" if ended else "-"
+        return (
+            f"{ended}/{self.total} videos  {self.done} done  {self.failed} failed  {rate:.2f} videos/s  "
+            f"retained {self.retained_ratio:.1%}  {self.bytes_written / 1e9:.3f} GB written  ETA {eta}"
+        )
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._live:
+            self._live.update(Text(self.line()))
+            self._live.stop()
+        else:
+            print(self.line(), flush=True)

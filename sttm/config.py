@@ -1,0 +1,87 @@
+"""The settings of one index, from YAML and overrides, and the recipe they amount to."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from sttm.engine.prefill import PrefillConfig
+from sttm.errors import ConfigError
+from sttm.merging import MergeConfig
+from sttm.models.checkpoint import Checkpoint, ModelConfig
+from sttm.settings import Settings
+from sttm.store.key import Recipe, make_recipe
+from sttm.store.scheme import StoreConfig
+from sttm.video import VideoConfig, decoder_versions
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+class IndexConfig(Settings):
+    """Everything that decides what an index holds: one group of settings a concern, declared beside its owner."""
+
+    model: ModelConfig = ModelConfig()
+    video: VideoConfig = VideoConfig()
+    merge: MergeConfig = MergeConfig(budget=0.3)
+    prefill: PrefillConfig = PrefillConfig()
+    store: StoreConfig = StoreConfig()
+
+
+def load_config(kind: type[SettingsType], path: str | Path, overrides: list[str] | None = None) -> SettingsType:
+    """Read settings from a YAML file; an override `a.b=value` (YAML value) replaces one of them.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, a value out of range; names the file, key and value.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"cannot read settings {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, it holds a {type(data).__name__}")
+    for override in overrides or []:
+        _apply(data, override)
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {_plain(e)}" for e in error.errors()]
+        raise ConfigError(f"{path}: " + "; ".join(lines)) from error
+
+
+def _plain(error: Any) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    return message if isinstance(given, dict) else f"{message} (got {given!r})"
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    *sections, key = name.split(".")
+    for section in sections:
+        inner = data.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
+        data = inner
+    try:
+        data[key] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from error
+
+
+def index_recipe(config: IndexConfig, checkpoint: Checkpoint) -> Recipe:
+    """All that changes the bytes of an artifact, besides the video itself.
+
+    The checkpoint counts by its digests, not its name: the same weights in another folder make the same cache.
+    """
+    return make_recipe(
+        model={**checkpoint.digests, "dtype": config.model.dtype},
+        video={**config.video.model_dump(mode="json"), "decoders": decoder_versions()},
+        merge=config.merge.model_dump(mode="json"),
+        prefill=config.prefill.model_dump(mode="json", exclude={"chunk_tokens"}),
+        store=config.store.model_dump(mode="json"),
+    )
