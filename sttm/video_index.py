@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sttm.errors import VideoError
 from sttm.video_file import is_entry_point
 
 HIDDEN = -(1 << 62)  # in place of the pts of a packet that is not shown
@@ -33,7 +32,7 @@ class VideoIndex:
     packet_pts: NDArray[np.int64]  # [P] per packet in file order; -1 for what is not shown
     packet_gop: NDArray[np.int64]  # [P] number of the group of packets that decodes alone, from 0; one group if unsure
     last_frame_s: float  # how long the last frame stays
-    missing_s: float  # declared by the container, but not in the file
+    missing_s: float | None  # declared by the container but not in the file; None if it declares nothing
     is_for_decord: bool
 
     @property
@@ -56,17 +55,13 @@ class _Packet(NamedTuple):
     is_shown: bool
 
 
-def index_stream(container: Any, stream: Any, demuxed: Iterable[Any], where: str) -> VideoIndex:
-    """Index one video stream of an open PyAV container from the packets of all its streams.
-
-    Raises:
-        VideoError: `no_frames`.
-    """
+def index_stream(container: Any, stream: Any, demuxed: Iterable[Any]) -> VideoIndex | None:
+    """Index one video stream of an open PyAV container from the packets of all its streams; None if it has none."""
     context, tick_s = stream.codec_context, float(stream.time_base)
     packets, reached_s = _packets(stream, demuxed)
     shown = sorted((p.pts, p.ticks) for p in packets if p.is_shown and p.pts is not None)
     if not shown:
-        raise VideoError("no_frames", f"{where} has a video stream without a single frame; copy it again")
+        return None
     kind = container.format.name
     pts, gop = _tables(packets, kind in (_MP4, _MATROSKA))
     declared_s, reached_s = _declared(container, stream, reached_s, (shown[-1][0] + shown[-1][1]) * tick_s)
@@ -83,7 +78,7 @@ def index_stream(container: Any, stream: Any, demuxed: Iterable[Any], where: str
         packet_pts=pts,
         packet_gop=np.maximum(gop, 0),
         last_frame_s=shown[-1][1] * tick_s or float(1 / (stream.average_rate or np.inf)),
-        missing_s=max(0.0, declared_s - reached_s),
+        missing_s=None if declared_s is None else max(0.0, declared_s - reached_s),
         is_for_decord=kind in (_MP4, _MATROSKA) and context.name in _DECORD_CODECS and is_simple and is_sound,
     )
 
@@ -114,11 +109,11 @@ def _tables(packets: list[_Packet], is_indexed: bool) -> tuple[NDArray[np.int64]
     return pts, gop if sure else np.full(len(packets), -1)
 
 
-def _declared(container: Any, stream: Any, reached_s: float, video_end_s: float) -> tuple[float, float]:
+def _declared(container: Any, stream: Any, reached_s: float, video_end_s: float) -> tuple[float | None, float]:
     """(declared, reached) end in seconds. Only containers that store a duration count: FFmpeg guesses the others."""
     kind = container.format.name
     if kind == _MP4 and stream.duration:
         return float(stream.duration * stream.time_base), video_end_s
     if kind in _WITH_DURATION and container.duration:
         return container.duration / 1e6, reached_s
-    return 0.0, reached_s
+    return None, reached_s

@@ -1,0 +1,117 @@
+"""Makes test videos: every function returns the bytes of a file, encoded on the spot with PyAV.
+
+    (tmp_path / "a.mp4").write_bytes(encode_video(count=30, rate=10))
+    encode_video(ticks_ms=[0, 40, 500, 2000])          variable frame rate
+    encode_video(container="mpegts")                    MPEG transport stream
+    truncated(encode_video(faststart=True), 0.5)        first half of a file
+
+Frame number i is a grey picture with a white bar that grows with i, so that frames can be told apart after decoding.
+"""
+
+import io
+import tempfile
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+CLIPS = Path(__file__).parent / "data" / "clips"
+TEXT = b"This is a text file that somebody renamed.\n" * 50
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n"
+
+
+def picture(number: int, width: int, height: int) -> NDArray[np.uint8]:
+    """uint8 [height, width, 3]: brightness and bar tell the number (up to 50), the dark corner is top left."""
+    pixels = np.full((height, width, 3), 30 + 4 * (number % 50), np.uint8)
+    pixels[:, : 1 + number * width // 60] = 255
+    pixels[: height // 4, : width // 4] = 0
+    return pixels
+
+
+def encode_video(
+    *,
+    count: int = 30,
+    rate: int = 10,
+    ticks_ms: Sequence[int] | None = None,
+    size: tuple[int, int] = (64, 48),
+    codec: str = "libx264",
+    container: str = "mp4",
+    pixel_format: str = "yuv420p",
+    gop: int = 10,
+    rotation: int = 0,
+    options: dict[str, str] | None = None,
+    movflags: str = "faststart",
+    audio_seconds: float = 0.0,
+) -> bytes:
+    """A video of `count` frames at `rate` per second, or one frame at each of `ticks_ms` (negative ones are cut away).
+
+    Args:
+        size: width and height as stored; `rotation` (0, 90, 180, 270, counter-clockwise) only goes to the metadata.
+        options: of the encoder.
+        movflags: of the MP4 muxer, e.g. `frag_keyframe+empty_moov`; empty puts the index at the end.
+        audio_seconds: adds a silent audio track.
+    """
+    ticks, tick = (range(count), Fraction(1, rate)) if ticks_ms is None else (ticks_ms, Fraction(1, 1000))
+    flags = {"movflags": movflags} if container == "mp4" and movflags else {}
+    with (
+        tempfile.NamedTemporaryFile() as output,  # moving the index to the front reopens the file by name
+        av.open(output.name, "w", format=container, container_options=flags) as file,
+    ):
+        stream = file.add_stream(codec, rate=rate)
+        stream.width, stream.height = size
+        stream.pix_fmt = pixel_format
+        stream.codec_context.gop_size = gop
+        stream.codec_context.time_base = tick
+        stream.options = options or {}
+        if rotation:
+            stream.set_display_rotation(rotation)
+        track = file.add_stream("aac", rate=8000, layout="mono") if audio_seconds else None
+        for number, pts in enumerate(ticks):
+            frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
+            frame.pts, frame.time_base = pts, tick
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+        if track is not None:
+            _add_silence(file, track, audio_seconds)
+        file.close()
+        return Path(output.name).read_bytes()
+
+
+def encode_audio(seconds: float = 1.0, *, cover: bool = False) -> bytes:
+    """An M4A of silence, with a cover picture if asked for."""
+    output = io.BytesIO()
+    with av.open(output, "w", format="mp4") as file:
+        track = file.add_stream("aac", rate=8000, layout="mono")
+        if cover:
+            art = file.add_stream("mjpeg", rate=1)
+            art.width, art.height, art.pix_fmt = 64, 48, "yuvj420p"
+            art.disposition = av.stream.Disposition.attached_pic
+            frame = av.VideoFrame.from_ndarray(picture(0, 64, 48), format="rgb24").reformat(format="yuvj420p")
+            frame.pts, frame.time_base = 0, Fraction(1, 1)
+            file.mux([*art.encode(frame), *art.encode()])
+        _add_silence(file, track, seconds)
+    return output.getvalue()
+
+
+def truncated(data: bytes, kept_ratio: float) -> bytes:
+    """The first part of a file, as after an interrupted copy."""
+    return data[: int(len(data) * kept_ratio)]
+
+
+def flipped(data: bytes, seed: int, count: int = 20, start_ratio: float = 0.0) -> bytes:
+    """The file with `count` bytes changed at random places behind `start_ratio`, as after a storage fault."""
+    rng, damaged = np.random.default_rng(seed), bytearray(data)
+    for at in rng.integers(int(len(data) * start_ratio), len(data), count):
+        damaged[at] ^= int(rng.integers(1, 256))
+    return bytes(damaged)
+
+
+def _add_silence(file: av.container.OutputContainer, track: av.AudioStream, seconds: float) -> None:
+    for start in range(0, int(seconds * 8000), 1024):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 8000, start, Fraction(1, 8000)
+        file.mux(track.encode(frame))
+    file.mux(track.encode())
