@@ -95,9 +95,11 @@ def test_the_query_path_stays_light(tmp_path: Path) -> None:
 import sys
 from sttm.store.store import Store
 store = Store.open({str(tmp_path)!r})
-store.load_kv(store.find("clip").identity)
+row = store.find("clip")
+assert "torch" not in sys.modules
+store.load_kv(row.identity)
 heavy = {{"pyarrow.dataset", "transformers", "ray", "decord", "av", "fsspec", "safetensors", "pandas", "torchvision"}}
-print(sorted(heavy & set(sys.modules)), store.find("clip").identity)
+print(sorted(heavy & set(sys.modules)), row.identity)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["[]", row.identity]

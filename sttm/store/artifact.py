@@ -13,13 +13,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sttm.errors import ArtifactError, StoreError
 from sttm.store.key import FORMAT_VERSION, Recipe, identity
-from sttm.store.kv import EncodedKV
 from sttm.store.sealed import digest_of, read_sealed, seal
 from sttm.store.storage import Storage
+
+if TYPE_CHECKING:  # torch takes seconds to import, and listing a store needs none of it
+    from sttm.store.kv import EncodedKV
 
 _IDENTITY = re.compile(r"[0-9a-f]{64}")
 
@@ -105,7 +107,7 @@ def commit_artifact(
     recipe: Recipe,
     content_digest: str,
     source: Source,
-    kv: EncodedKV,
+    kv: "EncodedKV",
     tokens: bytes,
     facts: Facts,
 ) -> Manifest:

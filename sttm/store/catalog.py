@@ -238,7 +238,7 @@ class Catalog:
                 f"{self.storage.url}/{part['key']} is damaged; delete the catalog folder and run repair"
             )
         # ParquetFile, because read_table imports pyarrow.dataset.
-        columns = pq.ParquetFile(io.BytesIO(data)).read().to_pydict()
+        columns = pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False).to_pydict()
         for name in ("thresholds", "timings_s"):
             columns[name] = [dict(value) for value in columns[name]]
         return [CatalogRow(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]

@@ -2,18 +2,21 @@
 
 import os
 from dataclasses import replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from sttm.errors import StoreError
-from sttm.kv_cache import KVCache
 from sttm.store.artifact import Facts, Manifest, Source, commit_artifact, load_manifest, manifest_key
 from sttm.store.catalog import Catalog, CatalogRow
 from sttm.store.key import FORMAT_VERSION, Recipe
-from sttm.store.kv import EncodedKV, read_kv
 from sttm.store.sealed import read_sealed, seal
 from sttm.store.storage import MissingObjectError, Storage
-from sttm.store.tokens import Tokens, read_tokens
+
+if TYPE_CHECKING:  # torch takes seconds to import, and finding a video needs none of it
+    import torch
+
+    from sttm.kv_cache import KVCache
+    from sttm.store.kv import EncodedKV
+    from sttm.store.tokens import Tokens
 
 _MARKER = "format.json"
 
@@ -56,7 +59,7 @@ class Store:
         return cls(storage)
 
     def publish(
-        self, recipe: Recipe, content_digest: str, source: Source, kv: EncodedKV, tokens: bytes, facts: Facts
+        self, recipe: Recipe, content_digest: str, source: Source, kv: "EncodedKV", tokens: bytes, facts: Facts
     ) -> CatalogRow:
         """Commit an artifact and return its catalog row, which the caller appends (in batches) to the catalog.
 
@@ -93,17 +96,21 @@ class Store:
         """The newest artifact of a video by id, URI or name; errors as for `Catalog.find`."""
         return self.catalog.find(video, recipe_digest)
 
-    def load_kv(self, identity: str, device: torch.device | str = "cpu") -> KVCache:
+    def load_kv(self, identity: str, device: "torch.device | str" = "cpu") -> "KVCache":
         """The KV cache of a committed artifact, every byte verified against its manifest.
 
         Raises:
             MissingObjectError: nothing is committed under this identity.
             ArtifactError: a file is damaged.
         """
+        from sttm.store.kv import read_kv
+
         manifest = self.manifest(identity)
         return read_kv(self.storage, manifest.kv.key, manifest.kv_header_digest, device)
 
-    def load_tokens(self, identity: str, with_features: bool = True) -> Tokens:
+    def load_tokens(self, identity: str, with_features: bool = True) -> "Tokens":
         """The reduced tokens of a committed artifact; errors as for `load_kv`."""
+        from sttm.store.tokens import read_tokens
+
         file = self.manifest(identity).tokens
         return read_tokens(self.storage, file.key, file.digest, with_features)

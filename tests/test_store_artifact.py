@@ -1,0 +1,168 @@
+"""The commit protocol: killed writers, racing writers, damaged and foreign manifests."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from s3_server import s3_server  # noqa: F401
+from store_samples import publish
+
+from sttm.errors import ArtifactError, StoreError
+from sttm.store.artifact import committed, load_manifest, manifest_key
+from sttm.store.sealed import read_sealed, seal
+from sttm.store.storage import MissingObjectError, Storage
+from sttm.store.store import Store
+
+# Processes are forked off one that has imported everything, which takes seconds.
+FORKING = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from sttm.store.storage import Storage
+from sttm.store.store import Store
+from store_samples import publish
+
+def fork(work, *arguments):
+    child = os.fork()
+    if child == 0:
+        work(*arguments)
+        os._exit(0)
+    return child
+"""
+
+# Each writer dies by SIGKILL right before or right after its n-th write.
+KILLED_WRITERS = """
+def dying(write, number, moment):
+    def wrapped(self, key, data):
+        wrapped.left -= 1
+        if wrapped.left == 0 and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = write(self, key, data)
+        if wrapped.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    wrapped.left = number
+    return wrapped
+
+def write(url, number, moment):
+    store = Store.open(url, create=True)
+    create, counted = Storage.create, dying(lambda self, key, data: puts[key.startswith(("commit", "catalog/log"))](
+        self, key, data), number, moment)
+    puts = [Storage.put, create]
+    Storage.put = Storage.create = counted
+    publish(store)
+
+for number in range(1, 6):
+    for moment in ("before", "after"):
+        child = fork(write, f"{sys.argv[2]}/{number}-{moment}", number, moment)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+"""
+
+RACING_WRITERS = """
+def write(url, out):
+    os.write(out, publish(Store.open(url)).created_at.encode())
+
+pipes = [os.pipe() for _ in range(3)]
+children = [fork(write, sys.argv[2], out) for _, out in pipes]
+assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+print(*{os.read(source, 100).decode() for source, _ in pipes})
+"""
+
+
+def run(code: str, url: str) -> str:
+    arguments = [sys.executable, "-c", FORKING + code, str(Path(__file__).parent), url]
+    return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+
+
+WRITES = ["kv.safetensors", "tokens.parquet", "manifest", "catalog part", "catalog snapshot"]
+
+
+def test_a_writer_killed_at_any_write_leaves_a_clean_store_and_the_next_run_completes(tmp_path: Path) -> None:
+    run(KILLED_WRITERS, str(tmp_path))
+    for number, name in enumerate(WRITES, start=1):
+        for moment in ("before", "after"):
+            store = Store.open(str(tmp_path / f"{number}-{moment}"))
+            exists = number > 3 or (number == 3 and moment == "after")
+            listed = number == 5 and moment == "after"
+            assert len(committed(store.storage)) == exists, (name, moment)
+            for identity in committed(store.storage):
+                store.load_kv(identity)
+            assert len(store.catalog.rows()) == listed, (name, moment)
+            assert len(store.catalog.repair()) == exists - listed, (name, moment)
+            row = publish(store)
+            assert store.find("clip") == row
+            store.load_kv(row.identity)
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_of_writers_racing_for_one_identity_one_counts_for_all(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = str(tmp_path / "store") if kind == "local" else request.getfixturevalue("s3_server").new_root()
+    store = Store.open(url, create=True)
+    assert len(run(RACING_WRITERS, url).split()) == 1, "all writers report the same artifact"
+    (identity,) = committed(store.storage)
+    assert len(store.storage.keys("kv")) == 2, "losers take their files back"
+    store.load_kv(identity)
+    assert len(store.catalog.rows()) == 1
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(str(tmp_path / "store"), create=True)
+
+
+def test_one_flipped_bit_in_any_file_is_noticed_and_the_file_named(store: Store) -> None:
+    row = publish(store)
+    manifest = store.manifest(row.identity)
+    for key in (manifest.kv.key, manifest.tokens.key, manifest_key(row.identity)):
+        whole = store.storage.read(key)
+        for position in range(0, len(whole), max(1, len(whole) // 40)):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << position % 8
+            store.storage.put(key, damaged)
+            with pytest.raises(ArtifactError, match=key):
+                (store.load_tokens if key == manifest.tokens.key else store.load_kv)(row.identity)
+        store.storage.put(key, whole)
+    store.load_kv(row.identity)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "format version 2, this program reads 1"),
+        ({"content_digest": "other"}, "belongs to another artifact"),
+        ({"identity": "0" * 64}, "belongs to another artifact"),
+        ({"extra": 1}, "malformed"),
+        ({"facts": []}, "malformed"),
+        ({"kv": {"key": "kv/00/x", "size_bytes": 1, "digest": ""}}, "outside its own folder"),
+        ({"kv": {"key": 7, "size_bytes": 1, "digest": ""}}, "malformed"),
+        ({"recipe": None}, "malformed"),
+        ({"recipe": []}, "malformed"),
+    ],
+)
+def test_a_sealed_manifest_that_is_not_this_artifacts_is_refused(store: Store, change: dict, message: str) -> None:
+    identity = publish(store).identity
+    body = read_sealed(store.storage, manifest_key(identity))
+    store.storage.put(manifest_key(identity), seal({**body, **change}))
+    with pytest.raises(ArtifactError, match=message):
+        load_manifest(store.storage, identity)
+
+
+def test_a_manifest_without_its_file_is_a_missing_object(store: Store) -> None:
+    row = publish(store)
+    store.storage.delete(store.manifest(row.identity).kv.key)
+    with pytest.raises(MissingObjectError, match=r"kv\.safetensors does not exist"):
+        store.load_kv(row.identity)
+
+
+def test_a_full_disk_commits_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Storage, key: str, data: bytes) -> None:
+        raise StoreError("cannot write: no space left on device")
+
+    monkeypatch.setattr(Storage, "put", full)
+    with pytest.raises(StoreError, match="no space"):
+        publish(store)
+    assert committed(store.storage) == []

@@ -1,0 +1,179 @@
+"""The catalog: consistent snapshots, no lost rows, newest wins, rebuilt from manifests."""
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from s3_server import s3_server  # noqa: F401
+from store_samples import publish
+
+from sttm.errors import ArtifactError, StoreError
+from sttm.store import catalog as catalog_module
+from sttm.store.catalog import Catalog, CatalogRow
+from sttm.store.storage import Storage
+from sttm.store.store import Store
+
+
+def row(video: str = "v1", number: int = 0, **changes: object) -> CatalogRow:
+    fields = {
+        "video_id": video,
+        "uri": f"s3://videos/{video}.mp4",
+        "name": f"{video}.mp4",
+        "status": "ok",
+        "recipe_digest": "recipe",
+        "source_key": f"source of {video}",
+        "identity": f"{video}-{number}",
+        "thresholds": {"temporal": 0.5},
+        "timings_s": {"decode": 1.5, "prefill": 0.25},
+        "created_at": f"2026-01-01T00:00:{number:02d}.000000+00:00",
+    }
+    return CatalogRow(**{**fields, **changes})
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    return Catalog(Storage(str(tmp_path)))
+
+
+def test_an_empty_catalog_has_no_rows(catalog: Catalog) -> None:
+    assert catalog.rows() == []
+    catalog.append([])
+    assert catalog.snapshot().version == 0
+    with pytest.raises(StoreError, match=r"no video 'x' in .*; it has 0 videos"):
+        catalog.find("x")
+
+
+def test_rows_come_back_as_they_were(catalog: Catalog) -> None:
+    rows = [row("a", 1), row("b", 2, status="error", error_code="no_video_stream", error_message="ä", thresholds={})]
+    catalog.append(rows[:1])
+    catalog.append(rows[1:])
+    assert Catalog(catalog.storage).rows() == rows
+
+
+def test_the_newest_row_of_a_video_and_recipe_counts(catalog: Catalog) -> None:
+    catalog.append([row("a", 3), row("a", 1), row("a", 2, recipe_digest="other")])
+    assert [r.identity for r in catalog.rows()] == ["a-2", "a-3"]
+    assert catalog.find("a").identity == "a-3"
+    assert catalog.find("a", recipe_digest="other").identity == "a-2"
+
+
+def test_an_error_never_hides_an_artifact_of_the_same_file(catalog: Catalog) -> None:
+    error = row("a", 2, status="error", identity="", error_code="crash")
+    catalog.append([row("a", 1), error])
+    assert catalog.find("a").identity == "a-1"
+    catalog.append([replace(error, source_key="a newer file", created_at="2026-01-02")])
+    with pytest.raises(StoreError, match="indexing 'a' failed: crash"):
+        catalog.find("a")
+
+
+def test_find_takes_id_uri_or_name_and_explains_a_miss(catalog: Catalog) -> None:
+    catalog.append([row("clip-one"), row("clip-two"), row("x", name="same.mp4"), row("y", name="same.mp4")])
+    for text in ("clip-one", "s3://videos/clip-one.mp4", "clip-one.mp4"):
+        assert catalog.find(text).video_id == "clip-one"
+    with pytest.raises(StoreError, match=r"no video 'clip-onne' .*did you mean 'clip-one'"):
+        catalog.find("clip-onne")
+    with pytest.raises(StoreError, match=r"'same.mp4' is the name of 2 videos; use one of their ids: x, y"):
+        catalog.find("same.mp4")
+
+
+def test_a_removed_video_is_gone(catalog: Catalog) -> None:
+    catalog.append([row("a", 1), row("a", 2, status="removed")])
+    assert catalog.rows() == []
+
+
+def test_a_reader_of_an_old_snapshot_is_not_disturbed(catalog: Catalog) -> None:
+    catalog.append([row("a", 1)])
+    catalog.append([row("b", 1)])
+    old = catalog.snapshot()
+    catalog.append([row("a", 2)])
+    catalog.compact()
+    assert [r.identity for r in catalog.history(old)] == ["a-1", "b-1"]
+
+
+def test_compaction_changes_no_answer_and_happens_by_itself(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_module, "COMPACT_AT", 4)
+    for number in range(7):
+        catalog.append([row("a", number), row(f"b{number}", number)])
+    assert len(catalog.snapshot().parts) <= 5
+    before = catalog.rows()
+    catalog.compact()
+    assert len(catalog.snapshot().parts) == 1
+    assert catalog.rows() == before
+    assert {r.identity for r in catalog.history()} >= {f"a-{n}" for n in range(7)}, "repair must still know them"
+
+
+def test_a_damaged_part_or_record_is_named(catalog: Catalog) -> None:
+    catalog.append([row()])
+    for key in (catalog.snapshot().parts[0]["key"], "catalog/log/00000000000000000001.json"):
+        data = bytearray(catalog.storage.read(key))
+        data[len(data) // 2] ^= 4
+        whole = catalog.storage.read(key)
+        catalog.storage.put(key, data)
+        with pytest.raises(ArtifactError, match=f"{key} is damaged"):
+            catalog.rows()
+        catalog.storage.put(key, whole)
+
+
+WRITER = """
+import sys
+from sttm.store.catalog import Catalog, CatalogRow
+from sttm.store.storage import Storage
+catalog = Catalog(Storage(sys.argv[1]))
+for number in range(int(sys.argv[3])):
+    video = f"{sys.argv[2]}-{number}"
+    catalog.append([CatalogRow(video, video, video, "ok", "recipe", "source")])
+"""
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_rows_of_writers_in_many_processes_all_arrive(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = str(tmp_path) if kind == "local" else request.getfixturevalue("s3_server").new_root()
+    processes, count = (4, 12) if kind == "local" else (2, 6)
+    arguments = [sys.executable, "-c", WRITER, url]
+    writers = [subprocess.Popen([*arguments, f"w{number}", str(count)]) for number in range(processes)]
+    assert [writer.wait() for writer in writers] == [0] * processes
+    expected = {f"w{writer}-{number}" for writer in range(processes) for number in range(count)}
+    assert {r.video_id for r in Catalog(Storage(url)).rows()} == expected
+
+
+def test_rows_lost_with_their_driver_are_repaired_from_manifests(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path), create=True)
+    rows = [publish(store, name) for name in ("a", "b")]
+    for key in store.storage.keys("catalog"):
+        store.storage.delete(key)
+    assert store.catalog.rows() == []
+    assert sorted(store.catalog.repair(), key=lambda r: r.video_id) == rows
+    assert store.find("b") == rows[1]
+    assert store.catalog.repair() == []
+
+
+def test_repair_does_not_bring_back_what_was_replaced(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path), create=True)
+    old = publish(store, "a")
+    newer = replace(old, identity="f" * 64, created_at="9999")
+    store.catalog.append([newer])
+    store.catalog.compact()
+    assert store.catalog.repair() == []
+    assert store.find("a") == newer
+
+
+def test_repair_steps_over_a_damaged_manifest(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path), create=True)
+    rows = [publish(store, name) for name in ("a", "b")]
+    for key in store.storage.keys("catalog"):
+        store.storage.delete(key)
+    store.storage.put(f"commit/{rows[0].identity[:2]}/{rows[0].identity}.json", b"{}")
+    assert store.catalog.repair() == rows[1:]
+
+
+def test_a_thousand_videos_are_listed_in_a_second(catalog: Catalog) -> None:
+    for start in range(0, 1000, 50):
+        catalog.append([row(f"v{number}", 1) for number in range(start, start + 50)])
+    began = time.perf_counter()
+    assert len(Catalog(catalog.storage).rows()) == 1000
+    assert time.perf_counter() - began < 1
