@@ -112,8 +112,8 @@ def _tables(packets: list[_Packet], is_indexed: bool) -> tuple[NDArray[np.int64]
 def _declared(container: Any, stream: Any, reached_s: float, video_end_s: float) -> tuple[float | None, float]:
     """(declared, reached) end in seconds. Only containers that store a duration count: FFmpeg guesses the others."""
     kind = container.format.name
-    if kind == _MP4 and stream.duration:
-        return float(stream.duration * stream.time_base), video_end_s
+    if kind == _MP4:  # without a sample count it is fragmented, and its duration merely what was found
+        return (float(stream.duration * stream.time_base) if stream.frames and stream.duration else None), video_end_s
     if kind in _WITH_DURATION and container.duration:
         return container.duration / 1e6, reached_s
     return None, reached_s
