@@ -79,7 +79,7 @@ def test_reproduces_the_released_code(case: dict) -> None:
     np.testing.assert_allclose(merged.features.numpy(), arrays[f"{case['name']}/features"], atol=1e-3)
 
 
-@PROPERTY
+@settings(PROPERTY, max_examples=150)
 @given(
     videos,
     thresholds,

@@ -45,16 +45,28 @@ def test_is_never_exceeded_within_reach(x, budget, share) -> None:
 @PROPERTY
 @given(videos, st.floats(0.2, 1.0), st.sampled_from(["best", "all"]))
 def test_reports_the_thresholds_that_reproduce_it(x, budget, links) -> None:
-    by_budget = merge(x, MergeConfig(budget=budget, links=links))
+    """With two levels, that is; a node above others may be merged in part, see below."""
+    by_budget = merge(x, MergeConfig(budget=budget, links=links, root_level=2))
     by_threshold = merge(
         x,
         MergeConfig(
             spatial_threshold=by_budget.spatial_threshold,
             temporal_threshold=by_budget.temporal_threshold,
             links=links,
+            root_level=2,
         ),
     )
     assert torch.equal(by_budget.survivor, by_threshold.survivor)
+
+
+@PROPERTY
+@given(st.integers(0, 999), st.floats(0.1, 1.0))
+def test_is_never_coarser_than_its_spatial_threshold(seed, budget) -> None:
+    x = video(1, 13, 11, seed=seed)
+    by_budget = merge(x, MergeConfig(budget=budget, root_level=0))
+    by_threshold = merge(x, MergeConfig(spatial_threshold=by_budget.spatial_threshold, root_level=0))
+    assert torch.equal(by_threshold.survivor[by_budget.index][by_budget.survivor], by_threshold.survivor)
+    assert len(by_budget) - len(by_threshold) < 4**3
 
 
 def test_spatial_share_moves_the_merging_between_space_and_time() -> None:

@@ -48,7 +48,7 @@ def covered_first(cover_TI: Tensor, grid: Grid, removed: int, floor: float) -> T
     """bool [T, I]: the most similar nodes, as many as take away at most `removed` tokens, none below `floor`.
 
     Of equal cosines the finer node goes first (so that a covered node's descendants are covered), then the upper left,
-    then the earlier.
+    then the earlier. So the last node taken may be merged in part only, less than its cosine as threshold would.
     """
     cosine, order = cover_TI.T.flatten().sort(descending=True, stable=True)
     lost = (grid.child_count - 1)[order // len(cover_TI)].cumsum(0)

@@ -12,7 +12,7 @@ from sttm.merging.config import MergeConfig
 from sttm.merging.decision import Decision, decide_by_thresholds
 from sttm.merging.grid import Grid, make_grid
 from sttm.merging.merged import Merged, weighted_sum
-from sttm.merging.peers import PEERS
+from sttm.merging.peers import merge_by_peer
 from sttm.merging.similarity import Similarity, measure
 
 
@@ -33,7 +33,7 @@ def merge(features_THWC: Tensor, config: MergeConfig) -> Merged:
     if C % (config.head_dim or C):
         raise ConfigError(f"merge: head_dim {config.head_dim} does not divide the {C} channels")
     if config.method not in ("sttm", "none"):
-        return PEERS[config.method](features_THWC, config)
+        return merge_by_peer(features_THWC, config)
     grid = make_grid(H, W, config.root_level, features_THWC.device)
     return _assemble(features_THWC.reshape(T, H * W, C), grid, _decide(features_THWC, grid, config), config)
 
