@@ -228,9 +228,9 @@ def _resolve(fs: Any, folder: str, uri: str) -> str:
 def _parse_parquet(data: bytes) -> tuple[list[str], list[dict[str, Any]]]:
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(io.BytesIO(data))
+    file = pq.ParquetFile(io.BytesIO(data), pre_buffer=False)
     columns = list(file.schema_arrow.names)
-    return columns, file.read(columns=[c for c in ("uri", "id") if c in columns]).to_pylist()
+    return columns, file.read(columns=[c for c in ("uri", "id") if c in columns], use_threads=False).to_pylist()
 
 
 def _parse_csv(data: bytes) -> tuple[list[str], list[dict[str, Any]]]:

@@ -185,21 +185,16 @@ class Catalog:
             StoreError: no video or several fit, or indexing it failed; the message names what is there.
         """
         rows = [row for row in self.rows() if recipe_digest in (None, row.recipe_digest)]
-        found = next(
-            (hits for key in ("video_id", "uri", "name") if (hits := [r for r in rows if getattr(r, key) == text])), []
-        )
-        if not found:
-            raise StoreError(f"no video {text!r} in {self.storage.url}; {_near(text, rows)}")
-        videos = sorted({row.video_id for row in found})
-        if len(videos) > 1:
-            raise StoreError(
-                f"{text!r} is the name of {len(videos)} videos; use one of their ids: {', '.join(videos[:8])}"
-            )
+        found = _rows_of(text, rows, self.storage.url)
         usable = [row for row in found if row.status == "ok"]
         if not usable:
             error = found[-1]
             raise StoreError(f"indexing {text!r} failed: {error.error_code}: {error.error_message}; index it again")
         return usable[-1]
+
+    def identify(self, text: str) -> str:
+        """The id of the one video with this id, URI or name, whether or not it is usable; errors as for `find`."""
+        return _rows_of(text, self.rows(), self.storage.url)[0].video_id
 
     def repair(self) -> list[CatalogRow]:
         """Add the rows of committed artifacts that no row names, and return them.
@@ -249,6 +244,18 @@ def _without_repeats(rows: list[CatalogRow]) -> list[CatalogRow]:
     bring them back."""
     last = {(row.video_id, row.recipe_digest, row.identity): row for row in rows}
     return sorted(last.values(), key=lambda row: row.created_at)
+
+
+def _rows_of(text: str, rows: list[CatalogRow], url: str) -> list[CatalogRow]:
+    """The rows of the one video that a text names by id, else URI, else name."""
+    by_key = ([row for row in rows if getattr(row, key) == text] for key in ("video_id", "uri", "name"))
+    found = next(filter(None, by_key), [])
+    if not found:
+        raise StoreError(f"no video {text!r} in {url}; {_near(text, rows)}")
+    videos = sorted({row.video_id for row in found})
+    if len(videos) > 1:
+        raise StoreError(f"{text!r} is the name of {len(videos)} videos; use one of their ids: {', '.join(videos[:8])}")
+    return found
 
 
 def _near(text: str, rows: list[CatalogRow]) -> str:

@@ -1,0 +1,63 @@
+"""Settings from YAML and overrides: right values in, clear errors out; the recipe changes with what it must."""
+
+from pathlib import Path
+
+import pytest
+
+from sttm.config import IndexConfig, index_recipe, load_config
+from sttm.errors import ConfigError
+from sttm.models.checkpoint import Checkpoint
+from sttm.store.key import differences, recipe_digest
+
+
+@pytest.fixture
+def settings_file(tmp_path: Path) -> Path:
+    path = tmp_path / "settings.yaml"
+    path.write_text("merge:\n  budget: 0.5\nvideo:\n  fps: 2.0\n")
+    return path
+
+
+def test_overrides_replace_values_of_the_file(settings_file: Path) -> None:
+    config = load_config(IndexConfig, settings_file, ["merge.budget=0.25", "prefill.merge_layer=0"])
+    assert (config.merge.budget, config.video.fps, config.prefill.merge_layer) == (0.25, 2.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("merge.bugdet=0.3", "did you mean 'budget'"),
+        ("mreg.budget=0.3", "did you mean 'merge'"),
+        ("merge.budget=0", "merge.budget"),
+        ("merge.spatial_threshold=1.5", "1.5"),
+        ("merge.spatial_threshold=0.8", "not both"),
+        ("video.fps=fast", "'fast'"),
+        ("nonsense", "section.key=value"),
+        ("merge.budget.more=1", "not a section"),
+    ],
+)
+def test_bad_setting_is_one_clear_error(settings_file: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(IndexConfig, settings_file, [override])
+
+
+@pytest.mark.parametrize("text", ["merge: [", "- a list", "\x00"])
+def test_file_that_holds_no_settings_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_config(IndexConfig, path)
+    with pytest.raises(ConfigError, match="missing"):
+        load_config(IndexConfig, tmp_path / "missing.yaml")
+
+
+def test_recipe_changes_with_what_changes_the_bytes(qwen2_vl_folder: Path, settings_file: Path) -> None:
+    def recipe(*overrides: str) -> dict:
+        config = load_config(IndexConfig, settings_file, [f"model.path={qwen2_vl_folder}", *overrides])
+        return index_recipe(config, Checkpoint.open(config.model))
+
+    plain = recipe()
+    assert recipe_digest(recipe("prefill.chunk_tokens=64")) == recipe_digest(plain)
+    for override in ("merge.budget=0.4", "video.max_frames=9", "store.kv_scheme=exact", "model.dtype=float32"):
+        changed = recipe(override)
+        path = override.split("=")[0]
+        assert [d.path for d in differences(plain, changed)] == [path]
