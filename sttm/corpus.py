@@ -18,8 +18,9 @@ import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from sttm.errors import CorpusError
@@ -31,8 +32,15 @@ VIDEO_EXTENSIONS = (
 MANIFEST_EXTENSIONS = (".parquet", ".csv", ".jsonl", ".ndjson")
 # s3fs remembers listings per process, which hides what other writers added since.
 _NO_LISTING_CACHE = {"use_listings_cache": False, "skip_instance_cache": True}
+_WILDCARDS = "*?["
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _ID_RULE = "1 to 128 of the characters A-Z a-z 0-9 . _ -, not starting with . or -"
+
+
+class _Row(NamedTuple):
+    uri: str
+    given_id: str | None
+    info: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -150,34 +158,49 @@ def _version(info: dict[str, Any]) -> str:
     for kind, keys in (("etag", ("ETag", "etag")), ("mtime", ("mtime", "LastModified", "last_modified", "created"))):
         for key in keys:
             if value := info.get(key):
-                return f"{kind}:{str(value).strip(chr(34))}"
+                value = value.timestamp() if isinstance(value, datetime) else str(value).strip('"')
+                return f"{kind}:{value}"
     return ""
 
 
-def _find(fs: Any, path: str, url: str) -> Iterable[tuple[str, str | None, dict[str, Any] | None]]:
-    """(URI, given id, info) of every candidate, in listing order."""
+def _find(fs: Any, path: str, url: str) -> Iterable[_Row]:
+    """Every candidate, in listing order."""
     extension = posixpath.splitext(path)[1].lower()
     if not fs.exists(path):
-        if any(c in path for c in "*?["):
-            found = fs.glob(path, detail=True)
-            any_kind = extension and not any(c in extension for c in "*?[")
-            return _listed(fs, [i for i in found.values() if any_kind or _is_video(i["name"])])
-        raise FileNotFoundError(url)
+        if not any(c in path for c in _WILDCARDS):
+            raise FileNotFoundError(url)
+        return _listed(fs, _glob(fs, path, extension))
     if fs.isdir(path):
-        infos = _walk_local(fs, path) if "file" in _protocols(fs) else fs.find(path, detail=True).values()
+        infos = _walk_local(fs, path) if _is_local(fs) else fs.find(path, detail=True).values()
         return _listed(fs, [i for i in infos if _is_video(i["name"]) and not _is_hidden(i["name"], path)])
     if extension in MANIFEST_EXTENSIONS:
         return _manifest(fs, path, url)
     return _listed(fs, [fs.info(path)])
 
 
-def _listed(fs: Any, infos: list[dict[str, Any]]) -> list[tuple[str, str | None, dict[str, Any] | None]]:
-    files = [i for i in infos if i.get("type") != "directory"]
-    return sorted(((str(fs.unstrip_protocol(i["name"])), None, i) for i in files), key=lambda row: row[0])
+def _glob(fs: Any, pattern: str, extension: str) -> list[dict[str, Any]]:
+    fixed = posixpath.dirname(re.split(r"[*?\[]", pattern, maxsplit=1)[0])
+    found = [_followed(fs, info) for info in fs.glob(pattern, detail=True).values()]
+    if not extension or any(c in extension for c in _WILDCARDS):
+        found = [info for info in found if _is_video(info["name"])]
+    return [i for i in found if "/." in pattern[len(fixed) :] or not _is_hidden(i["name"], fixed)]
 
 
-def _protocols(fs: Any) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+def _listed(fs: Any, infos: list[dict[str, Any]]) -> list[_Row]:
+    rows = [_Row(str(fs.unstrip_protocol(i["name"])), None, i) for i in infos if i.get("type") != "directory"]
+    return sorted(rows, key=lambda row: row.uri)
+
+
+def _followed(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
+    """What a local link leads to; a broken one stays in the list, so that reading it can say so."""
+    if not info.get("islink"):
+        return info
+    name = info["name"]
+    return dict(fs.info(name)) if os.path.exists(name) else {"name": name, "type": "file"}
+
+
+def _is_local(fs: Any) -> bool:
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
 def _is_video(name: str) -> bool:
@@ -192,17 +215,16 @@ def _walk_local(fs: Any, folder: str) -> Iterator[dict[str, Any]]:
     """Infos of all files below a local folder. fsspec's walk omits unreadable folders, follows link loops."""
     seen, todo = {os.path.realpath(folder)}, [folder]
     while todo:
-        for info in fs.ls(todo.pop(), detail=True):
+        for entry in fs.ls(todo.pop(), detail=True):
+            info = _followed(fs, entry)
             if info["type"] != "directory":
-                # A broken link keeps its place in the list, so that reading it can say so.
-                broken = info.get("islink") and not os.path.exists(info["name"])
-                yield {"name": info["name"], "type": "file"} if broken else info
-            elif (real := os.path.realpath(info["name"])) not in seen:
+                yield info
+            elif (real := os.path.realpath(entry["name"])) not in seen:
                 seen.add(real)
-                todo.append(info["name"])
+                todo.append(entry["name"])
 
 
-def _manifest(fs: Any, path: str, url: str) -> Iterator[tuple[str, str | None, dict[str, Any] | None]]:
+def _manifest(fs: Any, path: str, url: str) -> Iterator[_Row]:
     with fs.open(path, "rb") as f:
         data = f.read()
     try:
@@ -217,7 +239,7 @@ def _manifest(fs: Any, path: str, url: str) -> Iterator[tuple[str, str | None, d
         if not isinstance(uri, str) or not uri.strip():
             raise CorpusError(f"manifest {redact_url(url)}: row {number} has no uri")
         video_id = None if given is None or given == "" else str(given)
-        yield _resolve(fs, posixpath.dirname(path), uri.strip()), video_id, None
+        yield _Row(_resolve(fs, posixpath.dirname(path), uri.strip()), video_id, None)
 
 
 def _resolve(fs: Any, folder: str, uri: str) -> str:
@@ -254,7 +276,7 @@ def _parse_jsonl(data: bytes) -> tuple[list[str], list[dict[str, Any]]]:
 _PARSERS = {".parquet": _parse_parquet, ".csv": _parse_csv, ".jsonl": _parse_jsonl, ".ndjson": _parse_jsonl}
 
 
-def _unique(rows: Iterable[tuple[str, str | None, dict[str, Any] | None]], limit: int | None) -> list[VideoRef]:
+def _unique(rows: Iterable[_Row], limit: int | None) -> list[VideoRef]:
     """One ref a URI, in order. Two ids for one URI, or one id for two URIs, is an error that names both."""
     by_uri: dict[str, VideoRef] = {}
     by_id: dict[str, VideoRef] = {}
