@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from store_samples import make_cache, publish, recipe_for, source_for
+from store_samples import make_cache, make_tokens, publish, recipe_for, source_for
 
 from sttm.errors import StoreError
+from sttm.store.artifact import Facts, utc_now
 from sttm.store.key import identity
+from sttm.store.kv import encode_kv
 from sttm.store.sealed import seal
 from sttm.store.storage import Storage
 from sttm.store.store import Store
@@ -45,7 +48,7 @@ def test_an_artifact_is_published_once_and_the_first_counts(url: str) -> None:
     store = Store.open(url, create=True)
     first, second = publish(store), publish(store)
     assert first.identity == second.identity
-    assert second.created_at == first.created_at
+    assert second.created_at > first.created_at
     assert len(store.storage.keys("kv")) == 2
     assert len(store.catalog.rows()) == 1
 
@@ -57,6 +60,16 @@ def test_the_same_content_at_two_places_is_stored_once_with_a_row_each(url: str)
     store.catalog.append([copy])
     assert store.find("copy").identity == store.find("clip").identity
     assert store.find("copy").uri == "file:///videos/copy.mp4"
+
+
+def test_a_file_that_goes_back_to_an_earlier_content_is_found_with_it(url: str) -> None:
+    store = Store.open(url, create=True)
+    first = publish(store)
+    changed = replace(first, identity="f" * 64, source_key="changed", created_at=utc_now())
+    store.catalog.append([changed])
+    assert store.find("clip") == changed
+    store.catalog.append([store.row_for(first.identity, source_for())])
+    assert store.find("clip").identity == first.identity
 
 
 def test_has_tells_committed_from_not(url: str) -> None:
@@ -80,10 +93,6 @@ def test_a_store_of_another_format_version_is_refused(url: str) -> None:
 
 
 def test_a_scheme_other_than_the_recipes_is_refused(url: str) -> None:
-    from store_samples import encode_kv, make_tokens
-
-    from sttm.store.artifact import Facts
-
     cache, store = make_cache(), Store.open(url, create=True)
     with pytest.raises(ValueError, match="recipe says int8, the file is exact"):
         store.publish(recipe_for(), "c", source_for(), encode_kv(cache, "exact"), make_tokens(cache), Facts(1, 1))

@@ -62,12 +62,13 @@ for number in range(1, 6):
 
 RACING_WRITERS = """
 def write(url, out):
-    os.write(out, publish(Store.open(url)).created_at.encode())
+    row = publish(Store.open(url))
+    os.write(out, Store.open(url).manifest(row.identity).kv.key.encode())
 
 pipes = [os.pipe() for _ in range(3)]
 children = [fork(write, sys.argv[2], out) for _, out in pipes]
 assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
-print(*{os.read(source, 100).decode() for source, _ in pipes})
+print(*{os.read(source, 1000).decode() for source, _ in pipes})
 """
 
 

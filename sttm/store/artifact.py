@@ -110,8 +110,8 @@ def commit_artifact(
     kv: "EncodedKV",
     tokens: bytes,
     facts: Facts,
-) -> Manifest:
-    """Write an artifact and commit it; returns the manifest that counts, which may be another writer's.
+) -> tuple[Manifest, bool]:
+    """Write an artifact and commit it; returns the manifest that counts and whether it is ours, not another writer's.
 
     Raises:
         StoreError: the storage refuses a write; nothing was committed.
@@ -133,11 +133,11 @@ def commit_artifact(
     storage.put(manifest.kv.key, kv.data)
     storage.put(manifest.tokens.key, tokens)
     if storage.create(manifest_key(name), record):
-        return manifest
+        return manifest, True
     for file in (manifest.kv, manifest.tokens):
         with suppress(StoreError):  # an orphan costs space only; `gc` removes it later
             storage.delete(file.key)
-    return load_manifest(storage, name)
+    return load_manifest(storage, name), False
 
 
 def manifest_key(identity: str) -> str:

@@ -129,6 +129,14 @@ def read_layers(
     return [_layer(header, layer, buffer, name, "cpu") for layer, buffer in enumerate(buffers, first)]
 
 
+def verify_kv(storage: Storage, key: str, header_digest: str) -> None:
+    """Read a stored file region by region and check every byte of it; errors as for `read_kv`."""
+    header, start = read_header(storage, key, header_digest)
+    for index, region in enumerate(header.layout.regions):
+        (data,) = storage.read_ranges(key, [(start + region.begin, start + region.end)])
+        _require_digest(header, index, data, f"{storage.url}/{key}")
+
+
 def _head_tensors(cache: KVCache) -> tuple[Tensor, ...]:
     tables = (cache.prefix_ids, cache.positions, cache.reduced_positions, cache.visual, cache.boxes, cache.patches)
     return (cache.frame_seconds.double(), *(table.to(torch.int32) for table in tables))
@@ -183,12 +191,16 @@ def _layer(
 
 def _verified(header: KVHeader, index: int, data: memoryview, name: str) -> list[Tensor]:
     """The tensors of one region, without its padding, as views of `data`."""
-    if digest_of(data) != header.digests[index]:
-        place = "the tables" if index == 0 else f"layer {index - 1}"
-        raise _damaged(f"{name}, {place}", "the bytes do not match their digest")
+    _require_digest(header, index, data, name)
     region = header.layout.regions[index]
     tensors = [placed for placed in region.tensors if not placed.part.name.endswith(".pad")]
     return [_tensor(data, placed.part.dtype, placed.part.shape, placed.begin - region.begin) for placed in tensors]
+
+
+def _require_digest(header: KVHeader, index: int, data: bytes | memoryview, name: str) -> None:
+    if digest_of(data) != header.digests[index]:
+        place = "the tables" if index == 0 else f"layer {index - 1}"
+        raise _damaged(f"{name}, {place}", "the bytes do not match their digest")
 
 
 def _tensor(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...], begin: int) -> Tensor:

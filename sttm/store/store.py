@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sttm.errors import StoreError
-from sttm.store.artifact import Facts, Manifest, Source, commit_artifact, load_manifest, manifest_key
+from sttm.store.artifact import Facts, Manifest, Source, commit_artifact, load_manifest, manifest_key, utc_now
 from sttm.store.catalog import Catalog, CatalogRow
 from sttm.store.key import FORMAT_VERSION, Recipe
 from sttm.store.sealed import read_sealed, seal
@@ -77,8 +77,8 @@ class Store:
         """
         if recipe["store"]["kv_scheme"] != kv.header.layout.scheme:
             raise ValueError(f"recipe says {recipe['store']['kv_scheme']}, the file is {kv.header.layout.scheme}")
-        manifest = commit_artifact(self.storage, recipe, content_digest, source, kv, tokens, facts)
-        return CatalogRow.of(replace(manifest, source=source))
+        manifest, ours = commit_artifact(self.storage, recipe, content_digest, source, kv, tokens, facts)
+        return CatalogRow.of(manifest) if ours else self.row_for(manifest.identity, source)
 
     def has(self, identity: str) -> bool:
         """Whether this artifact is committed."""
@@ -89,8 +89,9 @@ class Store:
         return load_manifest(self.storage, identity)
 
     def row_for(self, identity: str, source: Source) -> CatalogRow:
-        """The catalog row of a committed artifact for a file that has the same content; errors as for `manifest`."""
-        return CatalogRow.of(replace(self.manifest(identity), source=source))
+        """A new catalog row for a file whose artifact is committed already; errors as for `manifest`."""
+        # Dated now: the file may have gone back to an earlier content, whose artifact is older than the last one.
+        return CatalogRow.of(replace(self.manifest(identity), source=source, created_at=utc_now()))
 
     def find(self, video: str, recipe_digest: str | None = None) -> CatalogRow:
         """The newest artifact of a video by id, URI or name; errors as for `Catalog.find`."""
