@@ -24,14 +24,13 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from sttm.errors import CorpusError
+from sttm.video_file import absolute_uri, is_http, open_filesystem, redact_url
 
 VIDEO_EXTENSIONS = (
     *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
     *(".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
 )
 MANIFEST_EXTENSIONS = (".parquet", ".csv", ".jsonl", ".ndjson")
-# s3fs remembers listings per process, which hides what other writers added since.
-_NO_LISTING_CACHE = {"use_listings_cache": False, "skip_instance_cache": True}
 _WILDCARDS = "*?["
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _ID_RULE = "1 to 128 of the characters A-Z a-z 0-9 . _ -, not starting with . or -"
@@ -65,7 +64,7 @@ class VideoRef:
     def from_uri(cls, uri: str, *, video_id: str | None = None, info: dict[str, Any] | None = None) -> "VideoRef":
         """Build a ref from a URL or path and, where known, fsspec's info. An unsafe `video_id` is a CorpusError."""
         uri = absolute_uri(uri)
-        name = posixpath.basename(urlsplit(uri).path if _is_http(uri) else uri)
+        name = posixpath.basename(urlsplit(uri).path if is_http(uri) else uri)
         if video_id is None:
             video_id = _derived_id(uri, name)
         elif not _SAFE_ID.fullmatch(video_id):
@@ -103,49 +102,6 @@ def list_corpus(url: str, *, limit: int | None = None, storage_options: dict[str
     if not refs:
         raise CorpusError(f"no videos in {redact_url(url)}; looked for {' '.join(VIDEO_EXTENSIONS)}")
     return refs
-
-
-def open_filesystem(url: str, storage_options: dict[str, Any] | None = None) -> tuple[Any, str]:
-    """The fsspec filesystem of a URL and the path on it: absolute, without `..` or a trailing slash.
-
-    Raises:
-        CorpusError: no such protocol, or the package that serves it is not installed.
-    """
-    import fsspec
-
-    protocol, _ = fsspec.core.split_protocol(str(url))
-    protocol = protocol or "file"
-    try:
-        kind = fsspec.get_filesystem_class(protocol)
-    except (ImportError, ValueError) as e:
-        cure = "pip install 'sttm[s3]'" if protocol in ("s3", "s3a") else "install the fsspec package that serves it"
-        raise CorpusError(f"cannot open {redact_url(url)}: no filesystem for {protocol!r} ({e}); {cure}") from None
-    cache = _NO_LISTING_CACHE if protocol in ("s3", "s3a") else {}
-    fs = fsspec.filesystem(protocol, **{**kind._get_kwargs_from_urls(url), **cache, **(storage_options or {})})
-    path = str(kind._strip_protocol(str(url)))
-    return fs, path if _is_http(path) else posixpath.normpath(path)
-
-
-def absolute_uri(url: str) -> str:
-    """Normalise a path or URL: `a/../b.mp4` -> `file:///cwd/b.mp4`. An unknown protocol is left as it is."""
-    try:
-        fs, path = open_filesystem(url)
-    except CorpusError:
-        return url
-    return str(fs.unstrip_protocol(path))
-
-
-def redact_url(url: str) -> str:
-    """A URL for messages: without user info, query or fragment (where tokens hide). Local paths stay whole."""
-    protocol, separator, rest = str(url).partition("://")
-    if not separator or protocol in ("file", "local", "memory"):
-        return str(url)
-    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
-    return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
-
-
-def _is_http(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
 
 
 def _derived_id(uri: str, name: str) -> str:

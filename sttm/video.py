@@ -26,11 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from sttm.corpus import VideoRef, redact_url
+from sttm.corpus import VideoRef
 from sttm.errors import VideoError
 from sttm.frames import FrameKeeper, Frames, sample_times
 from sttm.settings import Settings
-from sttm.video_file import is_cut_off, read_video_file
+from sttm.video_file import is_cut_off, read_video_file, redact_url
 from sttm.video_index import VideoIndex, index_stream
 
 _DECORD_BATCH = 16  # decord's own copy of the frames stays this small

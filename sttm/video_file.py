@@ -1,17 +1,64 @@
-"""The bytes of one video file: read and hash them once, and what their structure tells without a decoder."""
+"""One video file: its address on any fsspec filesystem, its bytes, and what their structure tells without a decoder."""
 
 import errno
 import io
+import posixpath
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from sttm.corpus import open_filesystem, redact_url
 from sttm.errors import CorpusError, VideoError
 
+# s3fs remembers listings per process, which hides what other writers added since.
+_NO_LISTING_CACHE = {"use_listings_cache": False, "skip_instance_cache": True}
 _CHUNK_BYTES = 8 << 20
 _NOT_A_FILE = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
 _MP4_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 _EBML_MAGIC, _MATROSKA_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+def open_filesystem(url: str, storage_options: dict[str, Any] | None = None) -> tuple[Any, str]:
+    """The fsspec filesystem of a URL and the path on it: absolute, without `..` or a trailing slash.
+
+    Raises:
+        CorpusError: no such protocol, or the package that serves it is not installed.
+    """
+    import fsspec
+
+    protocol, _ = fsspec.core.split_protocol(str(url))
+    protocol = protocol or "file"
+    try:
+        kind = fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as e:
+        cure = "pip install 'sttm[s3]'" if protocol in ("s3", "s3a") else "install the fsspec package that serves it"
+        raise CorpusError(f"cannot open {redact_url(url)}: no filesystem for {protocol!r} ({e}); {cure}") from None
+    cache = _NO_LISTING_CACHE if protocol in ("s3", "s3a") else {}
+    fs = fsspec.filesystem(protocol, **{**kind._get_kwargs_from_urls(url), **cache, **(storage_options or {})})
+    path = str(kind._strip_protocol(str(url)))
+    return fs, path if is_http(path) else posixpath.normpath(path)
+
+
+def absolute_uri(url: str) -> str:
+    """Normalise a path or URL: `a/../b.mp4` -> `file:///cwd/b.mp4`. An unknown protocol is left as it is."""
+    try:
+        fs, path = open_filesystem(url)
+    except CorpusError:
+        return url
+    return str(fs.unstrip_protocol(path))
+
+
+def redact_url(url: str) -> str:
+    """A URL for messages: without user info, query or fragment (where tokens hide). Local paths stay whole."""
+    protocol, separator, rest = str(url).partition("://")
+    if not separator or protocol in ("file", "local", "memory"):
+        return str(url)
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def is_http(uri: str) -> bool:
+    """Whether a URI is a web address, whose query belongs to it."""
+    return uri.startswith(("http://", "https://"))
 
 
 def read_video_file(uri: str, max_bytes: int, storage_options: dict[str, Any] | None = None) -> tuple[io.BytesIO, str]:

@@ -12,9 +12,10 @@ import pytest
 from media import encode_video
 from s3_server import S3Server, s3_server  # noqa: F401  (a fixture)
 
-from sttm.corpus import VideoRef, list_corpus, redact_url
+from sttm.corpus import VideoRef, list_corpus
 from sttm.errors import CorpusError, VideoError
 from sttm.video import VideoConfig, read_video
+from sttm.video_file import redact_url
 
 
 @pytest.fixture
