@@ -30,6 +30,7 @@ class Video:
     head_dim: int | None
     margin: float = np.inf
     levels: list[list[np.ndarray]] = field(default_factory=list)
+    known_cells: dict[Node, frozenset[tuple[int, int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for frame in self.x.astype(np.float64):
@@ -46,10 +47,12 @@ class Video:
         h, w = self.levels[0][level - 1].shape[:2]
         return [(level - 1, a, b) for a in below(y, h) for b in below(x, w)]
 
-    def cells(self, node: Node) -> list[tuple[int, int]]:
+    def cells(self, node: Node) -> frozenset[tuple[int, int]]:
         if node[0] == 0:
-            return [node[1:]]
-        return sorted(cell for child in self.children(node) for cell in self.cells(child))
+            return frozenset([node[1:]])
+        if node not in self.known_cells:
+            self.known_cells[node] = frozenset().union(*(self.cells(child) for child in self.children(node)))
+        return self.known_cells[node]
 
     def cosine(self, a: np.ndarray, b: np.ndarray) -> float:
         size = self.head_dim or len(a)
@@ -103,7 +106,7 @@ def frame_nodes(video: Video, t: int, threshold: float | None, reference: bool) 
             nodes.append(node)
         else:
             todo.extend(children)
-    return sorted(nodes, key=lambda node: video.cells(node)[0])
+    return sorted(nodes, key=lambda node: min(video.cells(node)))
 
 
 def frame_links(
@@ -114,7 +117,7 @@ def frame_links(
     for late in after:
         found = []
         for early in before:
-            a, b = set(video.cells(early)), set(video.cells(late))
+            a, b = video.cells(early), video.cells(late)
             if a <= b or b <= a:
                 cosine = video.cosine(video.value(t, early), video.value(t + 1, late))
                 if video.reaches(cosine, threshold):
@@ -167,7 +170,7 @@ def merge_slowly(
     for root in sorted(set(into)):
         members = [names[i] for i in range(len(names)) if into[i] == root]
         t, node = names[root]
-        cells = video.cells(node)
+        cells = sorted(video.cells(node))
         sizes = [len(video.cells(member)) for _, member in members]
         values = [video.value(at, member) for at, member in members]
         features.append(np.average(values, axis=0, weights=sizes if weighted else None))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_ELEMENTS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 25}  # keeps the float32 copy in cache, resp. small beside the input
+_ELEMENTS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 24}  # keeps the float32 copy in cache, resp. small beside the input
 
 
 @dataclass(frozen=True)
@@ -81,5 +81,5 @@ def weighted_sum(x_NC: Tensor, row_N: Tensor, weight_N: Tensor, rows: int) -> Te
     step = max(1, _ELEMENTS_AT_ONCE.get(x_NC.device.type, 1 << 22) // max(1, C))
     for start in range(0, N, step):
         part = slice(start, start + step)
-        out_MC.index_add_(0, to_row_N[part], x_NC[part].float() * weight_N[part, None])
+        out_MC.index_add_(0, to_row_N[part], (x_NC[part] * weight_N[part, None]).float())
     return out_MC[:rows].to(x_NC.dtype if x_NC.is_floating_point() else torch.float32)

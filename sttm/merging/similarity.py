@@ -15,7 +15,7 @@ from torch import Tensor
 from sttm.merging.grid import Grid
 
 _EPS = 1e-8  # shortest norm divided by, as in torch's cosine_similarity
-_ELEMENTS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 25}
+_ELEMENTS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,13 @@ def measure(x_TPC: Tensor, grid: Grid, *, temporal: bool, head_dim: int | None, 
         if temporal:
             crosses.append(_cross_cosines(slots_FRhSD, norm, grid))
     K = grid.pool.shape[1]
-    return Similarity(
-        torch.cat(splits), torch.cat(crosses) if crosses else x_TPC.new_zeros(0, grid.roots, K, K).float()
-    )
+    cross = torch.cat(crosses) if crosses else torch.zeros(0, grid.roots, K, K, device=x_TPC.device)
+    return Similarity(_never_for_nan(torch.cat(splits)), _never_for_nan(cross))
+
+
+def _never_for_nan(cosine: Tensor) -> Tensor:
+    """Features that are not numbers get a cosine below every threshold: they stay apart and spoil no rank."""
+    return cosine.nan_to_num(nan=-2.0, neginf=float("-inf"))
 
 
 def _slot_features(x_FPC: Tensor, grid: Grid, heads: int) -> Tensor:
