@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from sttm.engine.fidelity import FidelityConfig
 from sttm.engine.prefill import PrefillConfig
 from sttm.errors import ConfigError
 from sttm.merging import MergeConfig
@@ -26,6 +27,7 @@ class IndexConfig(Settings):
     merge: MergeConfig = MergeConfig(budget=0.3)
     prefill: PrefillConfig = PrefillConfig()
     store: StoreConfig = StoreConfig()
+    fidelity: FidelityConfig = FidelityConfig()
 
 
 def load_config(kind: type[SettingsType], path: str | Path, overrides: list[str] | None = None) -> SettingsType:

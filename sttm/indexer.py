@@ -4,7 +4,7 @@ The index job runs the same three steps in different processes; the evaluation a
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -12,15 +12,18 @@ import torch
 
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
+from sttm.engine.answer import ready
+from sttm.engine.fidelity import certify
 from sttm.engine.prefill import Prefilled, prefill
 from sttm.errors import VideoError
+from sttm.kv_cache import KVCache
 from sttm.models.base import VideoInputs
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.language_model import LanguageModel
 from sttm.store.artifact import Facts, Source
 from sttm.store.catalog import CatalogRow
 from sttm.store.key import Recipe, identity
-from sttm.store.kv import EncodedKV, encode_kv
+from sttm.store.kv import EncodedKV, decode_kv, encode_kv
 from sttm.store.store import Store
 from sttm.store.tokens import write_tokens
 from sttm.video import read_video
@@ -108,6 +111,8 @@ class Indexer:
         checkpoint = Checkpoint.open(config.model)
         self._family = checkpoint.family()
         self._model = checkpoint.load_model(device)
+        self._language_model = LanguageModel.of(self._model)
+        self._probes = [self._family.question_ids(probe) for probe in config.fidelity.probes]
         self._provenance = {
             "model": checkpoint.name,
             "commit": checkpoint.commit,
@@ -123,12 +128,16 @@ class Indexer:
         return self._store.row_for(name, decoded.source) if self._store.has(name) else None
 
     def prefill(self, decoded: DecodedVideo) -> EncodedVideo:
-        """Run the vision tower and the prefill, and pack the result on the device it is on."""
+        """Run the vision tower and the prefill, pack the result on the device it is on, and certify it.
+
+        Raises:
+            VideoError: the packed cache is less faithful than `fidelity.max_kl` allows.
+        """
         started = time.perf_counter()
         prompt = self._family.prompt(self._model, decoded.inputs)
         _wait(prompt.embeds.device)
         encoded = time.perf_counter()
-        result = prefill(LanguageModel.of(self._model), prompt, self._config.merge, self._config.prefill)
+        result = prefill(self._language_model, prompt, self._config.merge, self._config.prefill)
         _wait(prompt.embeds.device)
         prefilled = time.perf_counter()
         timings = {"decode": decoded.decode_s, "encode": encoded - started, "prefill": prefilled - encoded}
@@ -147,7 +156,9 @@ class Indexer:
         tokens = write_tokens(
             cache.boxes, cache.patches, merged.index.cpu(), cache.frame_seconds, merged.features.cpu(), cache.grid
         )
-        timings["pack"] = time.perf_counter() - started
+        packed = time.perf_counter()
+        certificate = self._certify(decoded, cache, kv) if self._probes else {}
+        timings |= {"pack": packed - started, "certify": time.perf_counter() - packed}
         thresholds = {"spatial": merged.spatial_threshold, "temporal": merged.temporal_threshold}
         facts = Facts(
             tokens_before=decoded.inputs.tokens,
@@ -155,9 +166,23 @@ class Indexer:
             thresholds={name: float(value) for name, value in thresholds.items() if value is not None},
             timings_s=timings,
             run_id=self._run_id,
-            details={"sampling": decoded.details, "provenance": self._provenance},
+            details={"sampling": decoded.details, "provenance": self._provenance, "certificate": certificate},
         )
         return EncodedVideo(kv, tokens, facts)
+
+    def _certify(self, decoded: DecodedVideo, cache: KVCache, kv: EncodedKV) -> dict[str, float]:
+        """Ask the probes of the live cache and of the file's bytes."""
+        model, fidelity = self._language_model, self._config.fidelity
+        stored = decode_kv(kv.data, decoded.source.uri, model.device)
+        found = certify(model, ready(model, cache), ready(model, stored), self._probes, fidelity.tokens)
+        if fidelity.max_kl is not None and not found.kl_mean <= fidelity.max_kl:
+            scheme = self._config.store.kv_scheme
+            raise VideoError(
+                "unfaithful_cache",
+                f"{decoded.source.uri}: the {scheme} cache differs from the live one by {found.kl_mean:.3g} nats a "
+                f"token, more than fidelity.max_kl={fidelity.max_kl:g}; choose a finer store.kv_scheme, such as exact",
+            )
+        return asdict(found)
 
 
 def _wait(device: torch.device) -> None:

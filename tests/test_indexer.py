@@ -9,8 +9,9 @@ import torch
 from sttm.config import IndexConfig, index_recipe
 from sttm.corpus import VideoRef, list_corpus
 from sttm.engine.answer import Continuation, SamplingConfig, answer, ready
+from sttm.engine.fidelity import FidelityConfig
 from sttm.engine.prefill import prefill
-from sttm.errors import StoreError
+from sttm.errors import StoreError, VideoError
 from sttm.indexer import Indexer, VideoReader
 from sttm.kv_cache import KVCache
 from sttm.merging import MergeConfig
@@ -28,12 +29,13 @@ QUESTION = "What colour is the sea?"
 class Job:
     """A config, a store, and what is needed to index into it and answer from it."""
 
-    def __init__(self, folder: Path, model: Path, scheme: str = "exact") -> None:
+    def __init__(self, folder: Path, model: Path, scheme: str = "exact", max_kl: float | None = None) -> None:
         self.config = IndexConfig(
             model=ModelConfig(path=str(model), dtype="float32"),
             video=VideoConfig(fps=2.0, max_frames=8),
             merge=MergeConfig(budget=0.4),
             store=StoreConfig(kv_scheme=scheme),
+            fidelity=FidelityConfig(max_kl=max_kl),
         )
         self.url = str(folder / "store")
         self.store = Store.open(self.url, create=True)
@@ -93,6 +95,26 @@ def test_int8_cache_answers_almost_alike_at_a_fraction_of_the_bytes(
     assert divergence < 1e-3
     sizes = [job.store.manifest(name).kv.size_bytes for job, name in ((exact, one), (int8, other))]
     assert sizes[1] < 0.45 * sizes[0]  # of float32
+
+
+def test_certificate_of_an_exact_cache_finds_no_difference_and_of_a_coarse_one_does(
+    tmp_path: Path, clip: Path, qwen2_vl_folder: Path
+) -> None:
+    found = {}
+    for scheme in ("exact", "int8", "int4"):
+        job = Job(tmp_path / scheme, qwen2_vl_folder, scheme)
+        found[scheme] = job.store.manifest(job.index(clip)).facts.details["certificate"]
+    assert found["exact"]["kl_max"] == 0
+    assert found["exact"]["top1_agreement"] == 1
+    assert 0 < found["int8"]["kl_mean"] < found["int4"]["kl_mean"]
+    assert found["int8"]["compared"] == 3 * 4
+
+
+def test_unfaithful_cache_is_not_published(tmp_path: Path, clip: Path, qwen2_vl_folder: Path) -> None:
+    job = Job(tmp_path, qwen2_vl_folder, "int4", max_kl=1e-9)
+    with pytest.raises(VideoError, match="max_kl=1e-09; choose a finer"):
+        job.index(clip)
+    assert not (tmp_path / "store" / "commit").exists()
 
 
 def test_equal_content_under_another_name_is_not_prefilled_again(
