@@ -19,7 +19,9 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("budget", [0.1, 0.3, 0.5, 0.7, 0.999])
-@pytest.mark.parametrize("settings", [{}, {"links": "all"}, {"variant": "reference"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"links": "all"}, {"links": "all", "spatial_share": 1.0}, {"variant": "reference"}], ids=str
+)
 def test_is_exact_whatever_the_video(kind: str, budget: float, settings: dict) -> None:
     x = KINDS[kind]
     merged = merge(x, MergeConfig(budget=budget, **settings))

@@ -67,10 +67,12 @@ def _counts(nodes: Nodes, links: Links, floor: float, rule: LinkRule) -> list[in
 
 
 def _relax(probe: Callable[[int], _Probe], start: _Probe, fewest_nodes: int, target: int) -> _Probe:
-    """The finest quadtree whose links still reach the target; the coarsest one if none does."""
+    """The finest quadtree whose links still reach the target; if the coarsest does not, what comes nearest."""
     best = probe(fewest_nodes)
+    if best.fewest > target:
+        return min(start, best, key=lambda reached: reached.fewest)
     low, high = fewest_nodes, start.count
-    while best.fewest <= target and high - low > 1:
+    while high - low > 1:
         middle = (low + high) // 2
         candidate = probe(middle)
         if candidate.fewest <= target:
@@ -86,7 +88,7 @@ def _choose(probe: _Probe, target: int, floor: float, rule: LinkRule) -> Tensor:
     rank = probe.links.ranked()
     if rule == "best":
         return usable & (rank < probe.count - target)
-    low, high = 0, len(rank)
+    low, high = -1, len(rank)
     while high - low > 1:
         middle = (low + high) // 2
         into = collapse(probe.links, usable & (rank < middle), probe.nodes, rule)
