@@ -1,4 +1,4 @@
-"""The store as its users see it, in every kind of storage that needs no server."""
+"""The store as its users see it, in every kind of storage."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from s3_server import s3_server  # noqa: F401
 from store_samples import make_cache, make_tokens, publish, recipe_for, source_for
 
 from sttm.errors import StoreError
@@ -18,8 +19,10 @@ from sttm.store.storage import Storage
 from sttm.store.store import Store
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return str(request.getfixturevalue("s3_server").new_root())
     return str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}"
 
 

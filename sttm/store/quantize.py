@@ -86,9 +86,9 @@ def pack(key: Tensor, value: Tensor, shape: LayerShape) -> tuple[Tensor, ...]:
     Raises:
         StoreError: a number is not finite, or too large for an fp16 scale and zero.
     """
-    _require_finite(key, "key")
-    _require_finite(value, "value")
     if shape.scheme == "exact":
+        _require_finite("key", *key.aminmax())
+        _require_finite("value", *value.aminmax())
         return key, value
     rules, end = shape.rules, shape.tokens - shape.trailing
     middle_key, middle_value = key[:, shape.leading : end].float(), value[:, shape.leading : end].float()
@@ -98,6 +98,8 @@ def pack(key: Tensor, value: Tensor, shape: LayerShape) -> tuple[Tensor, ...]:
     if shape.leading + shape.trailing == 0:
         return packed
     ends = [torch.cat((tensor[:, : shape.leading], tensor[:, end:]), dim=1) for tensor in (key, value)]
+    _require_finite("key", *ends[0].aminmax())
+    _require_finite("value", *ends[1].aminmax())
     return (*ends, *packed)
 
 
@@ -127,7 +129,7 @@ def _pack_keys(key: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor, Tens
         if tokens.shape[1]:
             grouped = tokens.unflatten(1, (-1, size))  # [H, G, group, D]
             scale, zero = _range_of(grouped, 2, bits, "key")
-            codes.append(_encode(grouped, scale[:, :, None], zero[:, :, None], bits).flatten(1, 2))
+            codes.append(_encode(grouped, scale[:, :, None], zero[:, :, None]).flatten(1, 2))
             scales.append(scale)
             zeros.append(zero)
     return _narrow(torch.cat(codes, dim=1), bits), torch.cat(scales, dim=1), torch.cat(zeros, dim=1)
@@ -146,12 +148,13 @@ def _unpack_keys(codes: Tensor, scale: Tensor, zero: Tensor, group: int, out: Te
 def _pack_values(value: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     grouped = value.unflatten(-1, (-1, group))  # [H, N, G, group]
     scale, zero = _range_of(grouped, 3, bits, "value")
-    return _narrow(_encode(grouped, scale[..., None], zero[..., None], bits).flatten(-2), bits), scale, zero
+    return _narrow(_encode(grouped, scale[..., None], zero[..., None]).flatten(-2), bits), scale, zero
 
 
 def _range_of(grouped: Tensor, axis: int, bits: int, what: str) -> tuple[Tensor, Tensor]:
     """fp16 scale and zero of each group; rounded outwards, so that no number of the group is clipped."""
     low, high = grouped.amin(axis), grouped.amax(axis)
+    _require_finite(what, low, high)
     zero = low.half()
     zero = torch.where(zero.float() > low, _below(zero), zero)
     exact_scale = (high - zero.float()) / (2**bits - 1)
@@ -168,8 +171,9 @@ def _below(numbers: Tensor) -> Tensor:
     return torch.nextafter(numbers, torch.full_like(numbers, -torch.inf))
 
 
-def _encode(numbers: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    return ((numbers - zero.float()) / scale.float()).round_().clamp_(0, 2**bits - 1).to(torch.uint8)
+def _encode(numbers: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    # Never outside 0 .. 2^bits - 1, because zero and scale are rounded outwards.
+    return (numbers - zero.float()).div_(scale.float()).round_().to(torch.uint8)
 
 
 def _decode(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
@@ -182,9 +186,14 @@ def _narrow(codes: Tensor, bits: int) -> Tensor:
 
 
 def _widen(codes: Tensor, bits: int) -> Tensor:
-    return codes if bits == 8 else torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)
+    """The inverse of `_narrow`: each byte hl spreads to the two bytes 0l 0h of a little-endian word."""
+    if bits == 8:
+        return codes
+    words = codes.to(torch.int16)
+    return ((words << 4).bitwise_or_(words)).bitwise_and_(0x0F0F).view(torch.uint8)
 
 
-def _require_finite(numbers: Tensor, what: str) -> None:
-    if not torch.isfinite(numbers).all():
+def _require_finite(what: str, low: Tensor, high: Tensor) -> None:
+    """Check smallest and largest numbers only: they are NaN if any number is, and one pass finds them."""
+    if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
         raise StoreError(f"a {what} is NaN or infinite: the prefill that made it went wrong; nothing was stored")

@@ -87,11 +87,9 @@ class Storage:
 
     def exists(self, key: str) -> bool:
         """Whether the object exists."""
-        try:
-            self.size(key)
-        except MissingObjectError:
-            return False
-        return True
+        with suppress(MissingObjectError):
+            return self.size(key) >= 0
+        return False
 
     def put(self, key: str, data: Data) -> None:
         """Write a whole object, in place of any earlier one. Readers see all of it or none."""
