@@ -1,0 +1,81 @@
+"""Attention over shared and own keys equals plain attention over their concatenation."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sttm.engine import shared_attention
+from sttm.engine.decoder import causal_mask
+from sttm.engine.shared_attention import attend
+
+DIM = 8
+
+
+def plain(query: Tensor, video: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    """torch's own attention over a copy of the video's keys for every row."""
+    rows, groups = len(query), query.shape[1] // video[0].shape[0]
+    keys, values = (
+        torch.cat([v.expand(rows, *v.shape), o], dim=2).repeat_interleave(groups, dim=1)
+        for v, o in zip(video, own, strict=True)
+    )
+    if mask is not None:
+        mask = torch.cat([mask.new_ones(*mask.shape[:-1], video[0].shape[1]), mask], dim=-1)
+    return torch.nn.functional.scaled_dot_product_attention(query, keys, values, mask, scale=0.3)
+
+
+def sample(rows: int, heads: int, groups: int, new: int, video: int, own: int, seed: int = 0) -> tuple:
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g)
+
+    query = normal(rows, heads * groups, new, DIM) * 3
+    return (
+        query,
+        (normal(heads, video, DIM), normal(heads, video, DIM)),
+        (normal(rows, heads, own, DIM), normal(rows, heads, own, DIM)),
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 9), st.integers(0, 99)
+)
+def test_equals_attention_over_the_concatenation(
+    rows: int, heads: int, groups: int, new: int, video: int, seed: int
+) -> None:
+    inputs = sample(rows, heads, groups, new, video, new, seed)
+    pad = torch.randint(0, new, (rows,), generator=torch.Generator().manual_seed(seed))
+    mask = causal_mask(0, pad, new)
+    real = torch.arange(new)[None, None, :, None] >= pad[:, None, None, None]  # padding queries are nobody's
+    ours, theirs = attend(*inputs, mask, 0.3), plain(*inputs, mask)
+    torch.testing.assert_close(ours * real, theirs * real, rtol=1e-5, atol=1e-5)
+
+
+def test_one_token_without_a_mask_sees_everything() -> None:
+    inputs = sample(3, 2, 2, 1, 7, 4)
+    torch.testing.assert_close(attend(*inputs, None, 0.3), plain(*inputs, None), rtol=1e-5, atol=1e-5)
+
+
+def test_a_query_that_sees_only_the_video_is_not_nan() -> None:
+    inputs = sample(2, 2, 1, 1, 5, 3)
+    mask = torch.zeros(2, 1, 1, 3, dtype=torch.bool)
+    torch.testing.assert_close(attend(*inputs, mask, 0.3), plain(*inputs, mask), rtol=1e-5, atol=1e-5)
+
+
+def test_chunks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = sample(4, 2, 3, 5, 11, 5)
+    whole = attend(*inputs, None, 0.3)
+    monkeypatch.setattr(shared_attention, "_SCORES_AT_ONCE", 50)
+    torch.testing.assert_close(attend(*inputs, None, 0.3), whole, rtol=1e-6, atol=1e-6)
+
+
+def test_large_scores_of_half_precision_stay_finite() -> None:
+    query, video, own = sample(2, 2, 2, 3, 6, 3)
+    half = [(query * 50).bfloat16(), tuple(x.bfloat16() for x in video), tuple(x.bfloat16() for x in own)]
+    exact = [x.double() if isinstance(x, Tensor) else tuple(y.double() for y in x) for x in half]
+    got = attend(*half, None, 0.3)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.double(), plain(*exact, None), rtol=2e-2, atol=2e-2)
