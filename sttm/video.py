@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sttm.corpus import VideoRef
 from sttm.errors import VideoError
@@ -50,6 +50,12 @@ class VideoConfig(Settings):
     max_source_bytes: int = Field(default=2 << 30, ge=1)
     max_pixels: int = Field(default=8192 * 4320, ge=1)  # width × height of a frame
     max_decoded_bytes: int = Field(default=4 << 30, ge=1)  # all sampled frames together, in RGB
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "VideoConfig":
+        if self.min_frames > self.max_frames:
+            raise ValueError(f"min_frames={self.min_frames} is over max_frames={self.max_frames}; lower it")
+        return self
 
 
 def decoder_versions() -> dict[str, str]:
@@ -166,7 +172,7 @@ def _pick(index: VideoIndex, where: str, config: VideoConfig) -> NDArray[np.int6
 
 
 def _by_decord(source: io.BytesIO, index: VideoIndex, picked: NDArray[np.int64]) -> NDArray[np.uint8] | None:
-    """The picked frames; None where its time stamps are not the container's or it fails, as on quarter turns."""
+    """The picked frames; None where decord fails, or where its times or picture size are not the container's."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
@@ -176,12 +182,11 @@ def _by_decord(source: io.BytesIO, index: VideoIndex, picked: NDArray[np.int64])
         seconds = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].astype(np.float64)
         if len(seconds) != len(index.pts) or np.abs(seconds - seconds[0] - index.seconds).max() > 2 * _SAME_TIME_S:
             return None
-        pixels: NDArray[np.uint8] | None = None
+        if reader[0].shape != (index.height, index.width, 3):  # pictures turned by 90° come with a broken layout
+            return None
+        pixels = np.empty((len(picked), index.height, index.width, 3), np.uint8)
         for at in range(0, len(picked), _DECORD_BATCH):
-            batch = reader.get_batch(picked[at : at + _DECORD_BATCH]).asnumpy()
-            if pixels is None:
-                pixels = np.empty((len(picked), *batch.shape[1:]), np.uint8)
-            pixels[at : at + len(batch)] = batch
+            pixels[at : at + _DECORD_BATCH] = reader.get_batch(picked[at : at + _DECORD_BATCH]).asnumpy()
         return pixels
     except (decord.DECORDError, AssertionError, RuntimeError, ValueError):
         return None

@@ -29,7 +29,7 @@ class VideoIndex:
     height: int
     time_base: float  # seconds per tick
     pts: NDArray[np.int64]  # [N] ticks, increasing
-    packet_pts: NDArray[np.int64]  # [P] per packet in file order; -1 for what is not shown
+    packet_pts: NDArray[np.int64]  # [P] per packet in file order; HIDDEN where not shown
     packet_gop: NDArray[np.int64]  # [P] number of the group of packets that decodes alone, from 0; one group if unsure
     last_frame_s: float  # how long the last frame stays
     missing_s: float | None  # declared by the container but not in the file; None if it declares nothing
@@ -56,7 +56,7 @@ class _Packet(NamedTuple):
 
 
 def index_stream(container: Any, stream: Any, demuxed: Iterable[Any]) -> VideoIndex | None:
-    """Index one video stream of an open PyAV container from the packets of all its streams; None if it has none."""
+    """Index one video stream of an open PyAV container from the packets of all its streams; None without frames."""
     context, tick_s = stream.codec_context, float(stream.time_base)
     packets, reached_s = _packets(stream, demuxed)
     shown = sorted((p.pts, p.ticks) for p in packets if p.is_shown and p.pts is not None)
