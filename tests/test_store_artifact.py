@@ -152,6 +152,15 @@ def test_a_sealed_manifest_that_is_not_this_artifacts_is_refused(store: Store, c
         load_manifest(store.storage, identity)
 
 
+@pytest.mark.parametrize("kept", [0, 100, 5000, -1])
+def test_a_truncated_file_is_noticed_and_named(store: Store, kept: int) -> None:
+    row = publish(store)
+    key = store.manifest(row.identity).kv.key
+    store.storage.put(key, store.storage.read(key)[:kept])
+    with pytest.raises(ArtifactError, match=f"{key}.*index the video again"):
+        store.load_kv(row.identity)
+
+
 def test_a_manifest_without_its_file_is_a_missing_object(store: Store) -> None:
     row = publish(store)
     store.storage.delete(store.manifest(row.identity).kv.key)

@@ -119,8 +119,10 @@ def test_a_damaged_part_or_record_is_named(catalog: Catalog) -> None:
 
 WRITER = """
 import sys
+from sttm.store import catalog as module
 from sttm.store.catalog import Catalog, CatalogRow
 from sttm.store.storage import Storage
+module.COMPACT_AT = 3  # so that compactions race with appends, too
 catalog = Catalog(Storage(sys.argv[1]))
 for number in range(int(sys.argv[3])):
     video = f"{sys.argv[2]}-{number}"

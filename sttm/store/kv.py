@@ -76,17 +76,21 @@ def decode_kv(data: bytearray, name: str = "kv.safetensors", device: torch.devic
     return _decode(header, view[start:], name, device)
 
 
-def read_header(storage: Storage, key: str, digest: str | None = None) -> tuple[KVHeader, int]:
+def read_header(
+    storage: Storage, key: str, digest: str | None = None, size_bytes: int | None = None
+) -> tuple[KVHeader, int]:
     """The header of a stored file and its length in bytes.
 
     Args:
         storage, key: where the file is.
         digest: blake3 that the header must have, from the manifest.
+        size_bytes: of the whole file, from the manifest; asked of the storage if not given.
 
     Raises:
         ArtifactError: the header is malformed or not the one the manifest names.
     """
-    name, size = f"{storage.url}/{key}", storage.size(key)
+    name = f"{storage.url}/{key}"
+    size = storage.size(key) if size_bytes is None else size_bytes
     data = storage.read(key, 0, min(FIRST_READ_BYTES, size))
     start = header_bytes(data, size, name)
     if start > len(data):
@@ -98,20 +102,24 @@ def read_header(storage: Storage, key: str, digest: str | None = None) -> tuple[
 
 
 def read_kv(
-    storage: Storage, key: str, header_digest: str | None = None, device: torch.device | str = "cpu"
+    storage: Storage,
+    key: str,
+    header_digest: str | None = None,
+    size_bytes: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> KVCache:
     """Read and verify a whole stored cache, with keys and values on `device` in the cache's dtype.
 
     Args:
         storage, key: where the file is.
-        header_digest: blake3 that the header must have, from the manifest.
+        header_digest, size_bytes: what the header and the file must have, as for `read_header`.
         device: where to unpack; the packed bytes travel there.
 
     Raises:
         ArtifactError: some byte is not what was committed; the message names the region.
         StoreError: the file cannot be read.
     """
-    header, start = read_header(storage, key, header_digest)
+    header, start = read_header(storage, key, header_digest, size_bytes)
     # Not a bytearray, which would first fill itself with zeros.
     body = torch.empty(header.layout.body_bytes, dtype=torch.uint8).numpy().data
     storage.read_into(key, [(start, body)])

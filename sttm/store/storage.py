@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sttm.errors import StoreError
+from sttm.errors import ArtifactError, StoreError
 
 Data = bytes | bytearray | memoryview
 
@@ -75,7 +75,7 @@ class Storage:
         """Fill each buffer with the bytes of the object that start at its offset.
 
         Raises:
-            StoreError: the object ends before a buffer is full.
+            ArtifactError: the object ends before a buffer is full.
         """
         with self._named_errors("read", key):
             self._backend.read_into(key, parts)
@@ -126,6 +126,8 @@ class Storage:
             raise
         except FileNotFoundError:
             raise MissingObjectError(f"{where} does not exist") from None
+        except EOFError as error:
+            raise ArtifactError(f"{where} {error}; delete the artifact and index the video again") from None
         except self._backend.failures as error:
             cure = (
                 "check access rights and free space" if isinstance(error, OSError) else "check the URL and credentials"
@@ -162,7 +164,7 @@ class _LocalFolder:
                 while done < len(buffer):
                     count = file.readinto(buffer[done:])
                     if not count:
-                        raise OSError(f"ends at byte {start + done}, expected {start + len(buffer)}")
+                        raise EOFError(f"ends at byte {start + done}, expected {start + len(buffer)}")
                     done += count
 
     def size(self, key: str) -> int:
@@ -240,7 +242,7 @@ class _ObjectStore:
         if protocol in ("s3", "s3a"):
             settings["config_kwargs"] = {"max_pool_connections": REQUESTS_IN_FLIGHT}
         try:
-            self.fs, self.root = fsspec.core.url_to_fs(url, **settings, **options)
+            self.fs, self.root = fsspec.core.url_to_fs(url, **{**settings, **options})
         except ImportError as error:
             raise StoreError(f"cannot open {shown_url}: {error}; install it with: pip install 'sttm[s3]'") from None
         self.in_memory = protocol == "memory"
@@ -263,7 +265,7 @@ class _ObjectStore:
         chunks = self.fs.cat_ranges([self._path(key)] * len(targets), starts, ends, on_error="raise", **batch)
         for (start, buffer), chunk in zip(targets, chunks, strict=True):
             if len(chunk) != len(buffer):
-                raise OSError(f"ends at byte {start + len(chunk)}, expected {start + len(buffer)}")
+                raise EOFError(f"ends at byte {start + len(chunk)}, expected {start + len(buffer)}")
             buffer[:] = chunk
 
     def size(self, key: str) -> int:

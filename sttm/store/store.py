@@ -107,7 +107,7 @@ class Store:
         from sttm.store.kv import read_kv
 
         manifest = self.manifest(identity)
-        return read_kv(self.storage, manifest.kv.key, manifest.kv_header_digest, device)
+        return read_kv(self.storage, manifest.kv.key, manifest.kv_header_digest, manifest.kv.size_bytes, device)
 
     def load_tokens(self, identity: str, with_features: bool = True) -> "Tokens":
         """The reduced tokens of a committed artifact; errors as for `load_kv`."""

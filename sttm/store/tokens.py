@@ -110,6 +110,24 @@ def read_tokens(storage: Storage, key: str, digest: str | None = None, with_feat
         raise ArtifactError(f"{name} is damaged: {error}; delete the artifact and index the video again") from None
 
 
+def export_tokens(tokens: Tokens) -> bytes:
+    """A Parquet table for analytics: the same columns, the vector as Arrow's fixed-shape tensor of float16 [C].
+
+    float16 overflows beyond 65504 and rounds below 6e-5, which bfloat16 does not; for exact bytes use the artifact.
+    """
+    if tokens.features is None:
+        raise ValueError("the tokens were read without their features")
+    vectors = tokens.features.to(torch.float16)
+    flat = pa.array(vectors.flatten().numpy(), pa.float16())
+    kind = pa.fixed_shape_tensor(pa.float16(), [vectors.shape[1]])
+    storage = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    columns = {name: tokens.boxes[:, i].numpy() for i, name in enumerate(_BOX)}
+    columns |= {name: getattr(tokens, name).numpy() for name in ("patches", "index", "seconds")}
+    out = io.BytesIO()
+    pq.write_table(pa.table({**columns, "vector": pa.ExtensionArray.from_storage(kind, storage)}), out)
+    return out.getvalue()
+
+
 def _tokens(table: pa.Table, dim: int, grid: Any, with_features: bool) -> Tokens:
     columns = {name: torch.from_numpy(table.column(name).to_numpy().copy()) for name in _TABLE}
     features = None

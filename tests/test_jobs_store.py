@@ -1,0 +1,95 @@
+"""`sttm store`: what each command prints, changes, and answers with as exit code."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from indexed import index_clips
+
+from jobs import store as commands
+from sttm.errors import StoreError
+from sttm.store.store import Store
+
+
+@pytest.fixture
+def url(tmp_path: Path, qwen2_vl_folder: Path) -> str:
+    """A store of two synthetic clips, kept exactly."""
+    return index_clips(tmp_path, qwen2_vl_folder, count=2, scheme="exact")
+
+
+def test_ls_and_stat_tell_what_is_there(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    commands.ls(url, as_json=True)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["name"] for row in rows] == ["clip-0.mp4", "clip-1.mp4"]
+    commands.stat(url)
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["videos"], facts["errors"], facts["recipes"]) == (2, 0, 1)
+    assert facts["kv_bytes"] == sum(row["kv_bytes"] for row in rows)
+    assert facts["predicted_load_s"] > 0
+
+
+def test_verify_is_quiet_until_a_bit_flips(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.verify(url) == 0
+    (path, *_) = sorted((Path(url) / "kv").rglob("kv.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert commands.verify(url) == 1
+    assert path.parent.parent.name[:12] in capsys.readouterr().out
+
+
+def test_rm_leaves_nothing_of_the_video(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    identity = Store.open(url).find("clip-0.mp4").identity
+    assert commands.rm("clip-0.mp4", url) == 0
+    with pytest.raises(StoreError, match="no video"):
+        Store.open(url).find("clip-0.mp4")
+    assert not [p for p in Path(url).rglob("*") if p.is_file() and identity in str(p)]
+    assert commands.verify(url) == 0
+    assert "removed clip_0" in capsys.readouterr().out
+
+
+def test_gc_deletes_only_when_told_to(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    orphan = Path(url) / "kv" / "ab" / ("ab" * 32) / "attempt" / "kv.safetensors"
+    orphan.parent.mkdir(parents=True)
+    orphan.write_bytes(b"left by a killed writer")
+    commands.gc(url, min_age_hours=0)
+    assert orphan.exists()
+    assert "would be deleted" in capsys.readouterr().out
+    commands.gc(url, min_age_hours=0, delete=True)
+    assert not orphan.exists()
+    assert commands.verify(url) == 0
+
+
+def test_requantised_artifact_is_the_one_found_from_then_on(url: str) -> None:
+    exact = Store.open(url).find("clip-0.mp4")
+    commands.requantise("clip-0.mp4", url, scheme="int8")
+    store = Store.open(url)
+    int8 = store.find("clip-0.mp4")
+    assert int8.identity != exact.identity
+    assert int8.kv_bytes < 0.5 * exact.kv_bytes
+    before, after = store.load_kv(exact.identity), store.load_kv(int8.identity)
+    assert (before.keys[-1] - after.keys[-1]).abs().max() < 0.05 * before.keys[-1].abs().max()
+    with pytest.raises(StoreError, match="int3"):
+        commands.requantise("clip-0.mp4", url, scheme="int3")
+
+
+def test_exported_vectors_are_the_stored_ones(url: str, tmp_path: Path) -> None:
+    commands.export("clip-0.mp4", tmp_path / "out.parquet", url)
+    table = pq.read_table(tmp_path / "out.parquet")
+    store = Store.open(url)
+    tokens = store.load_tokens(store.find("clip-0.mp4").identity)
+    assert isinstance(table.schema.field("vector").type, pa.FixedShapeTensorType)
+    vectors = table.column("vector").combine_chunks().to_numpy_ndarray()
+    assert tokens.features is not None
+    assert torch.equal(torch.from_numpy(vectors.copy()), tokens.features.to(torch.float16))
+    assert table.column("patches").to_pylist() == tokens.patches.tolist()
+
+
+def test_compact_keeps_every_row(url: str) -> None:
+    before = Store.open(url).catalog.rows()
+    commands.compact(url)
+    assert len(Store.open(url).catalog.snapshot().parts) == 1
+    assert Store.open(url).catalog.rows() == before
