@@ -6,6 +6,8 @@ import sys
 JOBS = {
     "index": "read a corpus of videos into a store of KV caches",
     "ask": "ask one question about a stored video",
+    "explain": "why a video is, or is not, in a store under some settings",
+    "store": "list, verify and clean a store, remove videos from it",
     "demo": "index a small corpus and ask about it, with the built-in model",
 }
 

@@ -91,7 +91,7 @@ def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:
 
 def command() -> None:
     """Entry point."""
-    run(ask)
+    run(ask=ask)
 
 
 if __name__ == "__main__":

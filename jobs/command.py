@@ -14,9 +14,22 @@ EXIT_TOO_MANY_FAILED = 3
 EXIT_TERMINATED = 143
 
 
-def run(function: Callable[..., int | None], name: str | None = None) -> NoReturn:
-    """Run `function` with the arguments of the command line and exit with the code it returns (None is 0)."""
+def run(**functions: Callable[..., int | None]) -> NoReturn:
+    """Run one function, or one of several as a subcommand, with the arguments of the command line, and exit.
 
+    What it returns is the exit code (None is 0).
+
+    Args:
+        functions: by the name they have on the command line; a single one needs no subcommand.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=len(functions) > 1)
+    for name, function in functions.items():
+        app.command(name)(_guarded(function))
+    app()
+    sys.exit(0)
+
+
+def _guarded(function: Callable[..., int | None]) -> Callable[..., NoReturn]:
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> NoReturn:
         try:
@@ -26,7 +39,4 @@ def run(function: Callable[..., int | None], name: str | None = None) -> NoRetur
             code = EXIT_ERROR
         raise typer.Exit(code or 0)
 
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(guarded)
-    app(prog_name=name)
-    sys.exit(0)
+    return guarded

@@ -222,7 +222,7 @@ def _store_exists(url: str) -> bool:
 
 def command() -> None:
     """Entry point."""
-    run(index)
+    run(index=index)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from indexed import index_clips
 
 from jobs import store as commands
+from jobs.explain import explain
 from sttm.errors import StoreError
 from sttm.store.store import Store
 
@@ -93,3 +94,25 @@ def test_compact_keeps_every_row(url: str) -> None:
     commands.compact(url)
     assert len(Store.open(url).catalog.snapshot().parts) == 1
     assert Store.open(url).catalog.rows() == before
+
+
+def test_explain_names_hit_miss_and_the_field_that_differs(
+    url: str, tmp_path: Path, qwen2_vl_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = str(tmp_path / "corpus" / "clip-0.mp4")
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(
+        f"model: {{path: {qwen2_vl_folder}, dtype: float32}}\nvideo: {{fps: 2.0, max_frames: 8}}\n"
+        "merge: {budget: 0.4}\nstore: {kv_scheme: exact}\n"
+    )
+    assert explain(clip, url, str(settings)) == 0
+    assert Store.open(url).find("clip-0.mp4").identity in capsys.readouterr().out
+    assert explain(clip, url, str(settings), ["merge.budget=0.5"]) == 1
+    assert "merge.budget is 0.4, asked for 0.5" in capsys.readouterr().out
+    Path(clip).write_bytes(Path(clip).read_bytes() + b"\0")
+    assert explain(clip, url, str(settings)) == 1
+    assert "this file's is" in capsys.readouterr().out
+    other = tmp_path / "other.mp4"
+    other.write_bytes(b"never seen")
+    assert explain(str(other), url, str(settings)) == 1
+    assert "holds nothing of this file" in capsys.readouterr().out
