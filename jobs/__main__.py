@@ -8,6 +8,7 @@ JOBS = {
     "ask": "ask one question about a stored video",
     "explain": "why a video is, or is not, in a store under some settings",
     "store": "list, verify and clean a store, remove videos from it",
+    "evaluate": "measure how much accuracy reducers keep, on the built-in or any other benchmark",
     "demo": "index a small corpus and ask about it, with the built-in model",
 }
 

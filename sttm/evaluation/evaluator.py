@@ -1,0 +1,171 @@
+"""Asks one video's questions under every reducer. The video is read and vision-encoded once for all of them."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sttm.engine.answer import Continuation, ReadyVideo, SamplingConfig, answer, ready
+from sttm.engine.likelihood import score_options
+from sttm.engine.prefill import prefill
+from sttm.evaluation.questions import Question, RowError, VideoQuestions
+from sttm.evaluation.reducers import Reducer
+from sttm.evaluation.scoring import Verdict, judge
+from sttm.kv_cache import KVCache
+from sttm.models.base import Prompt, VideoInputs
+from sttm.models.checkpoint import Checkpoint
+from sttm.models.language_model import LanguageModel
+from sttm.store.kv import decode_kv, encode_kv
+
+_BATCH_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}  # of copied keys and values, over all rows of a batch
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one reducer made of one video.
+
+    Attributes:
+        replies: the text generated for each question; for `likelihood`, the likeliest option.
+        verdicts: of each question, in the order of `VideoQuestions.questions`.
+        tokens_before, tokens_after: visual tokens.
+        prefill_s: prefill alone, merge included; the vision tower is the same for all reducers.
+        ttft_s: from the finished cache (decoding included, where it was encoded) to one question's first token.
+        kv_bytes: of the live cache, or of the encoded file.
+    """
+
+    replies: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    tokens_before: int
+    tokens_after: int
+    prefill_s: float
+    ttft_s: float
+    kv_bytes: int
+
+
+@dataclass(frozen=True)
+class VideoOutcome:
+    """One video under all reducers.
+
+    Attributes:
+        asked: the questions that could be asked.
+        outcomes: one a reducer, in their order.
+        errors: questions that could not.
+    """
+
+    name: str
+    asked: tuple[Question, ...]
+    outcomes: tuple[Outcome, ...]
+    errors: tuple[RowError, ...] = ()
+
+
+class Evaluator:
+    """Holds one model on one device.
+
+    Args:
+        checkpoint: any supported model.
+        reducers: what to compare.
+        max_tokens: longest reply.
+        device: where the model goes.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, reducers: Sequence[Reducer], max_tokens: int = 16, device: str = "cpu"
+    ) -> None:
+        self._reducers, self._device = tuple(reducers), torch.device(device)
+        self._family = checkpoint.family()
+        self._model = checkpoint.load_model(device)
+        self._language_model = LanguageModel.of(self._model)
+        self._stop = self._family.stop_ids(checkpoint.generation_config)
+        self._control = [token for token in self._family.tokenizer.get_added_vocab() if token.strip()]
+        self._sampling = SamplingConfig(max_tokens=max_tokens)
+
+    def preprocess(self, video: VideoQuestions) -> VideoInputs:
+        """Read and resize a video: the part that needs neither weights nor the device.
+
+        Raises:
+            SttmError: the video cannot be read.
+            ValueError: the model's processor refuses its frames.
+        """
+        clip = video.read()
+        return self._family.preprocess(clip.pixels, clip.seconds)
+
+    def run(self, video: VideoQuestions, inputs: VideoInputs) -> VideoOutcome:
+        """Answer and judge all questions of a video under every reducer."""
+        asked, errors = self._askable(video)
+        if not asked:
+            return VideoOutcome(video.name, (), (), errors)
+        ids = [self._family.question_ids(question.prompt) for question in asked]
+        prompt = self._family.prompt(self._model, inputs)
+        outcomes = tuple(self._reduce(prompt, reducer, asked, ids) for reducer in self._reducers)
+        return VideoOutcome(video.name, asked, outcomes, errors)
+
+    def _askable(self, video: VideoQuestions) -> tuple[tuple[Question, ...], tuple[RowError, ...]]:
+        """Questions whose text cannot steer the model by control tokens, and errors for the rest."""
+        asked, errors = [], []
+        for question in video.questions:
+            text = "\n".join((question.prompt, *question.options))
+            control = [token for token in self._control if token in text]
+            if control:
+                errors.append(RowError(question.row, video.name, f"it holds the model's control token {control[0]!r}"))
+            else:
+                asked.append(question)
+        return tuple(asked), tuple(errors)
+
+    def _reduce(self, prompt: Prompt, reducer: Reducer, asked: tuple[Question, ...], ids: list[list[int]]) -> Outcome:
+        _wait(self._device)
+        started = time.perf_counter()
+        result = prefill(self._language_model, prompt, reducer.merge, reducer.prefill)
+        _wait(self._device)
+        prefilled = time.perf_counter()
+        cache, data = result.cache, None
+        if reducer.kv_scheme is not None:
+            data = encode_kv(cache, reducer.kv_scheme).data
+        stored = time.perf_counter()
+        video = ready(self._language_model, cache if data is None else decode_kv(data, device=self._device))
+        Continuation(self._language_model, video, ids[:1], room=0).start().argmax(-1).tolist()
+        first_token = time.perf_counter()
+        replies, verdicts = self._answer(video, asked, ids, _rows_at_once(cache, self._device))
+        return Outcome(
+            replies=replies,
+            verdicts=verdicts,
+            tokens_before=len(prompt.visual),
+            tokens_after=len(result.merged),
+            prefill_s=prefilled - started,
+            ttft_s=first_token - stored,
+            kv_bytes=cache.size_bytes if data is None else len(data),
+        )
+
+    def _answer(
+        self, video: ReadyVideo, asked: tuple[Question, ...], ids: list[list[int]], rows: int
+    ) -> tuple[tuple[str, ...], tuple[Verdict, ...]]:
+        replies, verdicts = [""] * len(asked), [Verdict(False, False)] * len(asked)
+        generated = [i for i, question in enumerate(asked) if question.scoring != "likelihood"]
+        for at in range(0, len(generated), rows):
+            batch = generated[at : at + rows]
+            tokens = answer(self._language_model, video, [ids[i] for i in batch], self._stop, self._sampling)
+            for i, row in zip(batch, tokens, strict=True):
+                replies[i] = self._family.tokenizer.decode(row, skip_special_tokens=True).strip()
+                verdicts[i] = judge(asked[i], replies[i])
+        chosen = [i for i, question in enumerate(asked) if question.scoring == "likelihood"]
+        options = [[self._option_ids(option) for option in asked[i].options] for i in chosen]
+        scores = score_options(self._language_model, video, [ids[i] for i in chosen], options, rows)
+        for i, score in zip(chosen, scores, strict=True):
+            replies[i] = asked[i].options[int(score.argmax())]
+            verdicts[i] = Verdict(replies[i] == asked[i].answer)
+        return tuple(replies), tuple(verdicts)
+
+    def _option_ids(self, option: str) -> list[int]:
+        """An option as a whole answer: its tokens and the end of the turn."""
+        tokenizer = self._family.tokenizer
+        return [*tokenizer(option, add_special_tokens=False)["input_ids"], int(tokenizer.eos_token_id)]
+
+
+def _rows_at_once(cache: KVCache, device: torch.device) -> int:
+    """How many questions fit: each takes a copy of the video's keys and values."""
+    return max(1, _BATCH_BYTES.get(device.type, 1 << 30) // max(1, cache.size_bytes))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

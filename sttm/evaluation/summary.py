@@ -1,0 +1,146 @@
+"""From the outcomes of all videos to one row a reducer."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, median
+from typing import Any
+
+from sttm.evaluation.evaluator import VideoOutcome
+from sttm.evaluation.reducers import Reducer
+from sttm.evaluation.statistics import mcnemar_exact, relative_interval, wilson
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task under one reducer.
+
+    Attributes:
+        n: units (questions, or groups of them).
+        accuracy: share answered rightly.
+        relative_accuracy: of the accuracy with all tokens; None where that is zero.
+    """
+
+    n: int
+    accuracy: float
+    relative_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One reducer over the whole benchmark. The unit is a question, or a group where questions come in groups.
+
+    Attributes:
+        reducer, budget: as asked for.
+        retained_ratio: visual tokens really kept, over all videos.
+        accuracy: share of the units answered rightly; ci: its 95 % Wilson interval.
+        relative_accuracy: accuracy over that with all tokens; relative_ci: 95 %, from resampled videos.
+        n: units.
+        unparsed: replies that named no option; they count as wrong.
+        lost, gained: units right only with all tokens, and only with this reducer.
+        mcnemar_p: two-sided exact p-value that the two are equally likely.
+        task_mean_accuracy: mean of the tasks' accuracies, each task counting the same.
+        per_task: scores by task.
+        tokens_before, tokens_after: visual tokens, mean over videos.
+        prefill_s, ttft_s: median over videos; see `Outcome`.
+        kv_bytes: mean over videos.
+    """
+
+    reducer: str
+    budget: float | None
+    retained_ratio: float
+    accuracy: float
+    ci: tuple[float, float]
+    relative_accuracy: float | None
+    relative_ci: tuple[float, float] | None
+    n: int
+    unparsed: int
+    lost: int
+    gained: int
+    mcnemar_p: float
+    task_mean_accuracy: float
+    per_task: dict[str, TaskScore]
+    tokens_before: float
+    tokens_after: float
+    prefill_s: float
+    ttft_s: float
+    kv_bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, floats rounded to six digits."""
+        return _rounded(asdict(self))
+
+
+def summarise(reducers: Sequence[Reducer], videos: Sequence[VideoOutcome]) -> list[Row]:
+    """One row a reducer; the first reducer is the one the others are compared with (all tokens)."""
+    videos = [video for video in videos if video.asked]
+    units = [[list(_units(video, i)) for video in videos] for i in range(len(reducers))]
+    return [_row(reducer, i, videos, units[i], units[0]) for i, reducer in enumerate(reducers)] if videos else []
+
+
+@dataclass(frozen=True)
+class _Unit:
+    task: str
+    is_right: bool
+
+
+def _units(video: VideoOutcome, reducer: int) -> Iterator[_Unit]:
+    """Questions that stand alone, and groups: right if every member is."""
+    members: dict[tuple[str, str | int], list[bool]] = defaultdict(list)
+    for i, (question, verdict) in enumerate(zip(video.asked, video.outcomes[reducer].verdicts, strict=True)):
+        members[question.task, i if question.group is None else question.group].append(verdict.is_right)
+    for (task, _), right in members.items():
+        yield _Unit(task, all(right))
+
+
+def _row(
+    reducer: Reducer, index: int, videos: list[VideoOutcome], units: list[list[_Unit]], full: list[list[_Unit]]
+) -> Row:
+    outcomes = [video.outcomes[index] for video in videos]
+    pairs = [pair for mine, theirs in zip(units, full, strict=True) for pair in zip(mine, theirs, strict=True)]
+    right, right_full, n = sum(a.is_right for a, _ in pairs), sum(b.is_right for _, b in pairs), len(pairs)
+    lost = sum(b.is_right and not a.is_right for a, b in pairs)
+    gained = sum(a.is_right and not b.is_right for a, b in pairs)
+    per_task = _per_task(pairs)
+    by_video, by_video_full = ([sum(unit.is_right for unit in video) for video in side] for side in (units, full))
+    before, after = (fmean(getattr(o, f"tokens_{when}") for o in outcomes) for when in ("before", "after"))
+    return Row(
+        reducer=reducer.name,
+        budget=reducer.budget,
+        retained_ratio=after / before,
+        accuracy=right / n,
+        ci=wilson(right, n),
+        relative_accuracy=right / right_full if right_full else None,
+        relative_ci=relative_interval(by_video, by_video_full) if right_full else None,
+        n=n,
+        unparsed=sum(not verdict.is_parsed for o in outcomes for verdict in o.verdicts),
+        lost=lost,
+        gained=gained,
+        mcnemar_p=mcnemar_exact(lost, gained),
+        task_mean_accuracy=fmean(score.accuracy for score in per_task.values()),
+        per_task=per_task,
+        tokens_before=before,
+        tokens_after=after,
+        prefill_s=median(o.prefill_s for o in outcomes),
+        ttft_s=median(o.ttft_s for o in outcomes),
+        kv_bytes=round(fmean(o.kv_bytes for o in outcomes)),
+    )
+
+
+def _per_task(pairs: list[tuple[_Unit, _Unit]]) -> dict[str, TaskScore]:
+    by_task: dict[str, list[tuple[_Unit, _Unit]]] = defaultdict(list)
+    for pair in pairs:
+        by_task[pair[0].task].append(pair)
+    scores = {}
+    for task, members in by_task.items():
+        right, full = sum(a.is_right for a, _ in members), sum(b.is_right for _, b in members)
+        scores[task] = TaskScore(len(members), right / len(members), right / full if full else None)
+    return scores
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
