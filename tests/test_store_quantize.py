@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sttm.errors import StoreError
-from sttm.store.quantize import LayerShape, pack, parts_of, unpack
+from sttm.store.quantize import LayerShape, _below, pack, parts_of, unpack
 from sttm.store.scheme import SCHEMES
 
 LOSSY = ["int8", "k8v4", "int4"]
@@ -104,6 +104,13 @@ def test_eight_bits_cost_little_more_than_half_of_bf16() -> None:
     }
     ratios = {scheme: size[scheme] / size["exact"] for scheme in LOSSY}
     assert ratios == pytest.approx({"int8": 0.516, "k8v4": 0.414, "int4": 0.297}, abs=0.005)
+
+
+def test_every_fp16_number_finds_the_one_below() -> None:
+    numbers = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16)
+    numbers = numbers[torch.isfinite(numbers)]
+    down = torch.nextafter(numbers, torch.full_like(numbers, -torch.inf))
+    assert torch.equal(_below(numbers), down)
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ from store_samples import H, W, make_cache, make_tokens
 from sttm.errors import ArtifactError
 from sttm.store.sealed import digest_of
 from sttm.store.storage import Storage
-from sttm.store.tokens import ROWS_PER_GROUP, read_tokens, write_tokens
+from sttm.store.tokens import ROWS_PER_GROUP, export_tokens, read_tokens, write_tokens
 
 
 @pytest.fixture
@@ -91,3 +91,18 @@ def test_every_reader_of_parquet_can_open_it() -> None:
     schema = pq.read_schema(io.BytesIO(data))
     assert schema.names == ["frame", "y0", "x0", "y1", "x1", "patches", "index", "seconds", "vector"]
     assert str(schema.field("vector").type) == "fixed_size_binary[16]"
+
+
+def test_the_export_is_a_tensor_column_that_analytics_tools_read(storage: Storage) -> None:
+    storage.put("t", make_tokens(make_cache(), dim=8))
+    tokens = read_tokens(storage, "t")
+    table = pq.read_table(io.BytesIO(export_tokens(tokens)))
+    assert (
+        str(table.schema.field("vector").type) == "extension<arrow.fixed_shape_tensor[value_type=halffloat, shape=[8]]>"
+    )
+    vectors = torch.from_numpy(table.column("vector").combine_chunks().to_numpy_ndarray().copy())
+    assert tokens.features is not None
+    assert torch.equal(vectors, tokens.features.half())
+    assert table.column("frame").to_pylist() == tokens.boxes[:, 0].tolist()
+    with pytest.raises(ValueError, match="without their features"):
+        export_tokens(read_tokens(storage, "t", with_features=False))

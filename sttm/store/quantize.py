@@ -167,8 +167,9 @@ def _range_of(grouped: Tensor, axis: int, bits: int, what: str) -> tuple[Tensor,
 
 
 def _below(numbers: Tensor) -> Tensor:
-    """The next smaller fp16 number of each."""
-    return torch.nextafter(numbers, torch.full_like(numbers, -torch.inf))
+    """The next smaller fp16 number of each; by their bits, because CUDA has no nextafter for fp16."""
+    bits = numbers.view(torch.int16)  # sign and magnitude, and -32767 is the negative number next to zero
+    return torch.where(numbers > 0, bits - 1, torch.where(bits == 0, -32767, bits + 1)).view(torch.float16)
 
 
 def _encode(numbers: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

@@ -298,12 +298,8 @@ class _ObjectStore:
             found = self.fs.find(self._path(prefix), detail=True)
         except FileNotFoundError:
             return []
-        folder, root_length = self._path(prefix) + "/", len(self._path(""))
-        return [
-            Entry(path[root_length:], int(info["size"]), _modified(info))
-            for path, info in found.items()
-            if path.startswith(folder)
-        ]
+        root_length = len(self._path(""))
+        return [Entry(path[root_length:], int(info["size"]), _modified(info)) for path, info in found.items()]
 
     def _path(self, key: str) -> str:
         return f"{self.root.rstrip('/')}/{key}"
