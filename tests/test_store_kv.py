@@ -23,7 +23,7 @@ def small_file(scheme: str = "int8") -> EncodedKV:
     return encode_kv(make_cache(layers=2, merge_layer=1, heads=1, head_dim=4, frames=1), scheme, {"rope": [1, 2]})
 
 
-def stored(data: bytes | bytearray, name: str) -> Storage:
+def stored(data: bytes | bytearray | memoryview, name: str) -> Storage:
     storage = Storage("memory://kv-tests")
     storage.put(name, data)
     return storage
@@ -106,6 +106,19 @@ def test_single_layers_can_be_read() -> None:
         assert torch.equal(value, whole.values[layer])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("scheme", ["exact", "int8", "k8v4", "int4"])
+def test_a_cache_on_a_gpu_gives_the_same_file_and_is_read_back_there(scheme: str) -> None:
+    here, there = make_cache(), make_cache(device="cuda")
+    encoded = encode_kv(there, scheme)
+    assert encoded.data == encode_kv(here, scheme).data
+    loaded = decode_kv(encoded.data, device="cuda")
+    on_cpu = decode_kv(encoded.data)
+    for got, expected in zip(loaded.keys + loaded.values, on_cpu.keys + on_cpu.values, strict=True):
+        assert got.is_cuda
+        assert torch.equal(got.cpu(), expected)
+
+
 def test_encoding_is_repeatable() -> None:
     assert encode_kv(make_cache(), "int8").data == encode_kv(make_cache(), "int8").data
 
@@ -129,7 +142,8 @@ def test_one_flipped_bit_anywhere_is_noticed_and_its_place_named(scheme: str) ->
 
 def test_a_truncated_or_longer_file_is_noticed() -> None:
     encoded = small_file()
-    for data in (b"", encoded.data[:7], encoded.data[:4096], encoded.data[:-1], encoded.data + b"\0"):
+    whole = bytes(encoded.data)
+    for data in (b"", whole[:7], whole[:4096], whole[:-1], whole + b"\0"):
         with pytest.raises(ArtifactError):
             read_kv(stored(data, "cut"), "cut")
 

@@ -28,13 +28,13 @@ class EncodedKV:
     """A finished `kv.safetensors`.
 
     Attributes:
-        data: all bytes of the file.
+        data: all bytes of the file; page-locked if the cache was on a GPU.
         header: as the file begins with it.
         header_digest: blake3 of the bytes before the body; it covers the digests of all regions.
         digest: blake3 of the whole file.
     """
 
-    data: bytearray
+    data: memoryview
     header: KVHeader
     header_digest: str
     digest: str
@@ -57,19 +57,25 @@ def encode_kv(cache: KVCache, scheme: str, notes: Mapping[str, Any] | None = Non
     layout = KVLayout.of(cache, scheme)
     places = (cache.next_position, cache.reduced_next_position)
     draft = KVHeader(layout, *places, (_EMPTY_DIGEST,) * len(layout.regions), notes or {})
-    start = len(draft.to_bytes())
-    data = bytearray(start + layout.body_bytes)
-    body = memoryview(data)[start:]
+    start, on_gpu = len(draft.to_bytes()), cache.keys[0].is_cuda
+    # PyTorch keeps freed page-locked memory for the next video: copies into it run at the full rate of the bus.
+    whole = torch.empty(start + layout.body_bytes, dtype=torch.uint8, pin_memory=on_gpu)
     for index, region in enumerate(layout.regions):
-        _fill(body, region, _head_tensors(cache) if index == 0 else _layer_tensors(cache, layout, index - 1))
-    digests = tuple(digest_of(body[region.begin : region.end]) for region in layout.regions)
+        tensors = _head_tensors(cache) if index == 0 else _layer_tensors(cache, layout, index - 1)
+        _fill(whole[start + region.begin : start + region.end], region, tensors)
+    if on_gpu:
+        torch.cuda.current_stream(cache.keys[0].device).synchronize()
+    data = whole.numpy().data
+    digests = tuple(digest_of(data[start + region.begin : start + region.end]) for region in layout.regions)
     header = KVHeader(layout, *places, digests, notes or {})
     data[:start] = header.to_bytes()
-    return EncodedKV(data, header, digest_of(memoryview(data)[:start]), digest_of(data))
+    return EncodedKV(data, header, digest_of(data[:start]), digest_of(data))
 
 
-def decode_kv(data: bytearray, name: str = "kv.safetensors", device: torch.device | str = "cpu") -> KVCache:
-    """The cache of a file in memory, fully verified; errors as for `read_kv`."""
+def decode_kv(
+    data: bytearray | memoryview, name: str = "kv.safetensors", device: torch.device | str = "cpu"
+) -> KVCache:
+    """The cache of a file in memory, fully verified; an exact one may share its memory. Errors as for `read_kv`."""
     view = memoryview(data)
     start = header_bytes(bytes(view[:8]), len(view), name)
     header = parse_header(bytes(view[:start]), len(view), name)
@@ -154,13 +160,16 @@ def _layer_tensors(cache: KVCache, layout: KVLayout, layer: int) -> tuple[Tensor
     return pack(cache.keys[layer], cache.values[layer], layout.layer_shape(layer))
 
 
-def _fill(body: memoryview, region: Region, tensors: Sequence[Tensor]) -> None:
+def _fill(out: Tensor, region: Region, tensors: Sequence[Tensor]) -> None:
+    """Copy the tensors of a region to their places in `out`, uint8 [bytes]; from a GPU without waiting."""
+    filled = 0
     for placed, tensor in zip(region.tensors, tensors, strict=False):  # the region may end in padding
         if tuple(tensor.shape) != placed.part.shape or tensor.dtype != placed.part.dtype:
             raise ValueError(f"{placed.part.name}: {tensor.dtype} {tuple(tensor.shape)}, planned {placed.part}")
-        if tensor.numel():
-            target = torch.frombuffer(body[placed.begin : placed.end], dtype=tensor.dtype)
-            target.view(tensor.shape).copy_(tensor)
+        filled = placed.end - region.begin
+        target = out[placed.begin - region.begin : filled]
+        target.view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
+    out[filled:] = 0
 
 
 def _decode(header: KVHeader, body: memoryview, name: str, device: torch.device | str) -> KVCache:

@@ -275,13 +275,13 @@ class _ObjectStore:
         return int(info["size"])
 
     def put(self, key: str, data: Data) -> None:
-        self.fs.pipe_file(self._path(key), data)
+        self.fs.pipe_file(self._path(key), _sendable(data))
 
     def create(self, key: str, data: Data) -> bool:
         path = self._path(key)
         try:
             with _memory_lock if self.in_memory else nullcontext():
-                self.fs.pipe_file(path, data, mode="create")
+                self.fs.pipe_file(path, _sendable(data), mode="create")
         except OSError as error:
             # A lost race is FileExistsError on one server and EINVAL on another; our own retried put also ends here.
             try:
@@ -309,3 +309,8 @@ def _modified(info: Mapping[str, Any]) -> datetime:
     """When an object was written; each kind of file system has its own name and type for it."""
     time = info.get("LastModified") or info.get("updated") or info["created"]
     return datetime.fromtimestamp(time, UTC) if isinstance(time, float) else time
+
+
+def _sendable(data: Data) -> bytes | bytearray:
+    """S3 clients take no memoryview."""
+    return bytes(data) if isinstance(data, memoryview) else data
