@@ -11,7 +11,9 @@ Ray retries nothing (`max_retries=0`, `max_restarts=0`): the driver sorts every 
 """
 
 import faulthandler
+import functools
 import os
+import resource
 import secrets
 import threading
 import time
@@ -26,7 +28,7 @@ from ray import exceptions as ray_errors
 
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
-from sttm.errors import SttmError, VideoError
+from sttm.errors import StoreError, SttmError, VideoError
 from sttm.indexer import DecodedVideo, Indexer, VideoReader
 from sttm.settings import Settings
 from sttm.store.catalog import CatalogRow
@@ -41,6 +43,7 @@ class RunConfig(Settings):
         decode_ahead: videos decoded or being decoded ahead of each actor.
         decode_ahead_bytes: bytes of decoded videos waiting at one time, over all actors.
         decode_timeout_s: a decode that takes longer is killed and counts as a crash.
+        decode_memory_bytes: a decode that allocates more fails and counts as a crash; no other process suffers.
         prefill_timeout_s: the same for vision tower and prefill.
         crash_tries: how often a video may kill its process before it becomes an error row.
         lost_tries: how often a video is tried again after nodes or objects were lost.
@@ -51,6 +54,7 @@ class RunConfig(Settings):
     decode_ahead: int = 3
     decode_ahead_bytes: int = 4 << 30
     decode_timeout_s: float = 300.0
+    decode_memory_bytes: int = 8 << 30
     prefill_timeout_s: float = 600.0
     crash_tries: int = 3
     lost_tries: int = 8
@@ -109,16 +113,29 @@ def killed_after(seconds: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-_readers: dict[str, VideoReader] = {}  # one a worker process: tokenizer and processor load once
+@contextmanager
+def allocating_at_most(size_bytes: int) -> Iterator[None]:
+    """Let allocations of this process fail beyond `size_bytes`, so that one video cannot exhaust the machine."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (size_bytes if hard < 0 else min(size_bytes, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+@functools.lru_cache(maxsize=1)
+def _reader(config_json: str) -> VideoReader:
+    """One a worker process: tokenizer and processor load once."""
+    return VideoReader(IndexConfig.model_validate_json(config_json))
 
 
 @ray.remote(num_cpus=1, max_retries=0, num_returns=2)
-def decode_video(ref: VideoRef, config_json: str, timeout_s: float) -> tuple[int, Any]:
+def decode_video(ref: VideoRef, config_json: str, timeout_s: float, memory_bytes: int) -> tuple[int, Any]:
     """Decode and resize one video; its size in bytes beside it, so that the driver need not fetch it."""
-    if config_json not in _readers:
-        _readers[config_json] = VideoReader(IndexConfig.model_validate_json(config_json))
-    with killed_after(timeout_s):
-        decoded = _readers[config_json].read(ref)
+    reader = _reader(config_json)
+    with killed_after(timeout_s), allocating_at_most(memory_bytes):
+        decoded = reader.read(ref)
     return decoded.inputs.pixels.nbytes, decoded
 
 
@@ -225,7 +242,8 @@ class Driver:
             if due is None:
                 return
             self._waiting.remove(due)
-            size, decoded = decode_video.remote(due.ref, self._config_json, self._run.decode_timeout_s)
+            limits = (self._run.decode_timeout_s, self._run.decode_memory_bytes)
+            size, decoded = decode_video.remote(due.ref, self._config_json, *limits)
             self._decoding[size] = (due, decoded)
 
     def _start_prefills(self) -> None:
@@ -318,6 +336,8 @@ _LOST = (
     ray_errors.ActorUnavailableError,
     ray_errors.ActorUnschedulableError,
     ray_errors.GetTimeoutError,
+    OSError,  # of a network or a disk; what is the video's own fault was made a VideoError before
+    StoreError,
 )
 
 
