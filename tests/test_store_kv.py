@@ -31,7 +31,7 @@ def stored(data: bytes | bytearray | memoryview, name: str) -> Storage:
 
 @pytest.mark.parametrize("scheme", ["exact", "int8", "k8v4", "int4"])
 @pytest.mark.parametrize("merge_layer", [0, 2, 5])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_a_stored_cache_comes_back(scheme: str, merge_layer: int, dtype: torch.dtype) -> None:
     cache = make_cache(dtype, merge_layer=merge_layer)
     encoded = encode_kv(cache, scheme)
@@ -170,11 +170,15 @@ def test_a_forged_scale_is_refused(bits: int) -> None:
         decode_kv(bytearray(rebuilt(small_file(), change)))
 
 
-@pytest.mark.parametrize(("table", "number"), [("visual", 10**6), ("boxes", -1), ("patches", 0), ("boxes", 50)])
-def test_forged_tables_are_refused(table: str, number: int) -> None:
+@pytest.mark.parametrize(
+    ("table", "column", "number"),
+    [("visual", 0, 10**6), ("patches", 0, 0), ("boxes", 0, -1), ("boxes", 0, 50), ("boxes", 3, 0), ("boxes", 4, 6)],
+)
+def test_forged_tables_are_refused(table: str, column: int, number: int) -> None:
     def change(body: memoryview, layout: Any) -> None:
         placed = next(p for p in layout.regions[0].tensors if p.part.name == f"head.{table}")
-        body[placed.begin : placed.begin + 4] = number.to_bytes(4, "little", signed=True)
+        begin = placed.begin + 4 * column
+        body[begin : begin + 4] = number.to_bytes(4, "little", signed=True)
 
     with pytest.raises(ArtifactError, match="out of range"):
         decode_kv(bytearray(rebuilt(small_file(), change)))

@@ -200,9 +200,11 @@ def _layer(
     header: KVHeader, layer: int, data: memoryview, name: str, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
     parts = _verified(header, 1 + layer, data, name)
-    scales = [part.float() for part in parts if part.dtype == torch.float16 and header.layout.scheme != "exact"]
-    if not all(torch.isfinite(scale).all() for scale in scales) or any((s <= 0).any() for s in scales[::2]):
-        raise _damaged(f"{name}, layer {layer}", "a scale or zero is out of range")
+    for placed, part in zip(header.layout.regions[1 + layer].tensors, parts, strict=False):
+        kind = placed.part.name.rpartition("_")[2]
+        lowest = {"scale": 0.0, "zero": -torch.inf}.get(kind)
+        if lowest is not None and not ((part > lowest) & (part < torch.inf)).all():
+            raise _damaged(f"{name}, layer {layer}", "a scale or zero is out of range")
     return unpack(tuple(part.to(device) for part in parts), header.layout.layer_shape(layer))
 
 
