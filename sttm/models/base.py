@@ -1,7 +1,8 @@
 """What the engine must know of a model family: prompt, positions, preprocessing, vision. No weights live here.
 
-A family is one subclass of `Family` in one file. Shapes: F sampled frames, (T, H, W) the grid of visual tokens inside
-the LLM, N = T*H*W, L prefix tokens, A position axes (1 for RoPE, 3 for M-RoPE), C hidden size.
+A family is one subclass of `Family` in one file, listed in `sttm.models.families`. Shapes: F sampled frames, (T, H, W)
+the grid of visual tokens inside the LLM, N = T*H*W, P >= N places the vision tower fills in the prompt (grid cells and
+separators), L prefix tokens, A position axes (1 for RoPE, 3 for M-RoPE), C hidden size.
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sttm.errors import ModelError
 
@@ -87,9 +88,9 @@ class Family(ABC):
     """
 
     model_types: ClassVar[tuple[str, ...]]
-    position_axes: ClassVar[int] = 1
-    # The last piece of the prefix. A special token, so that BPE cannot join the question to it.
-    prefix_end: ClassVar[str]
+    # The last piece of the prefix after the video, None where the video itself is last. Either way a special token, so
+    # that BPE cannot join the question to it.
+    prefix_end: ClassVar[str | None] = None
 
     def __init__(self, config: Any, tokenizer: Any, processor: Any = None) -> None:
         self.config, self.tokenizer, self.processor = config, tokenizer, processor
@@ -106,7 +107,7 @@ class Family(ABC):
 
     @abstractmethod
     def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the vision tower: visual embeddings [N + extra, C] and deepstack levels, each [N, C]."""
+        """Run the vision tower: embeddings of all places [P, C], and deepstack levels of the grid cells, each [N, C]."""
 
     @abstractmethod
     def number(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
@@ -117,19 +118,24 @@ class Family(ABC):
     def video_token(self) -> str:
         """The placeholder of one visual token."""
 
-    def video_ids(self, inputs: VideoInputs) -> list[int]:
-        """Ids between the text before the video and the text after it."""
-        return [self._id(self.video_token)] * inputs.tokens
+    @staticmethod
+    def prepare(model: nn.Module) -> None:
+        """Called once on a loaded model, to make its vision tower faster; the outputs stay the same."""
+
+    def is_cell(self, inputs: VideoInputs) -> Tensor:
+        """Bool [P]: which places hold a cell of the grid, in raster order; the others are separators, never merged."""
+        return torch.ones(inputs.tokens, dtype=torch.bool)
 
     def prefix_ids(self, inputs: VideoInputs) -> list[int]:
         """Ids of the prompt up to and including the video and `prefix_end`."""
         before, after, _ = self._template()
-        return self._encode(before) + self.video_ids(inputs) + self._encode(self._split(after)[0])
+        video = [self._id(self.video_token)] * len(self.is_cell(inputs))
+        return self._opening(before) + video + self._encode_after(self.video_token, self._split(after)[0])
 
     def question_ids(self, question: str) -> list[int]:
         """Ids that follow the prefix: the question, the end of the user's turn, the start of the answer."""
         _, after, end = self._template()
-        return self._encode(self._split(after)[1] + question + end)
+        return self._encode_after(self.prefix_end or self.video_token, self._split(after)[1] + question + end)
 
     def stop_ids(self, generation_config: Any) -> frozenset[int]:
         """Ids that end an answer."""
@@ -150,7 +156,7 @@ class Family(ABC):
                 f"{self.config.model_type}: the vision tower made {len(features)} tokens for {len(places)} places "
                 f"(grid {inputs.grid}); the checkpoint's processor and config disagree"
             )
-        embeds = embed_tokens(ids)
+        embeds = embed_tokens(ids.masked_fill(ids == self._id(self.video_token), 0))  # its id may have no row
         embeds[places] = features.to(embeds)
         positions, next_position = self.number(ids, inputs)
         return Prompt(
@@ -158,7 +164,7 @@ class Family(ABC):
             embeds,
             positions,
             next_position,
-            places[: inputs.tokens],
+            places[self.is_cell(inputs).to(device)],
             inputs.grid,
             torch.from_numpy(inputs.frame_seconds),
             tuple(level.to(embeds) for level in deepstack),
@@ -181,8 +187,20 @@ class Family(ABC):
 
     def _split(self, after: str) -> tuple[str, str]:
         """Text between video and question, cut into the prefix's share and the question's."""
+        if self.prefix_end is None:
+            return "", after
         head, end, tail = after.partition(self.prefix_end)
         return (head + end, tail) if end else ("", after)
+
+    def _opening(self, before: str) -> list[int]:
+        """Ids of the text before the video, with the BOS that some tokenizers put before everything (Llama)."""
+        bos = self.tokenizer.bos_token
+        adds_bos = bos and self._id(bos) in self.tokenizer("")["input_ids"] and not before.startswith(bos)
+        return self._encode((bos if adds_bos else "") + before)
+
+    def _encode_after(self, token: str, text: str) -> list[int]:
+        """Ids of `text` as it follows a special token; alone, some tokenizers would put a space before it."""
+        return self._encode(token + text)[1:]
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from sttm.errors import ModelError
+from sttm.models import lmms_lab
 from sttm.models.base import Family
+from sttm.models.families import family_of
 from sttm.models.language_model import LanguageModel, load_language_model
 from sttm.models.processor import import_torchvision, load_video_processor
-from sttm.models.qwen2_vl import Qwen2VL
 from sttm.settings import Settings
 
-FAMILIES: dict[str, type[Family]] = {name: family for family in (Qwen2VL,) for name in family.model_types}
 BUILT_IN = Path(__file__).parent / "tiny"
 
 
@@ -75,34 +75,42 @@ class Checkpoint:
         """The transformers config object."""
         from transformers import AutoConfig
 
+        if self._is_lmms_lab:
+            return lmms_lab.convert_config(self.folder, self._raw_config)
+        family_of(str(self._raw_config.get("model_type")), self.name)  # before transformers says it less clearly
         return AutoConfig.from_pretrained(self.folder)
 
     @cached_property
     def family_class(self) -> type[Family]:
         """The adapter for this checkpoint's `model_type`."""
-        kind = self.config.model_type
-        if kind not in FAMILIES:
-            raise ModelError(
-                f"{self.name}: model_type {kind!r} is not supported; supported are {', '.join(sorted(FAMILIES))}. "
-                "To add one, subclass sttm.models.base.Family and list it in sttm.models.checkpoint.FAMILIES"
-            )
-        return FAMILIES[kind]
+        return family_of(self.config.model_type, self.name)
 
     def family(self, with_processor: bool = True) -> Family:
         """The adapter with this checkpoint's tokenizer, and its video processor when videos will be read."""
-        processor = None
-        if with_processor:
-            processor = load_video_processor(self.folder)
-        return self.family_class(self.config, self._tokenizer(), processor)
+        return self.family_class(self.config, self._tokenizer(), self._video_processor() if with_processor else None)
 
     def load_model(self, device: str | torch.device) -> nn.Module:
-        """The whole model (vision tower and language model) for inference on `device`."""
+        """The whole model (vision tower and language model) for inference on `device`.
+
+        Raises:
+            ModelError: a weight is missing.
+        """
         from transformers import AutoModelForImageTextToText
 
-        model = AutoModelForImageTextToText.from_pretrained(
-            self.folder, dtype=self.settings.torch_dtype, use_safetensors=True, attn_implementation="sdpa"
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            self.folder,
+            config=self.config,
+            dtype=self.settings.torch_dtype,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            key_mapping=lmms_lab.KEY_MAPPING if self._is_lmms_lab else None,
+            output_loading_info=True,
         )
-        return model.to(device).eval().requires_grad_(False)
+        if missing := sorted(report["missing_keys"]):
+            raise ModelError(f"{self.folder} has no weight {missing[0]!r} ({len(missing)} are missing)")
+        model = model.to(device).eval().requires_grad_(False)
+        self.family_class.prepare(model)
+        return model
 
     def load_language_model(self, device: str | torch.device) -> LanguageModel:
         """The language model alone on `device`: all that answering needs."""
@@ -129,10 +137,31 @@ class Checkpoint:
         }
         return {name: _digest(self.folder, patterns) for name, patterns in groups.items()}
 
+    @cached_property
+    def _raw_config(self) -> dict[str, Any]:
+        try:
+            raw = json.loads((self.folder / "config.json").read_text("utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{self.folder / 'config.json'} is not JSON: {error}") from error
+        if not isinstance(raw, dict):
+            raise ModelError(f"{self.folder / 'config.json'} holds a {type(raw).__name__}, not a mapping")
+        return raw
+
+    @property
+    def _is_lmms_lab(self) -> bool:
+        return lmms_lab.is_lmms_lab(self._raw_config)
+
+    def _video_processor(self) -> Any:
+        if self._is_lmms_lab:
+            return lmms_lab.video_processor(self.config)
+        return load_video_processor(self.folder)
+
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        if self._is_lmms_lab:
+            lmms_lab.add_video_token(tokenizer)
         legacy = self.folder / "chat_template.json"
         if not tokenizer.chat_template and legacy.exists():
             tokenizer.chat_template = json.loads(legacy.read_text("utf-8"))["chat_template"]

@@ -7,21 +7,31 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sttm.models.base import Family, VideoInputs
+from sttm.models.frame_attention import FrameAttention
+from sttm.models.mrope import mrope_positions
+from sttm.models.patch_embedding import LinearPatchEmbedding
 
 
 class Qwen2VL(Family):
-    """Adapter for `model_type: qwen2_vl`."""
+    """Adapter for `model_type: qwen2_vl`, and the parent of its successors."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
-    position_axes: ClassVar[int] = 3
-    prefix_end: ClassVar[str] = "<|vision_end|>"
+    prefix_end: ClassVar[str | None] = "<|vision_end|>"
 
     @property
     def video_token(self) -> str:
         return "<|video_pad|>"
+
+    @staticmethod
+    def prepare(model: Any) -> None:
+        """Replace two modules of this one model's vision tower by faster ones with the same weights and outputs."""
+        visual = model.model.visual
+        visual.patch_embed = LinearPatchEmbedding(visual.patch_embed.proj)
+        for block in visual.blocks:
+            block.attn = FrameAttention(block.attn)
 
     def preprocess(self, pixels: np.ndarray, seconds: np.ndarray) -> VideoInputs:
         """Resize and cut into patches uint8 [T*H*W*4, 3*2*p*p] with the official processor; normalising comes later."""
@@ -38,33 +48,33 @@ class Qwen2VL(Family):
     def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
         merge = self.processor.merge_size
         t, h, w = inputs.grid
-        grid_thw = torch.tensor([[t, h * merge, w * merge]], device=model.device)
-        output = model.model.get_video_features(self._normalised(inputs, model), grid_thw)
-        return torch.cat(tuple(output.pooler_output)), ()
+        grid_thw = torch.tensor([[t, h * merge, w * merge]])
+        visual = model.model.visual
+        # The tower itself, not `get_video_features`, whose output differs between versions of transformers.
+        output = visual(
+            self._normalised(inputs, model), grid_thw=grid_thw.to(model.device), **self.segments(visual, grid_thw)
+        )
+        return output.pooler_output, tuple(getattr(output, "deepstack_features", None) or ())
+
+    def segments(self, visual: nn.Module, grid_thw: Tensor) -> dict[str, Any]:
+        """Where attention begins and ends, made once and kept on the CPU so that no layer has to wait for the GPU.
+
+        Args:
+            visual: the vision tower.
+            grid_thw: int64 [1, 3] (frames, rows, columns) in patches, on the CPU.
+        """
+        t, h, w = grid_thw[0].tolist()
+        return {"cu_seqlens": torch.arange(t + 1, dtype=torch.int32) * (h * w), "max_seqlen": h * w}
 
     def number(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
-        """Text counts on all three axes; a video token sits at (t, y, x) past the text; then largest plus one.
-
-        transformers 5 goes on at start + max(H, W), the models were trained with the largest position plus one.
-        """
-        is_video = ids == self._id(self.video_token)
-        positions = torch.empty(3, len(ids), dtype=torch.long, device=ids.device)
-        start = int(is_video.nonzero()[0])
-        stop = start + inputs.tokens
-        positions[:, :start] = torch.arange(start, device=ids.device)
-        t, h, w = (torch.arange(n, device=ids.device) for n in inputs.grid)
-        steps = (t * self.time_step(inputs)).long()
-        positions[:, start:stop] = torch.stack(torch.meshgrid(steps, h, w, indexing="ij")).reshape(3, -1) + start
-        after = int(positions[:, :stop].max()) + 1
-        rest = len(ids) - stop
-        positions[:, stop:] = torch.arange(after, after + rest, device=ids.device)
-        return positions, after + rest
+        """M-RoPE positions, see `sttm.models.mrope`."""
+        return mrope_positions(ids == self._id(self.video_token), inputs.grid, self.time_step(inputs))
 
     def time_step(self, inputs: VideoInputs) -> float:
         """Positions between two grid frames on the time axis."""
         return 1.0
 
-    def _normalised(self, inputs: VideoInputs, model: Any) -> Tensor:
+    def _normalised(self, inputs: VideoInputs, model: nn.Module) -> Tensor:
         """Rescale and normalise on the model's device with the official processor's own arithmetic."""
         p = self.processor
         patches = torch.tensor(inputs.pixels, device=model.device)

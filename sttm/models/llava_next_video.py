@@ -1,0 +1,19 @@
+"""LLaVA-NeXT-Video (https://llava-vl.github.io/blog/2024-04-30-llava-next-video): CLIP frames, 24x24 pooled to 12x12.
+
+Model doc: https://huggingface.co/docs/transformers/model_doc/llava_next_video. Videos have no separators.
+"""
+
+from typing import ClassVar
+
+from sttm.models.llava import Llava
+
+
+class LlavaNextVideo(Llava):
+    """Adapter for `model_type: llava_next_video`."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("llava_next_video",)
+
+    @property
+    def side(self) -> int:
+        vision = self.config.vision_config
+        return vision.image_size // vision.patch_size // self.config.spatial_pool_stride

@@ -1,0 +1,142 @@
+"""Checkpoints in the layout of the original LLaVA code (lmms-lab on the hub): LLaVA-Video and LLaVA-OneVision on Qwen2.
+
+They are OneVision models under other names: a flat config.json (`model_type: llava`, `architectures:
+[LlavaQwenForCausalLM]`) that only names its vision tower, other weight names, a text tokenizer without placeholder for
+the video, and neither processor nor chat template. All of that is put right here and nowhere else; nothing is written.
+
+Source: https://github.com/LLaVA-VL/LLaVA-NeXT (llava_arch.py, siglip_encoder.py, conversation.py `qwen_1_5`), and
+transformers' convert_llava_onevision_weights_to_hf.py, which does the same for OneVision on disk.
+"""
+
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from sttm.errors import ModelError
+
+# Weight names of transformers (values) for those of the original code (regular expressions, keys).
+KEY_MAPPING = {
+    r"^model\.vision_tower\.vision_tower\.(?:vision_model\.)?": "model.vision_tower.",
+    r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
+    r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
+    r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
+}
+# Heads and activation are the only facts about a tower that its weights do not show.
+_TOWERS = {"google/siglip-so400m-patch14-384": {"num_attention_heads": 16, "hidden_act": "gelu_pytorch_tanh"}}
+_VISION = "model.vision_tower.vision_tower.vision_model."
+_SUPPORTED = {"mm_projector_type": "mlp2x_gelu", "mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2}
+
+VIDEO_TOKEN = "<video>"  # noqa: S105 (no password)
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'video' %}" + VIDEO_TOKEN + "\n{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def is_lmms_lab(config: dict[str, Any]) -> bool:
+    """Whether a config.json is in the original layout: it names its vision tower instead of describing it."""
+    return "mm_vision_tower" in config and "vision_config" not in config
+
+
+def convert_config(folder: Path, config: dict[str, Any]) -> Any:
+    """The transformers config of a checkpoint in the original layout.
+
+    Args:
+        folder: the checkpoint, whose weights show the shape of the vision tower.
+        config: its config.json.
+
+    Raises:
+        ModelError: it is not of the kind that LLaVA-Video and LLaVA-OneVision are.
+    """
+    from transformers import LlavaOnevisionConfig
+
+    _check(folder, config)
+    text = {key: value for key, value in config.items() if not key.startswith(("mm_", "image_"))}
+    return LlavaOnevisionConfig(
+        text_config={**text, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
+        vision_config=_vision_config(folder, config["mm_vision_tower"]),
+        vision_feature_layer=-1,  # the original drops the tower's last layer; it is not among the weights
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=config.get("tie_word_embeddings", False),
+        mm_newline_position=_newline_position(config),
+    )
+
+
+def add_video_token(tokenizer: Any) -> None:
+    """Give a Qwen2 tokenizer the placeholder and the chat template that the original code keeps in Python."""
+    tokenizer.add_special_tokens({"additional_special_tokens": [VIDEO_TOKEN]})
+    tokenizer.chat_template = CHAT_TEMPLATE
+
+
+def video_processor(config: Any) -> Any:
+    """SigLIP's preprocessing: bicubic to the tower's square, then to -1..1.
+
+    Args:
+        config: from `convert_config`.
+    """
+    from transformers import LlavaOnevisionVideoProcessor
+
+    side = config.vision_config.image_size
+    return LlavaOnevisionVideoProcessor(
+        size={"height": side, "width": side}, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
+    )
+
+
+def _check(folder: Path, config: dict[str, Any]) -> None:
+    architectures = config.get("architectures") or []
+    if "LlavaQwenForCausalLM" not in architectures:
+        raise ModelError(
+            f"{folder}: {', '.join(architectures) or 'no architecture'} in the original LLaVA layout is not supported, "
+            "only LlavaQwenForCausalLM is; take a checkpoint in transformers' layout (llava-hf on the hub)"
+        )
+    if config["mm_vision_tower"] not in _TOWERS:
+        raise ModelError(f"{folder}: vision tower {config['mm_vision_tower']!r} is not {', '.join(_TOWERS)}")
+    for key, expected in _SUPPORTED.items():
+        if config.get(key, expected) != expected:
+            raise ModelError(f"{folder}: {key} {config[key]!r} is not supported, only {expected!r} is")
+    if config.get("add_faster_video"):
+        raise ModelError(f"{folder}: add_faster_video (frames at two rates) is not supported")
+
+
+def _newline_position(config: dict[str, Any]) -> str:
+    if "unpad" not in config.get("mm_patch_merge_type", "spatial_unpad") and "mm_newline_position" not in config:
+        return "no_token"
+    return str(config.get("mm_newline_position", "one_token"))
+
+
+def _vision_config(folder: Path, tower: str) -> dict[str, Any]:
+    shapes = {name.removeprefix(_VISION): shape for name, shape in _shapes(folder) if name.startswith(_VISION)}
+    try:
+        channels, _, _, patch = shapes["embeddings.patch_embedding.weight"]
+        positions = shapes["embeddings.position_embedding.weight"][0]
+        hidden = shapes["encoder.layers.0.mlp.fc1.weight"][0]
+    except KeyError as error:
+        raise ModelError(
+            f"{folder} has no weight {_VISION}{error.args[0]}; the vision tower must be included"
+        ) from error
+    layers = {int(name.split(".")[2]) for name in shapes if name.startswith("encoder.layers.")}
+    return {
+        "model_type": "siglip_vision_model",
+        "hidden_size": channels,
+        "intermediate_size": hidden,
+        "num_hidden_layers": len(layers),
+        "patch_size": patch,
+        "image_size": isqrt(positions) * patch,
+        "vision_use_head": False,
+        **_TOWERS[tower],
+    }
+
+
+def _shapes(folder: Path) -> list[tuple[str, list[int]]]:
+    """Names and shapes of all weights, from the headers of the safetensors files."""
+    shapes = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            shapes += [(name, file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118 (not a dict)
+    return shapes

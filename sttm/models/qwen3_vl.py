@@ -1,0 +1,47 @@
+"""Qwen3-VL (arXiv 2511.21631): frames between time stamps in text, and deepstack features for the first layers.
+
+Model doc: https://huggingface.co/docs/transformers/model_doc/qwen3_vl
+
+A video becomes `<0.3 seconds><|vision_start|>...<|vision_end|><1.3 seconds><|vision_start|>...`. The chat template
+writes one more <|vision_start|> and <|vision_end|> around the whole; transformers 4, vLLM and Qwen's own tools replace
+that pair by the frames, transformers 5 keeps it. It is dropped here, as the models were trained; the prefix ids stored
+with every cache say so.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from sttm.models.base import VideoInputs
+from sttm.models.mrope import mrope_positions
+from sttm.models.qwen2_vl import Qwen2VL
+
+_START, _END = "<|vision_start|>", "<|vision_end|>"
+
+
+class Qwen3VL(Qwen2VL):
+    """Adapter for `model_type: qwen3_vl`."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
+
+    def prefix_ids(self, inputs: VideoInputs) -> list[int]:
+        before, _, _ = self._template()
+        _, h, w = inputs.grid
+        frame = [self._id(self.video_token)] * (h * w)
+        ids: list[int] = []
+        text = before.removesuffix(_START)
+        for stamp in self.stamps(inputs):
+            ids += self._encode(f"{text}<{stamp:.1f} seconds>{_START}") + frame
+            text = _END
+        return ids + self._encode(_END)
+
+    def stamps(self, inputs: VideoInputs) -> list[float]:
+        """Seconds written before each grid frame: the middle of the first and last frame sampled for it."""
+        size = self.config.vision_config.temporal_patch_size
+        seconds = np.pad(inputs.seconds, (0, -len(inputs.seconds) % size), mode="edge").reshape(-1, size)
+        return ((seconds[:, 0] + seconds[:, -1]) / 2).tolist()
+
+    def number(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
+        """M-RoPE positions with one block a frame: the time axis stands still within it, the stamps tell the time."""
+        return mrope_positions(ids == self._id(self.video_token), (1, *inputs.grid[1:]))
