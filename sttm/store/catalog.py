@@ -12,6 +12,7 @@ import io
 import re
 import uuid
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from sttm.store.storage import MissingObjectError, Storage
 
 COMPACT_AT = 32
 _MAX_RACES = 1000
+_PARALLEL_READS = 16  # a request to an object store takes tens of milliseconds
 _LOG_KEY = re.compile(r"catalog/log/(\d{20})\.json")
 
 
@@ -156,7 +158,8 @@ class Catalog:
     def history(self, snapshot: Snapshot | None = None) -> list[CatalogRow]:
         """All rows of a snapshot, the replaced ones too, oldest first."""
         parts = (snapshot or self.snapshot()).parts
-        rows = [row for part in parts for row in self._read_part(part)]
+        with ThreadPoolExecutor(max_workers=_PARALLEL_READS) as pool:
+            rows = [row for part in pool.map(self._read_part, parts) for row in part]
         return sorted(rows, key=lambda row: row.created_at)
 
     def rows(self) -> list[CatalogRow]:
