@@ -68,7 +68,7 @@ def _make() -> None:
     store = Store.open(str(GOLDEN / "store"), create=True)
     expected = {}
     for scheme in SCHEMES:
-        cache = make_cache(layers=2, merge_layer=1, heads=1, frames=4)
+        cache = make_cache(layers=2, merge_layer=1, heads=1, head_dim=128, frames=4)
         row = publish(store, f"clip-{scheme}", scheme, cache)
         features = store.load_tokens(row.identity).features
         assert features is not None

@@ -17,7 +17,8 @@ class Scheme:
         key_group: consecutive tokens that share a scale, per key channel. Channels, because a few key channels
             carry a bias hundreds of times larger than the rest.
         value_bits: as `key_bits`, for values.
-        value_group: consecutive channels of one token and head that share a scale; 0 for all of them.
+        value_group: consecutive channels of one token and head that share a scale; 0, or a number that does not
+            divide head_dim, for all of them.
         keeps_text: whether the text around the video stays in the cache's own dtype.
     """
 
@@ -32,7 +33,7 @@ SCHEMES: dict[str, Scheme] = {
     "exact": Scheme(key_bits=0, key_group=0, value_bits=0, value_group=0, keeps_text=False),
     "int8": Scheme(key_bits=8, key_group=128, value_bits=8, value_group=0, keeps_text=False),
     "k8v4": Scheme(key_bits=8, key_group=128, value_bits=4, value_group=32, keeps_text=False),
-    "int4": Scheme(key_bits=4, key_group=64, value_bits=4, value_group=32, keeps_text=True),
+    "int4": Scheme(key_bits=4, key_group=64, value_bits=4, value_group=64, keeps_text=True),
 }
 
 
