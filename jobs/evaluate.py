@@ -26,6 +26,7 @@ import typer
 from jobs.command import EXIT_TOO_MANY_FAILED, run
 from sttm.config import IndexConfig, load_config
 from sttm.errors import ConfigError, SttmError
+from sttm.evaluation.benchmarks import FORMATS, read_benchmark
 from sttm.evaluation.evaluator import Evaluator, VideoOutcome
 from sttm.evaluation.markdown import tables
 from sttm.evaluation.plot import plot
@@ -33,6 +34,7 @@ from sttm.evaluation.questions import Benchmark, RowError, VideoQuestions
 from sttm.evaluation.reducers import Reducer, parse_reducers
 from sttm.evaluation.summary import Row, summarise
 from sttm.evaluation.synthetic import CLIPS, QUICK_CLIPS, synthetic_benchmark
+from sttm.evaluation.table import read_table
 from sttm.models.base import VideoInputs
 from sttm.models.checkpoint import Checkpoint
 
@@ -54,7 +56,7 @@ class EvaluateConfig(IndexConfig):
 
 def evaluate(
     config: Annotated[str, typer.Option(help="YAML settings: model, video sampling, merge")] = "configs/tiny.yaml",
-    benchmark: Annotated[str, typer.Option(help="synthetic or a public benchmark's name")] = "synthetic",
+    benchmark: Annotated[str, typer.Option(help=f"synthetic, {', '.join(FORMATS)}")] = "synthetic",
     questions: Annotated[Path | None, typer.Option(help="table of questions: Parquet, JSON lines, CSV")] = None,
     annotations: Annotated[Path | None, typer.Option(help="a public benchmark's own annotation file")] = None,
     videos: Annotated[str | None, typer.Option(help="folder of the videos; default beside the table")] = None,
@@ -118,9 +120,13 @@ class Source:
         Raises:
             SttmError: there is no such benchmark or file, or it holds no question.
         """
-        if self.questions is None and self.benchmark == "synthetic":
+        if self.questions is not None:
+            return read_table(self.questions, self.videos, settings.video, self.scoring)
+        if self.benchmark == "synthetic":
             return synthetic_benchmark(limit or CLIPS, device, settings.video if self.encoded else None)
-        raise ConfigError(f"unknown benchmark {self.benchmark!r}")
+        if self.annotations is None or self.videos is None:
+            raise ConfigError(f"--benchmark {self.benchmark} needs --annotations FILE and --videos FOLDER")
+        return read_benchmark(self.benchmark, self.annotations, self.videos, settings.video)
 
 
 def _read(

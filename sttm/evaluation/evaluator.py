@@ -151,8 +151,9 @@ class Evaluator:
         options = [[self._option_ids(option) for option in asked[i].options] for i in chosen]
         scores = score_options(self._language_model, video, [ids[i] for i in chosen], options, rows)
         for i, score in zip(chosen, scores, strict=True):
-            replies[i] = asked[i].options[int(score.argmax())]
-            verdicts[i] = Verdict(replies[i] == asked[i].answer)
+            likeliest = int(score.argmax())
+            replies[i] = asked[i].options[likeliest]
+            verdicts[i] = Verdict(likeliest == asked[i].right)
         return tuple(replies), tuple(verdicts)
 
     def _option_ids(self, option: str) -> list[int]:

@@ -13,6 +13,10 @@ MAX_OPTIONS = 26
 _MAX_PROMPT_CHARS, _MAX_OPTION_CHARS = 20_000, 2_000
 
 
+class QuestionsError(SttmError):
+    """A file of questions as a whole cannot be used: missing, of an unknown format, or without a single question."""
+
+
 @dataclass(frozen=True)
 class Question:
     """One question as the model is asked it.
@@ -20,7 +24,8 @@ class Question:
     Attributes:
         prompt: everything said after the video, options and instructions included.
         answer: the right answer; one of `options` where there are any.
-        options: what one can choose from; empty for a free answer.
+        options: what one can choose from; empty for a free answer. Public benchmarks have repeated and empty ones.
+        right: index of the right option; needed wherever an option is chosen.
         task: what kind of question it is; accuracy is also given per task.
         group: questions of one group count once, and only if all are answered rightly; None stands alone.
         scoring: `exact` compares the reply's text, `letter` reads the chosen option's letter from the reply,
@@ -31,6 +36,7 @@ class Question:
     prompt: str
     answer: str
     options: tuple[str, ...] = ()
+    right: int | None = None
     task: str = "all"
     group: str | None = None
     scoring: Scoring = "exact"
@@ -45,10 +51,10 @@ class Question:
             raise ValueError(f"more than {MAX_OPTIONS} options, or one of over {_MAX_OPTION_CHARS} characters")
         if self.options and self.answer not in self.options:
             raise ValueError(f"answer {self.answer[:80]!r} is none of the options {self.options}")
-        if len(set(self.options)) != len(self.options):
-            raise ValueError(f"two options are the same: {self.options}")
-        if self.scoring != "exact" and len(self.options) < 2:
-            raise ValueError(f"scoring {self.scoring!r} needs at least two options, got {len(self.options)}")
+        if self.scoring != "exact" and (len(self.options) < 2 or self.right is None):
+            raise ValueError(f"scoring {self.scoring!r} needs at least two options, one of them right")
+        if self.right is not None and self.options[self.right : self.right + 1] != (self.answer,):
+            raise ValueError(f"option {self.right} of {self.options} is not the answer {self.answer[:80]!r}")
 
 
 class Clip(NamedTuple):
@@ -114,7 +120,3 @@ def group_by_video(asked: Iterable[tuple[str, Question]], reader: Callable[[str]
         return lambda: reader(uri)
 
     return [VideoQuestions(uri, tuple(questions), bound(uri)) for uri, questions in by_uri.items()]
-
-
-class QuestionsError(SttmError):
-    """A file of questions as a whole cannot be used: missing, of an unknown format, or without a single question."""

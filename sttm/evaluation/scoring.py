@@ -26,7 +26,7 @@ def judge(question: Question, reply: str) -> Verdict:
     if question.scoring == "exact":
         return Verdict(normalised(reply) == normalised(question.answer))
     chosen = chosen_option(reply, question.options)
-    return Verdict(chosen is not None and question.options[chosen] == question.answer, chosen is not None)
+    return Verdict(chosen is not None and chosen == question.right, chosen is not None)
 
 
 def normalised(text: str) -> str:

@@ -36,6 +36,7 @@ class Row:
         accuracy: share of the units answered rightly; ci: its 95 % Wilson interval.
         relative_accuracy: accuracy over that with all tokens; relative_ci: 95 %, from resampled videos.
         n: units.
+        reply_accuracy: share of the single replies that are right; the same as accuracy where nothing is grouped.
         unparsed: replies that named no option; they count as wrong.
         lost, gained: units right only with all tokens, and only with this reducer.
         mcnemar_p: two-sided exact p-value that the two are equally likely.
@@ -54,6 +55,7 @@ class Row:
     relative_accuracy: float | None
     relative_ci: tuple[float, float] | None
     n: int
+    reply_accuracy: float
     unparsed: int
     lost: int
     gained: int
@@ -113,6 +115,7 @@ def _row(
         relative_accuracy=right / right_full if right_full else None,
         relative_ci=relative_interval(by_video, by_video_full) if right_full else None,
         n=n,
+        reply_accuracy=fmean(verdict.is_right for o in outcomes for verdict in o.verdicts),
         unparsed=sum(not verdict.is_parsed for o in outcomes for verdict in o.verdicts),
         lost=lost,
         gained=gained,

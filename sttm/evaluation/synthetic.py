@@ -38,7 +38,7 @@ def _video(scene: Scene, device: str, encoded: VideoConfig | None) -> VideoQuest
             return _through_h264(pixels, encoded)
         return Clip(pixels, np.arange(len(pixels)) / FPS)
 
-    asked = tuple(Question(q.text, q.answer, q.options, q.task) for q in questions(scene))
+    asked = tuple(Question(q.text, q.answer, q.options, task=q.task) for q in questions(scene))
     return VideoQuestions(scene.key, asked, read)
 
 

@@ -1,0 +1,188 @@
+"""The six public benchmarks of the paper (arXiv 2507.07990), from their own annotation files.
+
+One prompt for all, that of the authors' evaluation (https://github.com/HYUNJS/STTM, llava/eval/eval_utils.py), which
+is lmms-eval's for Video-MME; the letters it names are those of the options. A reply that names no option is wrong
+(lmms-eval guesses at random for LongVideoBench and NExT-QA).
+
+| name | annotation file | the paper samples |
+|---|---|---|
+| video-mme | Parquet of lmms-lab/Video-MME, or videomme.json | 1 fps, at most 128 frames; no subtitles |
+| longvideobench | lvb_val.json, or Parquet of longvideobench/LongVideoBench | the same; no subtitles |
+| mlvu | one task's JSON (1_plotQA.json to 7_topic_reasoning.json) | the same |
+| next-qa | test.csv, or Parquet of lmms-lab/NExTQA (MC) | the same |
+| egoschema | questions.json beside subset_answers.json, or Parquet of lmms-lab/egoschema (Subset) | the same |
+| vnbench | VNBench-main-4try.json | 1 fps, at most 180 frames |
+
+VNBench asks each question four times with the options in another order, and counts it once: right if all four are
+(https://github.com/joez17/VideoNIAH, evaluation/eval.py). The authors of the paper count single replies, which is
+`reply_accuracy` here. MLVU and VNBench report the mean of their tasks, which is `task_mean_accuracy`.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from sttm.evaluation import cells
+from sttm.evaluation.questions import Benchmark, Question, QuestionsError, RowError, group_by_video
+from sttm.evaluation.rows import FileRow, read_rows
+from sttm.evaluation.videos import VideoFolder
+from sttm.video import VideoConfig
+
+_VNBENCH_TRIES = 4
+
+
+class Named(NamedTuple):
+    """A question and the name of its video, as the annotation file has it."""
+
+    video: str
+    question: Question
+
+
+def read_benchmark(name: str, annotations: Path, videos: str, config: VideoConfig) -> Benchmark:
+    """All questions of a public benchmark.
+
+    Args:
+        name: a key of `FORMATS`.
+        annotations: its annotation file, as published.
+        videos: folder of its videos.
+        config: how videos are sampled.
+
+    Raises:
+        QuestionsError: no such benchmark, or the file is not of its format.
+    """
+    if name not in FORMATS:
+        raise QuestionsError(f"unknown benchmark {name!r}; known: synthetic, {', '.join(FORMATS)}")
+    read, folders = FORMATS[name]
+    rows, errors = read_rows(annotations)
+    if name == "egoschema":
+        rows = _with_public_answers(rows, annotations.parent / "subset_answers.json")
+    named = []
+    for number, row in rows:
+        try:
+            named.append(read(row, number))
+        except ValueError as error:
+            video = next((row[key] for key in ("video", "video_path", "videoID", "q_uid") if row.get(key)), "")
+            errors.append(RowError(number, str(video)[:200], str(error)))
+    if name == "vnbench":
+        named, incomplete = _complete_groups(named)
+        errors += incomplete
+    if not named:
+        cause = f"; first error: {errors[0]}" if errors else ""
+        raise QuestionsError(f"{annotations} holds no question of {name}{cause}")
+    folder, places = VideoFolder(videos, config), [place.format(task=annotations.stem) for place in folders]
+    asked = [(folder.resolve(video, *places), question) for video, question in named]
+    return Benchmark(name, group_by_video(asked, folder.read), sorted(errors, key=lambda e: e.row))
+
+
+def choose(question: str, lines: tuple[str, ...]) -> str:
+    """The paper's prompt for a question with its options, which carry their letters."""
+    letters = [chr(ord("A") + i) for i in range(len(lines))]
+    named = f"{', '.join(letters[:-1])}{',' if len(letters) > 2 else ''} or {letters[-1]}"
+    return (
+        "Select the best answer to the following multiple-choice question based on the video and the subtitles. "
+        f"Respond with only the letter ({named}) of the correct option.\n{question}\n" + "\n".join(lines)
+    ) + "\nThe best answer is:"
+
+
+def _choice(
+    row: cells.Row,
+    options: tuple[str, ...],
+    right: int,
+    task: str,
+    number: int,
+    form: str = "{}. {}",
+    group: str | None = None,
+) -> Question:
+    if len(options) < 2:
+        raise ValueError(f"{len(options)} options: not multiple choice")
+    if not 0 <= right < len(options):
+        raise ValueError(f"the answer is option {right}, the options are 0 to {len(options) - 1}")
+    prompt = choose(cells.text(row, "question").strip(), cells.lettered(options, form))
+    return Question(prompt, options[right], options, right, task, group, "letter", number)
+
+
+def _video_mme(row: cells.Row, number: int) -> Named:
+    """videoID, question, options ("A. ..."), answer (letter), duration (short, medium, long)."""
+    options = cells.without_letters(cells.texts(row, "options"))
+    right = cells.place_of(cells.text(row, "answer"))
+    return Named(cells.text(row, "videoID"), _choice(row, options, right, cells.text(row, "duration"), number))
+
+
+def _longvideobench(row: cells.Row, number: int) -> Named:
+    """video_path, question, candidates (Parquet: option0 to option4, "N/A" where there is none), correct_choice."""
+    columns = (row.get(f"option{i}") for i in range(5))
+    options = cells.texts(row, "candidates") or tuple(str(o) for o in columns if o not in (None, "", "N/A"))
+    task = str(cells.text(row, "duration_group", "question_category"))
+    return Named(cells.text(row, "video_path"), _choice(row, options, cells.whole(row, "correct_choice"), task, number))
+
+
+def _mlvu(row: cells.Row, number: int) -> Named:
+    """video, question, candidates, answer (the text of the first such candidate), question_type."""
+    options, answer = cells.texts(row, "candidates"), cells.text(row, "answer")
+    if answer not in options:
+        raise ValueError(f"answer {answer[:80]!r} is none of the {len(options)} candidates")
+    question = _choice(row, options, options.index(answer), cells.text(row, "question_type"), number)
+    return Named(cells.text(row, "video"), question)
+
+
+def _next_qa(row: cells.Row, number: int) -> Named:
+    """video, question, a0 to a4, answer (index), type."""
+    options = tuple(cells.text(row, f"a{i}").strip() for i in range(5))
+    question = _choice(row, options, cells.whole(row, "answer"), cells.text(row, "type"), number)
+    return Named(cells.text(row, "video"), question)
+
+
+def _egoschema(row: cells.Row, number: int) -> Named:
+    """JSON: q_uid, question, "option 0" to "option 4". Parquet: video_idx, question, option ("A. ..."), answer."""
+    listed = cells.without_letters(cells.texts(row, "option"))
+    options = listed or tuple(cells.text(row, f"option {i}") for i in range(5))
+    if row.get("answer") in (None, ""):
+        raise ValueError("no public answer: only the subset of 500 questions has one")
+    question = _choice(row, options, cells.whole(row, "answer"), "all", number)
+    return Named(cells.text(row, "video_idx", "q_uid"), question)
+
+
+def _vnbench(row: cells.Row, number: int) -> Named:
+    """video, question, options, gt_option (letter), type, try. The tries of one question have a video of their own."""
+    options, video = cells.texts(row, "options"), PurePosixPath(cells.text(row, "video")).name
+    right, task = cells.place_of(cells.text(row, "gt_option")), cells.text(row, "type")
+    cells.whole(row, "try")
+    return Named(video, _choice(row, options, right, task, number, form="{}. {}.", group=video))
+
+
+def _with_public_answers(rows: list[FileRow], path: Path) -> list[FileRow]:
+    """EgoSchema publishes the answers of 500 questions in a file of their own."""
+    if not path.is_file():
+        return rows
+    try:
+        answers = json.loads(path.read_text("utf-8"))
+        return [(number, {"answer": answers.get(str(row.get("q_uid"))), **row}) for number, row in rows]
+    except (OSError, ValueError, AttributeError) as error:
+        raise QuestionsError(f"{path} is not an object from q_uid to answer: {error}") from error
+
+
+def _complete_groups(named: list[Named]) -> tuple[list[Named], list[RowError]]:
+    """Questions with all their tries; one that lost a try cannot be judged."""
+    tries = Counter(question.group for _, question in named)
+    complete, errors = [], []
+    for item in named:
+        if (count := tries[item.question.group]) == _VNBENCH_TRIES:
+            complete.append(item)
+        else:
+            cause = f"its question has {count} usable tries instead of {_VNBENCH_TRIES}"
+            errors.append(RowError(item.question.row, item.video, cause))
+    return complete, errors
+
+
+FORMATS: dict[str, tuple[Callable[[cells.Row, int], Named], tuple[str, ...]]] = {
+    "video-mme": (_video_mme, ("data", "videos")),
+    "longvideobench": (_longvideobench, ("videos",)),
+    # MLVU's tasks keep their videos apart: 363 file names occur in more than one of them.
+    "mlvu": (_mlvu, ("video/{task}", "{task}", "MLVU/video/{task}")),
+    "next-qa": (_next_qa, ("NExTVideo", "videos")),
+    "egoschema": (_egoschema, ("videos",)),
+    "vnbench": (_vnbench, ("VNBench_new", "VNBench", "videos")),
+}
+"""Name → how a row is read, and folders below the given one in which releases keep the videos."""
