@@ -75,6 +75,12 @@ class JobConfig(IndexConfig):
 class Listener(Protocol):
     """Hears of every video once, in any order."""
 
+    def tick(self) -> None:
+        """Time passes; called at least twice a second."""
+
+    def is_stored(self, ref: VideoRef) -> bool:
+        """Whether another run has stored the video meanwhile; it is then left alone."""
+
     def stored(self, ref: VideoRef, row: CatalogRow) -> None:
         """The video is committed in the store."""
 
@@ -208,8 +214,8 @@ class Driver:
         self.stopping = threading.Event()
 
     def run(self, refs: list[VideoRef]) -> None:
-        """Index every video, longest first, until all have a row or `stopping` is set (running ones still finish)."""
-        self._waiting.extend(_Video(ref) for ref in sorted(refs, key=lambda r: -(r.size_bytes or 0)))
+        """Index every video, in this order, until all have a row or `stopping` is set (running ones still finish)."""
+        self._waiting.extend(_Video(ref) for ref in refs)
         gpus = int(ray.cluster_resources().get("GPU", 0))
         for _ in range(max(1, min(gpus // self._run.gpus_per_model, len(refs)))):
             self._start_worker()
@@ -217,6 +223,7 @@ class Driver:
             self._start_decodes()
             self._start_prefills()
             self._collect()
+            self._listener.tick()
 
     def _busy(self) -> bool:
         if self.stopping.is_set():
@@ -242,6 +249,8 @@ class Driver:
             if due is None:
                 return
             self._waiting.remove(due)
+            if self._listener.is_stored(due.ref):
+                continue
             limits = (self._run.decode_timeout_s, self._run.decode_memory_bytes)
             size, decoded = decode_video.remote(due.ref, self._config_json, *limits)
             self._decoding[size] = (due, decoded)

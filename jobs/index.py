@@ -9,10 +9,11 @@ resumes an interrupted run. The last line is a JSON summary. Exit codes: 0 done,
 """
 
 import json
+import random
 import signal
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -22,15 +23,12 @@ from rich.table import Table
 from jobs.command import EXIT_TERMINATED, EXIT_TOO_MANY_FAILED, run
 from jobs.driver import Driver, JobConfig, start_ray
 from jobs.progress import Progress
+from jobs.run_record import RunRecord, key_of
 from sttm.config import index_recipe, load_config
 from sttm.corpus import VideoRef, list_corpus
 from sttm.models.checkpoint import Checkpoint
-from sttm.store.catalog import CatalogRow
-from sttm.store.key import Recipe, recipe_digest, source_key
+from sttm.store.key import Recipe
 from sttm.store.store import Store
-
-FLUSH_ROWS = 64
-FLUSH_EVERY_S = 10.0
 
 
 def index(
@@ -61,9 +59,9 @@ def index(
         print_plan(plan)
         return 0
     run_id = run_id or time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
-    record = RunRecord(opened, recipe, run_id, Progress(len(plan.todo)))
+    record = RunRecord(opened, recipe, run_id, len(refs), Progress(len(plan.todo)))
     terminated = _index_all(job, recipe, store, plan.todo, record, address) if plan.todo else False
-    return _finish(record, plan, len(refs), job.run.max_failed_share, terminated)
+    return _finish(record, job.run.max_failed_share, terminated)
 
 
 @dataclass(frozen=True)
@@ -93,99 +91,34 @@ def make_plan(refs: list[VideoRef], recipe: Recipe, store: Store | None, retry_e
     return Plan(todo, stored, len(refs) - len(todo) - stored)
 
 
-def key_of(ref: VideoRef, recipe: Recipe) -> str:
-    """Source key of a listed video; a file of unknown size counts as size 0."""
-    return source_key(ref.uri, ref.size_bytes or 0, ref.version, recipe)
-
-
-@dataclass
-class RunRecord:
-    """Hears how each video ended; adds rows to the catalog in batches and keeps the counts on the screen."""
-
-    store: Store
-    recipe: Recipe
-    run_id: str
-    progress: Progress
-    errors: list[CatalogRow] = field(default_factory=list)
-    _rows: list[CatalogRow] = field(default_factory=list)
-    _flushed: float = field(default_factory=time.monotonic)
-
-    def stored(self, ref: VideoRef, row: CatalogRow) -> None:
-        """One more artifact is committed."""
-        p = self.progress
-        p.done += 1
-        p.bytes_written += row.kv_bytes + row.tokens_bytes
-        p.tokens_before += row.tokens_before
-        p.tokens_after += row.tokens_after
-        self._add(row)
-
-    def failed(self, ref: VideoRef, code: str, message: str) -> None:
-        """One more video cannot be indexed."""
-        row = CatalogRow(
-            video_id=ref.video_id,
-            uri=ref.uri,
-            name=ref.name,
-            status="error",
-            recipe_digest=recipe_digest(self.recipe),
-            source_key=key_of(ref, self.recipe),
-            error_code=code,
-            error_message=message,
-            run_id=self.run_id,
-        )
-        self.progress.failed += 1
-        self.errors.append(row)
-        self._add(row)
-
-    def flush(self) -> None:
-        """Put all rows so far into the catalog."""
-        self.store.catalog.append(self._rows)
-        self._rows, self._flushed = [], time.monotonic()
-
-    def _add(self, row: CatalogRow) -> None:
-        self._rows.append(row)
-        if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._flushed >= FLUSH_EVERY_S:
-            self.flush()
-        self.progress.show()
-
-
 def _index_all(
     job: JobConfig, recipe: Recipe, store_url: str, refs: list[VideoRef], record: RunRecord, address: str | None
 ) -> bool:
     """Run the driver; True if SIGTERM ended it early."""
     driver = Driver(job, recipe, store_url, record.run_id, record)
-    before = signal.signal(signal.SIGTERM, lambda *_: driver.stopping.set())
+    refs = sorted(refs, key=lambda ref: -(ref.size_bytes or 0))  # the longest first, so that none ends alone
+    if record.others:
+        print(f"{', '.join(record.others)} is at work on the same recipe: sharing the videos with it", flush=True)
+        random.Random(record.run_id).shuffle(refs)  # noqa: S311 (in another order, so that the two seldom meet)
     try:
         with start_ray(address), record.progress:
+            signal.signal(signal.SIGTERM, lambda *_: driver.stopping.set())  # after Ray has set its own, which aborts
             driver.run(refs)
     finally:
-        signal.signal(signal.SIGTERM, before)
-        record.flush()
+        record.end()
     return driver.stopping.is_set()
 
 
-def _finish(record: RunRecord, plan: Plan, total: int, max_failed_share: float, terminated: bool) -> int:
-    p = record.progress
-    summary = {
-        "run_id": record.run_id,
-        "total": total,
-        "done": p.done,
-        "skipped": plan.stored + plan.known_bad,
-        "failed": p.failed,
-        "left": len(plan.todo) - p.done - p.failed,
-        "seconds": round(p.seconds, 3),
-        "retained_ratio": round(p.retained_ratio, 4),
-        "bytes_written": p.bytes_written,
-    }
-    if plan.todo:
-        report = {**summary, "errors": [asdict(row) for row in record.errors]}
-        record.store.storage.put(f"runs/{record.run_id}.json", json.dumps(report, indent=1).encode())
+def _finish(record: RunRecord, max_failed_share: float, terminated: bool) -> int:
+    p, summary = record.progress, record.summary()
+    if p.total:
         print_results(record, summary)
     else:
         print("nothing to do")
     print(json.dumps(summary), flush=True)
     if terminated:
         return EXIT_TERMINATED
-    return EXIT_TOO_MANY_FAILED if plan.todo and p.failed / len(plan.todo) > max_failed_share else 0
+    return EXIT_TOO_MANY_FAILED if p.total and p.failed / p.total > max_failed_share else 0
 
 
 def print_plan(plan: Plan) -> None:

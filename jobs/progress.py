@@ -18,7 +18,7 @@ class Progress:
     """
 
     def __init__(self, total: int) -> None:
-        self.total, self.done, self.failed = total, 0, 0
+        self.total, self.done, self.failed, self.skipped = total, 0, 0, 0
         self.bytes_written = self.tokens_before = self.tokens_after = 0
         self.started = self._printed = time.monotonic()
         self._console = Console()
@@ -43,7 +43,7 @@ class Progress:
 
     def line(self) -> str:
         """All counts in one line."""
-        ended = self.done + self.failed
+        ended = self.done + self.failed + self.skipped
         rate = ended / max(self.seconds, 1e-9)
         left = (self.total - ended) / rate if ended else float("inf")
         eta = f"{int(left // 60)}:{int(left % 60):02d}" if ended else "-"
