@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sttm.config import IndexConfig, index_recipe
 from sttm.corpus import list_corpus
+from sttm.engine.prefill import PrefillConfig
 from sttm.indexer import Indexer, VideoReader
 from sttm.merging import MergeConfig
 from sttm.models.checkpoint import Checkpoint, ModelConfig
@@ -14,12 +15,13 @@ from sttm.synthetic.encode import encode_clip
 from sttm.video import VideoConfig
 
 
-def index_clips(folder: Path, model: Path, *, count: int, scheme: str = "int8") -> str:
+def index_clips(folder: Path, model: Path, *, count: int, scheme: str = "int8", merge_layer: int = 2) -> str:
     """Index `count` encoded synthetic clips, clip-0.mp4 and so on; the URL of the store."""
     config = IndexConfig(
         model=ModelConfig(path=str(model), dtype="float32"),
         video=VideoConfig(fps=2.0, max_frames=8),
         merge=MergeConfig(budget=0.4),
+        prefill=PrefillConfig(merge_layer=merge_layer),
         store=StoreConfig(kv_scheme=scheme),
     )
     corpus, url = folder / "corpus", str(folder / "store")

@@ -1,0 +1,29 @@
+"""A stored video for transformers' own `forward` and `generate`."""
+
+from typing import Any
+
+from sttm.engine.answer import ReadyVideo
+
+
+def hugging_face_cache(video: ReadyVideo) -> Any:
+    """A `transformers.DynamicCache` of one row that holds the video, keys rotated.
+
+    Continue at `position_ids` from `video.next_positions` on: transformers would count tokens, which the merge and
+    M-RoPE both break.
+
+    Raises:
+        ValueError: the layers differ in length (`merge_layer` > 0); transformers makes one mask for all layers, from
+            the length of the first, and would fail or be wrong. Index with `prefill.merge_layer: 0` for such use.
+    """
+    from transformers import DynamicCache
+
+    lengths = {key.shape[1] for key in video.keys}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"layers below {video.merge_layer} hold {max(lengths)} tokens, the others {min(lengths)}; transformers "
+            "needs equal lengths: index with prefill.merge_layer=0"
+        )
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(zip(video.keys, video.values, strict=True)):
+        cache.update(keys[None].clone(), values[None].clone(), layer)
+    return cache
