@@ -1,65 +1,31 @@
 """Prefill and answering against the installed transformers: the same logits as the plain model's own forward."""
 
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from checkpoints import FAMILIES
+from family_setup import HALF, NO_MERGE, Setup
 from torch import Tensor
 
 from sttm.engine.answer import Continuation, SamplingConfig, answer, generate, ready
-from sttm.engine.prefill import PrefillConfig, Prefilled, prefill
+from sttm.engine.prefill import PrefillConfig, prefill
 from sttm.kv_cache import KVCache
-from sttm.merging import MergeConfig
-from sttm.models.base import Family, Prompt
-from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
+from sttm.store.kv import decode_kv, encode_kv
 
-NO_MERGE = MergeConfig(method="none")
-HALF = MergeConfig(budget=0.5)
-QUESTIONS = ("What is it?", "the colour of the sea, please?", "Why")
+TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}  # float32; logits reach about 2, differences 1e-6 to 5e-6
 
 
-class Setup:
-    """One checkpoint and one video, loaded once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.checkpoint = Checkpoint.open(ModelConfig(path=str(folder), dtype="float32"))
-        self.family: Family = self.checkpoint.family()
-        self.full = self.checkpoint.load_model("cpu")
-        self.model = LanguageModel.of(self.full)
-        rng = np.random.default_rng(0)
-        frames = rng.integers(0, 255, (8, 112, 140, 3), dtype=np.uint8)
-        frames[4:] = frames[:4] // 2 + frames[3] // 2  # something to merge
-        self.inputs = self.family.preprocess(frames, np.arange(8) / 2.0)
-        self.prompt: Prompt = self.family.prompt(self.full, self.inputs)
-        self.stop = self.family.stop_ids(self.checkpoint.generation_config)
-
-    def prefill(self, merging: MergeConfig, **settings: object) -> Prefilled:
-        return prefill(self.model, self.prompt, merging, PrefillConfig(**settings))  # type: ignore[arg-type]
-
-    def questions(self) -> list[list[int]]:
-        return [self.family.question_ids(q) for q in QUESTIONS]
-
-    def plain_logits(self, question: list[int]) -> Tensor:
-        """The plain model's own forward over prefix and question, given our positions; [L + Q, V]."""
-        ids = torch.cat([self.prompt.ids, torch.tensor(question, dtype=torch.long)])
-        start = self.prompt.next_position
-        after = torch.arange(start, start + len(question)).expand(len(self.prompt.positions), -1)
-        positions = torch.cat([self.prompt.positions, after], dim=1)
-        with torch.inference_mode():
-            embeds = self.full.get_input_embeddings()(ids)
-            embeds[: len(self.prompt.ids)] = self.prompt.embeds
-            out = self.full.model.language_model(
-                inputs_embeds=embeds[None], position_ids=positions[:, None] if len(positions) == 3 else positions
-            )
-            return self.full.lm_head(out.last_hidden_state)[0]
+@pytest.fixture(scope="module", params=FAMILIES)
+def setup(request: pytest.FixtureRequest) -> Setup:
+    return Setup.of(request.param)
 
 
 @pytest.fixture(scope="module")
-def setup(qwen2_vl_folder: Path) -> Setup:
-    return Setup(qwen2_vl_folder)
+def one() -> Setup:
+    """For what does not depend on the family."""
+    return Setup.of("qwen2_vl")
 
 
 def first_logits(model: LanguageModel, cache: KVCache, questions: list[list[int]]) -> Tensor:
@@ -67,76 +33,50 @@ def first_logits(model: LanguageModel, cache: KVCache, questions: list[list[int]
 
 
 def test_merge_off_equals_the_plain_forward(setup: Setup) -> None:
+    """From pixels on: our vision tower, positions and layers against the model's own forward on official inputs."""
     result = setup.prefill(NO_MERGE)
-    expected = setup.plain_logits([])
-    torch.testing.assert_close(setup.model.logits(result.hidden), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_prefix_embeddings_equal_the_models_own(setup: Setup) -> None:
-    """The visual features in the prompt are those that the model's own forward computes from the official inputs."""
-    frames = np.random.default_rng(1).integers(0, 255, (6, 84, 84, 3), dtype=np.uint8)
-    inputs = setup.family.preprocess(frames, np.arange(6.0))
-    official = setup.family.processor(
-        videos=[torch.from_numpy(frames).permute(0, 3, 1, 2)], do_sample_frames=False, return_tensors="pt"
-    )
-    prompt = setup.family.prompt(setup.full, inputs)
-    with torch.inference_mode():
-        plain = setup.full(
-            input_ids=prompt.ids[None],
-            position_ids=prompt.positions[:, None],
-            pixel_values_videos=official["pixel_values_videos"],
-            video_grid_thw=official["video_grid_thw"],
-        ).logits[0]
-    result = prefill(setup.model, prompt, NO_MERGE, PrefillConfig())
-    torch.testing.assert_close(setup.model.logits(result.hidden), plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(setup.model.logits(result.hidden), setup.plain_logits([]), **TOLERANCE)
 
 
 def test_prefix_cache_plus_question_equals_one_forward(setup: Setup) -> None:
     cache = setup.prefill(NO_MERGE).cache
     for question in setup.questions():
         got = first_logits(setup.model, cache, [question])[0]
-        torch.testing.assert_close(got, setup.plain_logits(question)[-1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(got, setup.plain_logits(question)[-1], **TOLERANCE)
 
 
-@pytest.mark.parametrize("merge_layer", [0, 1, 2, 3])
-def test_cached_merged_prefix_equals_a_prefill_that_includes_the_question(setup: Setup, merge_layer: int) -> None:
-    """Merged prefix and question in one sequence, layer by layer, give the logits that the cache gives."""
+@pytest.mark.parametrize(
+    ("merge_layer", "rule"), [(0, "auto"), (2, "auto"), (1, "reassigned"), (1, "survived"), (3, "merged")]
+)
+def test_merged_cache_plus_question_equals_the_plain_layers(setup: Setup, merge_layer: int, rule: str) -> None:
     question = setup.questions()[1]
-    prefix = setup.prefill(HALF, merge_layer=merge_layer)
-    p, n = setup.prompt, len(question)
-    after = torch.arange(p.next_position, p.next_position + n).expand(3, -1)
-    with_question = replace(
-        p,
-        ids=torch.cat([p.ids, torch.tensor(question)]),
-        embeds=torch.cat([p.embeds, setup.model.text.embed_tokens(torch.tensor(question))]),
-        positions=torch.cat([p.positions, after], dim=1),
-        next_position=p.next_position + n,
-    )
-    whole = prefill(setup.model, with_question, HALF, PrefillConfig(merge_layer=merge_layer))
-    got = first_logits(setup.model, prefix.cache, [question])[0]
-    torch.testing.assert_close(got, setup.model.logits(whole.hidden[-1]), rtol=1e-4, atol=1e-4)
+    result = setup.prefill(HALF, merge_layer=merge_layer, position_rule=rule)
+    got = first_logits(setup.model, result.cache, [question])[0]
+    torch.testing.assert_close(got, setup.plain_merged_logits(result, question), **TOLERANCE)
 
 
 @pytest.mark.parametrize("merge_layer", [0, 2])
 def test_layers_from_the_merge_on_hold_the_reduced_tokens(setup: Setup, merge_layer: int) -> None:
+    """The budget reaches every layer: a reducer that silently does nothing fails here."""
     result = setup.prefill(HALF, merge_layer=merge_layer)
-    before, after = len(setup.prompt.ids), len(setup.prompt.ids) - setup.inputs.tokens // 2
+    before, tokens = len(setup.prompt.ids), setup.inputs.tokens
+    after = before - (tokens - tokens // 2)
     lengths = [key.shape[1] for key in result.cache.keys]
     assert lengths == [before] * merge_layer + [after] * (len(lengths) - merge_layer)
 
 
 def test_shuffled_video_changes_the_answer_distribution(setup: Setup) -> None:
-    shuffled = replace(
-        setup.prompt,
-        embeds=setup.prompt.embeds.index_copy(0, setup.prompt.visual, setup.prompt.embeds[setup.prompt.visual.flip(0)]),
-    )
+    """The survivors carry the video: a cache that ignores it fails here."""
+    order = setup.prompt.visual[torch.randperm(setup.inputs.tokens, generator=torch.Generator().manual_seed(0))]
+    embeds = setup.prompt.embeds.index_copy(0, setup.prompt.visual, setup.prompt.embeds[order])
     question = setup.questions()[:1]
     ours = first_logits(setup.model, setup.prefill(HALF).cache, question)
-    other = first_logits(setup.model, prefill(setup.model, shuffled, HALF, PrefillConfig()).cache, question)
-    assert (ours - other).abs().max() > 100 * 1e-4  # far beyond the tolerance of the equalities here
+    shuffled = prefill(setup.model, replace(setup.prompt, embeds=embeds), HALF, PrefillConfig())
+    other = first_logits(setup.model, shuffled.cache, question)
+    assert (ours - other).abs().max() > 1e-2  # equalities here hold to 1e-5
 
 
-@pytest.mark.parametrize("chunk", [1, 17, 64])
+@pytest.mark.parametrize("chunk", [1, 17])
 def test_chunked_prefill_equals_unchunked(setup: Setup, chunk: int) -> None:
     whole, parts = setup.prefill(HALF), setup.prefill(HALF, chunk_tokens=chunk)
     torch.testing.assert_close(parts.hidden, whole.hidden, rtol=1e-4, atol=1e-4)
@@ -144,18 +84,44 @@ def test_chunked_prefill_equals_unchunked(setup: Setup, chunk: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_stored_cache_answers_as_the_live_one(setup: Setup) -> None:
+    live = setup.prefill(HALF).cache
+    stored = decode_kv(encode_kv(live, "exact").data)
+    expected = first_logits(setup.model, live, setup.questions())
+    assert torch.equal(first_logits(setup.model, stored, setup.questions()), expected)
+
+
 @pytest.mark.parametrize("rule", ["survived", "reassigned", "merged"])
 def test_position_rule_decides_positions_and_the_next_one(setup: Setup, rule: str) -> None:
-    cache = setup.prefill(HALF, position_rule=rule).cache
-    survivors = cache.reduced_positions[:, cache.visual.long()]
+    result = setup.prefill(HALF, position_rule=rule)
+    cache, merged, prompt = result.cache, result.merged, setup.prompt
+    assert cache.next_position == prompt.next_position == int(prompt.positions.max()) + 1
     if rule == "reassigned":
-        assert cache.reduced_positions.tolist() == [list(range(cache.tokens[1]))] * 3
+        assert cache.reduced_positions.tolist() == [list(range(cache.tokens[1]))] * len(prompt.positions)
         assert cache.reduced_next_position == cache.tokens[1]
         return
     assert cache.reduced_next_position == cache.next_position
-    first_cells = setup.prompt.positions[:, setup.prompt.visual][:, setup.prefill(HALF).merged.index]
-    same = bool((survivors == first_cells).all())
-    assert same == (rule == "survived")
+    of_cells = prompt.positions[:, prompt.visual]
+    if rule == "survived":
+        expected = of_cells[:, merged.index].double()
+    else:
+        share = torch.zeros(len(merged), setup.inputs.tokens, dtype=torch.float64)
+        share[merged.survivor, torch.arange(setup.inputs.tokens)] = merged.weights.double()
+        expected = of_cells.double() @ share.T
+        assert (expected != of_cells[:, merged.index]).any()
+    survivors = cache.reduced_positions[:, cache.visual.long()]
+    assert (survivors - expected).abs().max() <= (0.5 + 1e-4 if rule == "merged" else 0)
+    is_text = torch.ones(cache.tokens[1], dtype=torch.bool)
+    is_text[cache.visual.long()] = False
+    was_text = torch.ones(cache.tokens[0], dtype=torch.bool)
+    was_text[prompt.visual] = False
+    assert torch.equal(cache.reduced_positions[:, is_text].long(), prompt.positions[:, was_text])
+
+
+def test_position_rule_follows_the_rotary_embedding_by_default(setup: Setup) -> None:
+    rule = "survived" if len(setup.prompt.positions) == 3 else "reassigned"
+    auto, named = (setup.prefill(HALF, position_rule=r).cache for r in ("auto", rule))
+    assert torch.equal(auto.reduced_positions, named.reduced_positions)
 
 
 def test_batch_of_questions_equals_one_at_a_time(setup: Setup) -> None:
@@ -168,57 +134,61 @@ def test_batch_of_questions_equals_one_at_a_time(setup: Setup) -> None:
     logits = Continuation(setup.model, video, questions, 0).start()
     for row, question in enumerate(questions):
         single = Continuation(setup.model, video, [question], 0).start()[0]
-        torch.testing.assert_close(logits[row], single, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits[row], single, **TOLERANCE)
 
 
 def test_answer_equals_feeding_its_tokens_as_part_of_the_question(setup: Setup) -> None:
     """Every decoding step sees what a fresh forward over the same tokens would see."""
     video = ready(setup.model, setup.prefill(HALF).cache)
     question = setup.questions()[0]
-    tokens = answer(setup.model, video, [question], frozenset(), SamplingConfig(max_tokens=8))[0]
+    tokens = answer(setup.model, video, [question], frozenset(), SamplingConfig(max_tokens=6))[0]
     for n in range(1, len(tokens)):
         logits = Continuation(setup.model, video, [question + tokens[:n]], 0).start()[0]
         assert int(logits.argmax()) == tokens[n]
 
 
-def test_stop_token_ends_its_row_only(setup: Setup) -> None:
-    video = ready(setup.model, setup.prefill(HALF).cache)
-    free = answer(setup.model, video, setup.questions(), frozenset(), SamplingConfig(max_tokens=6))
+def test_long_question_equals_one_forward(one: Setup) -> None:
+    question = one.family.question_ids("the colour of the sea, then " * 80)
+    assert len(question) > 1000
+    cache = one.prefill(NO_MERGE, chunk_tokens=64).cache
+    got = first_logits(one.model, cache, [question])[0]
+    torch.testing.assert_close(got, one.plain_logits(question)[-1], **TOLERANCE)
+
+
+def test_bfloat16_stays_close_to_the_plain_forward(setup: Setup) -> None:
+    """bfloat16 has 8 bits: two orders of the same sums, and the merge's float32, may differ by a few of its steps."""
+    half = Setup.of(setup.folder.name, "bfloat16")
+    logits = half.model.logits(half.prefill(NO_MERGE).hidden)
+    expected = half.plain_logits([]).float()
+    assert (logits - expected).abs().max() < 0.08
+    exact = setup.model.logits(setup.prefill(NO_MERGE).hidden)
+    ours, theirs = ((x - exact).square().mean().sqrt() for x in (logits, expected))
+    assert ours < 1.5 * theirs  # no further from float32 than transformers is
+
+
+def test_tied_embeddings_equal_the_plain_forward(setup: Setup) -> None:
+    tied = Setup.of(setup.folder.name, tied=True)
+    assert tied.model.head.weight.data_ptr() == tied.model.text.embed_tokens.weight.data_ptr()
+    result = tied.prefill(NO_MERGE)
+    torch.testing.assert_close(tied.model.logits(result.hidden), tied.plain_logits([]), **TOLERANCE)
+
+
+def test_stop_token_ends_its_row_only(one: Setup) -> None:
+    video = ready(one.model, one.prefill(HALF).cache)
+    free = answer(one.model, video, one.questions(), frozenset(), SamplingConfig(max_tokens=6))
     stop = frozenset({free[0][2]})
-    rows = answer(setup.model, video, setup.questions(), stop, SamplingConfig(max_tokens=6))
+    rows = answer(one.model, video, one.questions(), stop, SamplingConfig(max_tokens=6))
     for row, unstopped in zip(rows, free, strict=True):
         cut = next((i for i, token in enumerate(unstopped) if token in stop), len(unstopped))
         assert row == unstopped[:cut]
 
 
-def test_sampling_repeats_with_its_seed(setup: Setup) -> None:
-    video = ready(setup.model, setup.prefill(HALF).cache)
+def test_sampling_repeats_with_its_seed(one: Setup) -> None:
+    video = ready(one.model, one.prefill(HALF).cache)
 
     def run(seed: int) -> list[list[int | None]]:
         sampling = SamplingConfig(max_tokens=10, temperature=1.5, seed=seed)
-        return list(generate(setup.model, video, setup.questions(), frozenset(), sampling))
+        return list(generate(one.model, video, one.questions(), frozenset(), sampling))
 
     assert run(1) == run(1)
     assert run(1) != run(2)
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_language_model_alone_equals_the_one_inside(tmp_path: Path, tied: bool) -> None:
-    from checkpoints import write_qwen2_vl
-
-    checkpoint = Checkpoint.open(ModelConfig(path=str(write_qwen2_vl(tmp_path / "q", tied=tied)), dtype="float32"))
-    full = LanguageModel.of(checkpoint.load_model("cpu"))
-    alone = checkpoint.load_language_model("cpu")
-    assert not hasattr(alone.text, "visual")
-    assert torch.equal(alone.head.weight, full.head.weight)
-    for (name, ours), (their_name, theirs) in zip(
-        alone.text.named_parameters(), full.text.named_parameters(), strict=True
-    ):
-        assert name == their_name
-        assert torch.equal(ours, theirs)
-    positions = torch.arange(9).expand(3, 1, -1)
-    hidden = torch.zeros(1, 9, 64)
-    for ours, theirs in zip(
-        alone.text.rotary_emb(hidden, positions), full.text.rotary_emb(hidden, positions), strict=True
-    ):
-        assert torch.equal(ours, theirs)

@@ -68,9 +68,7 @@ def prefill(model: LanguageModel, prompt: Prompt, merging: MergeConfig, config: 
             merged = merge(state.hidden[state.visual].view(*prompt.grid, -1), merging)
             reduced = state = _reduce(state, merged, config.position_rule)
         hidden, layer_keys, layer_values = _prefill_layer(model, layer, state, config.chunk_tokens)
-        if layer < len(state.deepstack):
-            hidden = hidden.index_add(0, state.visual, state.deepstack[layer].to(hidden))
-        state = state.with_hidden(hidden)
+        state = state.after_layer(hidden)
         keys.append(layer_keys)
         values.append(layer_values)
     assert merged is not None
@@ -80,7 +78,7 @@ def prefill(model: LanguageModel, prompt: Prompt, merging: MergeConfig, config: 
 
 @dataclass(frozen=True)
 class _State:
-    """The sequence between two layers."""
+    """The sequence between two layers; `deepstack` holds the levels of the layers still to come."""
 
     hidden: Tensor
     positions: Tensor
@@ -88,8 +86,11 @@ class _State:
     deepstack: tuple[Tensor, ...]
     next_position: int
 
-    def with_hidden(self, hidden: Tensor) -> "_State":
-        return _State(hidden, self.positions, self.visual, self.deepstack, self.next_position)
+    def after_layer(self, hidden: Tensor) -> "_State":
+        """One layer further: its output, plus the deepstack level that belongs behind it."""
+        if self.deepstack:
+            hidden = hidden.index_add(0, self.visual, self.deepstack[0].to(hidden))
+        return _State(hidden, self.positions, self.visual, self.deepstack[1:], self.next_position)
 
 
 def _reduce(state: _State, merged: Merged, rule: str) -> _State:

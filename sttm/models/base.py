@@ -107,7 +107,7 @@ class Family(ABC):
 
     @abstractmethod
     def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the vision tower: embeddings of all places [P, C], and deepstack levels of the grid cells, each [N, C]."""
+        """Run the vision tower: embeddings of all places [P, C], deepstack levels of the grid cells, each [N, C]."""
 
     @abstractmethod
     def number(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
@@ -118,7 +118,7 @@ class Family(ABC):
     def video_token(self) -> str:
         """The placeholder of one visual token."""
 
-    @staticmethod
+    @staticmethod  # noqa: B027 (most families need nothing)
     def prepare(model: nn.Module) -> None:
         """Called once on a loaded model, to make its vision tower faster; the outputs stay the same."""
 

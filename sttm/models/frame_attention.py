@@ -57,8 +57,8 @@ def attend_segments(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, s
     starts, lengths = bounds[:-1].cpu(), bounds.diff().cpu()
     sizes = lengths.unique().tolist()
     if len(sizes) == 1:
-        batch = (x.unflatten(0, (-1, sizes[0])) for x in (query, key, value))
-        return _attend(*batch, scaling).flatten(0, 1)
+        query, key, value = (x.unflatten(0, (-1, sizes[0])) for x in (query, key, value))
+        return _attend(query, key, value, scaling).flatten(0, 1)
     out = torch.empty_like(value, memory_format=torch.contiguous_format)
     for size in sizes:
         first = starts[lengths == size].to(query.device, non_blocking=True)

@@ -74,7 +74,7 @@ class Qwen2VL(Family):
         """Positions between two grid frames on the time axis."""
         return 1.0
 
-    def _normalised(self, inputs: VideoInputs, model: nn.Module) -> Tensor:
+    def _normalised(self, inputs: VideoInputs, model: Any) -> Tensor:
         """Rescale and normalise on the model's device with the official processor's own arithmetic."""
         p = self.processor
         patches = torch.tensor(inputs.pixels, device=model.device)

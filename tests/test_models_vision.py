@@ -1,0 +1,87 @@
+"""The faster vision tower equals the plain one, for every Qwen family."""
+
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import FAMILIES
+from family_setup import Setup
+from torch.overrides import TorchFunctionMode
+
+from sttm.models.frame_attention import FrameAttention, attend_segments
+from sttm.models.patch_embedding import LinearPatchEmbedding
+
+QWEN = tuple(name for name in FAMILIES if name.startswith("qwen"))
+
+
+class CountAttention(TorchFunctionMode):
+    """Counts calls of scaled_dot_product_attention."""
+
+    calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += func is torch.nn.functional.scaled_dot_product_attention
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(params=QWEN)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def outputs(setup: Setup) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Features and deepstack levels of our tower and of the plain one."""
+    official = setup.official
+    with torch.inference_mode():
+        ours, levels = setup.family.encode(setup.full, setup.inputs)
+        plain = setup.plain.model.visual(
+            official["pixel_values_videos"].to(setup.plain.dtype), grid_thw=official["video_grid_thw"]
+        )
+    return [ours, *levels], [plain.pooler_output, *(getattr(plain, "deepstack_features", None) or [])]
+
+
+def test_tower_equals_the_plain_one(name: str) -> None:
+    for ours, plain in zip(*outputs(Setup.of(name)), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_tower_is_no_further_from_float32_than_the_plain_one(name: str) -> None:
+    exact, _ = outputs(Setup.of(name))
+    for ours, plain, expected in zip(*outputs(Setup.of(name, "bfloat16")), exact, strict=True):
+        errors = [(x.float() - expected).square().mean().sqrt() for x in (ours, plain)]
+        assert errors[0] < 1.2 * errors[1]
+        assert errors[1] < 0.05 * expected.square().mean().sqrt()
+
+
+def test_one_attention_call_a_layer_and_segment_length(name: str) -> None:
+    """However many frames: 4 here, and in Qwen2.5-VL's two window layers 6 windows a frame of two sizes."""
+    setup = Setup.of(name)
+    blocks = setup.full.model.visual.blocks
+    assert all(isinstance(block.attn, FrameAttention) for block in blocks)
+    with CountAttention() as count:
+        setup.family.encode(setup.full, setup.inputs)
+    assert count.calls == (1 + 2 * 2 if name == "qwen2_5_vl" else len(blocks))
+
+
+@pytest.mark.parametrize("bounds", [[0, 6, 12, 18], [0, 18], [0, 4, 8, 9, 13, 18], [0, 1, 18]])
+def test_segments_attend_to_themselves_only(bounds: list[int]) -> None:
+    query, key, value = torch.randn(3, 18, 2, 8, generator=torch.Generator().manual_seed(0))
+    ours = attend_segments(query, key, value, torch.tensor(bounds, dtype=torch.int32), 0.3)
+    segment = torch.bucketize(torch.arange(18), torch.tensor(bounds[1:]), right=True)
+    scores = torch.einsum("qhd,khd->hqk", query, key) * 0.3
+    scores.masked_fill_(segment[:, None] != segment, -torch.inf)
+    expected = torch.einsum("hqk,khd->qhd", scores.softmax(-1), value)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_patch_embedding_shares_the_weights(name: str) -> None:
+    setup = Setup.of(name)
+    ours, plain = setup.full.model.visual.patch_embed, setup.plain.model.visual.patch_embed
+    assert isinstance(ours, LinearPatchEmbedding)
+    patches = torch.randn(7, ours.weight.shape[1], generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours(patches), plain(patches), rtol=1e-5, atol=1e-5)
+
+
+def test_overlapping_convolution_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a matrix product"):
+        LinearPatchEmbedding(torch.nn.Conv3d(3, 8, kernel_size=2, stride=1))
