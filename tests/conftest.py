@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import write_qwen2_vl
+from s3_server import s3_server
+
+__all__ = ["s3_server"]
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_server import S3Server
 
 ROOT = Path(__file__).parent.parent
 CLIPS = Path(__file__).parent / "data" / "clips"
@@ -120,3 +121,19 @@ def test_ask_refuses_a_model_that_did_not_make_the_cache(indexed: Indexed, tmp_p
     other = write_qwen2_vl(tmp_path / "other", seed=1)
     done = job("ask", "--store", str(indexed.store), "--video", "good.mp4", "Why?", "--model", str(other), code=1)
     assert "its weights differ" in done.stderr
+
+
+@pytest.mark.slow
+def test_index_ask_verify_and_gc_on_a_real_s3_server(corpus: Path, qwen2_vl_folder: Path, s3_server: S3Server) -> None:
+    store = s3_server.new_root()
+    options = ["--corpus", str(corpus), "--store", store, "--set", f"model.path={qwen2_vl_folder}"]
+    first = last_json(job("index", *options, code=3))
+    assert (first["done"], first["failed"]) == (2, 3)
+    assert last_json(job("index", *options))["skipped"] == 5
+    answer = last_json(job("ask", "--store", store, "--video", "av1.mp4", "What?", "--json", "--max-tokens", "4"))
+    assert answer["kv_tokens"] > 0
+    assert "as it was committed" in job("store", "verify", "--store", store).stdout
+    job("store", "gc", "--store", store, "--min-age-hours", "0", "--delete")
+    assert "as it was committed" in job("store", "verify", "--store", store).stdout
+    job("store", "rm", "av1.mp4", "--store", store)
+    assert "no video" in job("ask", "--store", store, "--video", "av1.mp4", "What?", code=1).stderr

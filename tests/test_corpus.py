@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from media import encode_video
-from s3_server import S3Server, s3_server  # noqa: F401  (a fixture)
+from s3_server import S3Server
 
 from sttm.corpus import VideoRef, list_corpus
 from sttm.errors import CorpusError, VideoError
@@ -228,7 +228,7 @@ def test_memory_corpus_is_listed_and_read():
     assert len(read_video(ref, VideoConfig(fps=10)).pixels) == 3
 
 
-def test_s3_corpus_sees_new_files_and_changed_ones(s3_server: S3Server):  # noqa: F811
+def test_s3_corpus_sees_new_files_and_changed_ones(s3_server: S3Server):
     root = s3_server.new_root()
     fs = fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
     fs.pipe(f"{root}/x/a.mp4", encode_video(count=3))

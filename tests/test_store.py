@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from s3_server import s3_server  # noqa: F401
 from store_samples import make_cache, make_tokens, publish, recipe_for, source_for
 
 from sttm.errors import StoreError

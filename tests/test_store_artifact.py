@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from s3_server import s3_server  # noqa: F401
 from store_samples import publish
 
 from sttm.errors import ArtifactError, StoreError

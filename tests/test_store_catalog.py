@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from s3_server import s3_server  # noqa: F401
 from store_samples import publish
 
 from sttm.errors import ArtifactError, StoreError
