@@ -47,7 +47,9 @@ class KVCache:
     def __post_init__(self) -> None:
         tokens = (self.positions.shape[1], self.reduced_positions.shape[1])
         if len(self.keys) != len(self.values) or not 0 <= self.merge_layer <= len(self.keys):
-            raise ValueError(f"{len(self.keys)} key and {len(self.values)} value layers, merge_layer {self.merge_layer}")
+            raise ValueError(
+                f"{len(self.keys)} key and {len(self.values)} value layers, merge_layer {self.merge_layer}"
+            )
         for layer, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
             expected = tokens[layer >= self.merge_layer]
             if key.shape != value.shape or key.shape[1] != expected:
@@ -55,9 +57,13 @@ class KVCache:
                     f"layer {layer}: keys {tuple(key.shape)}, values {tuple(value.shape)}, expected {expected} tokens"
                 )
         if self.prefix_ids.shape != (tokens[0],) or self.visual.shape != self.patches.shape:
-            raise ValueError(f"prefix_ids {tuple(self.prefix_ids.shape)} or visual {tuple(self.visual.shape)} do not fit")
+            raise ValueError(
+                f"prefix_ids {tuple(self.prefix_ids.shape)} or visual {tuple(self.visual.shape)} do not fit"
+            )
         if self.boxes.shape != (len(self.patches), 5) or self.frame_seconds.shape != (self.grid[0],):
-            raise ValueError(f"boxes {tuple(self.boxes.shape)} or frame_seconds {tuple(self.frame_seconds.shape)} do not fit")
+            raise ValueError(
+                f"boxes {tuple(self.boxes.shape)} or frame_seconds {tuple(self.frame_seconds.shape)} do not fit"
+            )
 
     @property
     def tokens(self) -> tuple[int, int]:
