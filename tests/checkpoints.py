@@ -1,7 +1,6 @@
 """Checkpoint folders of the real architectures with small random weights: config, tokenizer, processor, safetensors."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +138,13 @@ def write_lmms_lab(source: Path, folder: Path, **settings: Any) -> Path:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     config = AutoConfig.from_pretrained(source).to_dict()
-    text = {key: value for key, value in config["text_config"].items() if not key.startswith("_")}
+    text = config["text_config"]
+    theta = text.pop("rope_parameters")["rope_theta"]
     original = {
         **text,
         "model_type": "llava",
         "architectures": ["LlavaQwenForCausalLM"],
-        "rope_theta": text.pop("rope_parameters")["rope_theta"],
+        "rope_theta": theta,
         "mm_vision_tower": "google/siglip-so400m-patch14-384",
         "mm_hidden_size": config["vision_config"]["hidden_size"],
         "mm_projector_type": "mlp2x_gelu",
@@ -159,10 +159,7 @@ def write_lmms_lab(source: Path, folder: Path, **settings: Any) -> Path:
     (folder / "config.json").write_text(json.dumps(original))
     weights = AutoModelForImageTextToText.from_pretrained(source).state_dict()
     save_file({_original_name(name): tensor.clone() for name, tensor in weights.items()}, folder / "model.safetensors")
-    for path in source.glob("tokenizer*"):
-        shutil.copy(path, folder)
-    tokenizer = make_tokenizer(TEXT_SPECIAL, None)
-    tokenizer.save_pretrained(folder)
+    make_tokenizer(TEXT_SPECIAL, None).save_pretrained(folder)
     return folder
 
 

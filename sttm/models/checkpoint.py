@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sttm.errors import ModelError
-from sttm.models import lmms_lab
+from sttm.models import attention, lmms_lab
 from sttm.models.base import Family
 from sttm.models.families import family_of
 from sttm.models.language_model import LanguageModel, load_language_model
@@ -59,6 +59,7 @@ class Checkpoint:
             ModelError: no such folder or repository, or one without config.json or safetensors.
         """
         import_torchvision()  # before anything of transformers that needs it
+        attention.register()
         if settings.path == "tiny":
             folder, commit = BUILT_IN, None
         elif Path(settings.path).is_dir():
@@ -102,7 +103,7 @@ class Checkpoint:
             config=self.config,
             dtype=self.settings.torch_dtype,
             use_safetensors=True,
-            attn_implementation="sdpa",
+            attn_implementation={"": "sdpa", "text_config": attention.ATTENTION},
             key_mapping=lmms_lab.KEY_MAPPING if self._is_lmms_lab else None,
             output_loading_info=True,
         )

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from sttm.errors import ModelError
+from sttm.models.attention import ATTENTION
 
 # Where the same weight lives in checkpoints of different age and family.
 _TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "language_model.")
@@ -56,7 +57,7 @@ def load_language_model(folder: Path, config: Any, dtype: torch.dtype, device: s
 
     text_config = config.get_text_config()
     with torch.device("meta"):
-        text = AutoModel.from_config(text_config, dtype=dtype, attn_implementation="sdpa")
+        text = AutoModel.from_config(text_config, dtype=dtype, attn_implementation=ATTENTION)
         head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False, dtype=dtype)
     weights = _Weights(folder)
     state = {}

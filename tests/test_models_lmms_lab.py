@@ -1,0 +1,110 @@
+"""Checkpoints in the layout of the original LLaVA code equal their twins in transformers' layout."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import write_checkpoint, write_lmms_lab
+from family_setup import HALF, NO_MERGE, Setup, video
+
+from sttm.engine.answer import Continuation, ready
+from sttm.engine.prefill import PrefillConfig, prefill
+from sttm.errors import ModelError
+from sttm.models.checkpoint import Checkpoint, ModelConfig
+from sttm.models.llava_onevision import LlavaOnevision
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Setup, Setup]:
+    """The same weights in the original layout and in transformers'."""
+    home = tmp_path_factory.mktemp("twins")
+    source = write_checkpoint("llava_onevision", home / "hf")
+    return Setup(write_lmms_lab(source, home / "original")), Setup(source)
+
+
+def test_weights_equal_the_twins(twins: tuple[Setup, Setup]) -> None:
+    original, hf = (setup.full.state_dict() for setup in twins)
+    assert set(original) == set(hf)
+    assert all(torch.equal(original[name], hf[name]) for name in hf)
+
+
+def test_logits_equal_the_twins_on_the_same_tokens(twins: tuple[Setup, Setup]) -> None:
+    """Through prefill, merge, cache and question; only template and pixel statistics differ between the two."""
+    _, hf = twins
+    question = hf.questions()[0]
+    logits = []
+    for setup in twins:
+        cache = prefill(setup.model, hf.prompt, HALF, PrefillConfig()).cache
+        logits.append(Continuation(setup.model, ready(setup.model, cache), [question], 0).start())
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=2e-6)  # BLAS sums differently where weights lie differently
+
+
+def test_video_features_equal_the_twins_on_the_same_pixels(twins: tuple[Setup, Setup]) -> None:
+    _, hf = twins
+    with torch.inference_mode():
+        pixels = hf.family._normalised(hf.inputs, hf.full)  # type: ignore[attr-defined]
+        features = [setup.family.features(setup.full, pixels) for setup in twins]  # type: ignore[attr-defined]
+    torch.testing.assert_close(*features, rtol=1e-5, atol=2e-6)
+
+
+def test_language_model_alone_equals_the_one_inside(twins: tuple[Setup, Setup]) -> None:
+    original, _ = twins
+    alone = original.checkpoint.load_language_model("cpu")
+    inside = original.model
+    assert torch.equal(alone.head.weight, inside.head.weight)
+    for ours, theirs in zip(alone.text.parameters(), inside.text.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_pixels_are_siglips(twins: tuple[Setup, Setup]) -> None:
+    """Squares of the tower's size, from -1 to 1."""
+    original, _ = twins
+    inputs = original.family.preprocess(video(2, 120, 50), np.arange(2.0))
+    assert inputs.pixels.shape == (2, 3, 98, 98)
+    black, white = (
+        original.family._normalised(  # type: ignore[attr-defined]
+            original.family.preprocess(np.full((1, 98, 98, 3), value, np.uint8), np.zeros(1)), original.full
+        )
+        for value in (0, 255)
+    )
+    torch.testing.assert_close((black.unique(), white.unique()), (torch.tensor([-1.0]), torch.tensor([1.0])))
+
+
+def test_prompt_is_the_original_qwen_conversation(twins: tuple[Setup, Setup]) -> None:
+    family = twins[0].family
+    text = family.tokenizer.decode([i for i in twins[0].prompt.ids.tolist() if i != family._id("<video>")])
+    assert text == "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    question = family.tokenizer.decode(family.question_ids("What is it?"))
+    assert question == "\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_newline_position_comes_from_the_original_config(twins: tuple[Setup, Setup], tmp_path: Path) -> None:
+    grid = Setup(write_lmms_lab(twins[1].folder, tmp_path / "grid", mm_newline_position="grid"))
+    assert isinstance(grid.family, LlavaOnevision)
+    t, h, w = grid.inputs.grid
+    assert len(grid.family.is_cell(grid.inputs)) == t * h * (w + 1)
+    assert len(twins[0].family.is_cell(twins[0].inputs)) == t * h * w + 1
+    assert grid.prefill(NO_MERGE).cache.tokens == (len(grid.prompt.ids), len(grid.prompt.ids))
+    kept = len(grid.prompt.ids) - t * h * w // 2
+    assert grid.prefill(HALF).cache.tokens == (len(grid.prompt.ids), kept)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"architectures": ["LlavaLlamaForCausalLM"]}, "LlavaLlamaForCausalLM.*only LlavaQwenForCausalLM"),
+        ({"mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "clip-vit-large.*is not google/siglip"),
+        ({"mm_spatial_pool_mode": "average"}, "mm_spatial_pool_mode 'average' is not supported, only 'bilinear'"),
+        ({"add_faster_video": True}, "add_faster_video"),
+    ],
+)
+def test_other_models_of_the_original_code_are_refused(
+    twins: tuple[Setup, Setup], tmp_path: Path, settings: dict, message: str
+) -> None:
+    raw = json.loads((twins[0].folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**raw, **settings}))
+    (tmp_path / "model.safetensors").write_bytes((twins[0].folder / "model.safetensors").read_bytes())
+    with pytest.raises(ModelError, match=message):
+        Checkpoint.open(ModelConfig(path=str(tmp_path))).family_class  # noqa: B018
