@@ -2,6 +2,9 @@
 
     KVCache ──ready()──► ReadyVideo (keys rotated, on the device) ──► Continuation.feed(questions) ──► tokens
 
+The video's keys and values are never copied: all rows attend to the one cache, and to tokens of their own, which are
+all that memory grows with.
+
 Shapes: B questions, Q longest question, D head size, V vocabulary. Questions are padded on the left, so all rows end
 together and every step appends one token a row.
 """
@@ -73,7 +76,7 @@ def ready(model: LanguageModel, cache: KVCache) -> ReadyVideo:
 
 
 class Continuation:
-    """Text that continues after one stored video, B rows at once; buffers are allocated once and appended to.
+    """Text that continues after one stored video, B rows at once; each row's own tokens go into buffers made once.
 
     Args:
         model: the language model that made the cache.
@@ -90,7 +93,7 @@ class Continuation:
         self._pad = torch.tensor([longest - len(q) for q in questions], device=model.device)
         self._padded = bool(self._pad.any())
         self._fed = 0
-        self._cache = _Buffers(video, len(questions), longest + room)
+        self._own = _OwnTokens(video, len(questions), longest + room)
 
     @torch.inference_mode()
     def start(self) -> Tensor:
@@ -109,50 +112,37 @@ class Continuation:
         queries = ids.shape[1]
         place = (torch.arange(queries, device=ids.device) + self._fed - self._pad[:, None]).clamp_min(0)
         angles = [rotary(model, hidden, (place + n).expand(video.position_axes, -1, -1)) for n in video.next_positions]
-        masks: dict[int, Tensor | None] = {}
-        for layer in range(len(model.text.layers)):
-            group = video.group(layer)
-            if group not in masks:
-                masks[group] = self._mask(video.keys[layer].shape[1], queries)
-            hidden = run_layer(model, layer, hidden, masks[group], angles[group], self._cache)
+        mask = self._mask(queries)
+        for layer, shared in enumerate(zip(video.keys, video.values, strict=True)):
+            hidden = run_layer(model, layer, hidden, mask, angles[video.group(layer)], self._own, shared)
         self._fed += queries
         return model.logits(hidden[:, -1])
 
-    def _mask(self, past: int, queries: int) -> Tensor | None:
-        """None where one unpadded token may see everything, else a mask that hides each row's padding."""
-        if queries > 1 and self._fed == 0:
-            return causal_mask(past, self._pad, queries)
+    def _mask(self, queries: int) -> Tensor | None:
+        """Who may see which own token, [B, 1, Q, P]; None where one unpadded token may see them all."""
+        if self._fed == 0:
+            return causal_mask(0, self._pad, queries)
         if not self._padded:
             return None
-        old = torch.arange(self._fed + queries, device=self._pad.device) >= self._pad[:, None]
-        return torch.cat([old.new_ones(len(old), past), old], dim=1)[:, None, None]
+        return (torch.arange(self._fed + queries, device=self._pad.device) >= self._pad[:, None])[:, None, None]
 
 
-class _Buffers:
-    """Per layer, the video's keys and values followed by room for every row's own tokens."""
+class _OwnTokens:
+    """Per layer, keys and values of the rows' own tokens: [B, heads, room, D], filled from the front."""
 
     def __init__(self, video: ReadyVideo, rows: int, room: int) -> None:
-        self._past = [key.shape[1] for key in video.keys]
         self._filled = [0] * len(video.keys)
-        self._keys = [_with_room(key, rows, room) for key in video.keys]
-        self._values = [_with_room(value, rows, room) for value in video.values]
+        self._keys = [key.new_empty(rows, key.shape[0], room, key.shape[2]) for key in video.keys]
+        self._values = [torch.empty_like(key) for key in self._keys]
 
     def update(
         self, keys: Tensor, values: Tensor, layer: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        start = self._past[layer] + self._filled[layer]
-        end = start + keys.shape[2]
+        start, end = self._filled[layer], self._filled[layer] + keys.shape[2]
         self._keys[layer][:, :, start:end] = keys
         self._values[layer][:, :, start:end] = values
-        self._filled[layer] += keys.shape[2]
+        self._filled[layer] = end
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
-
-
-def _with_room(shared: Tensor, rows: int, room: int) -> Tensor:
-    heads, tokens, size = shared.shape
-    buffer = shared.new_empty(rows, heads, tokens + room, size)
-    buffer[:, :, :tokens] = shared
-    return buffer
 
 
 def generate(

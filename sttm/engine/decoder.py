@@ -44,8 +44,12 @@ def run_layer(
     mask: Tensor | None,
     angles: tuple[Tensor, Tensor],
     cache: LayerCache,
+    video: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Hidden states [B, Q, C] through decoder layer number `layer`."""
+    """Hidden states [B, Q, C] through decoder layer number `layer`.
+
+    With `video`, rotated keys and values [heads, S, D], all rows also see these S tokens, see `sttm.models.attention`.
+    """
     out = model.text.layers[layer](
         hidden,
         attention_mask=mask,
@@ -53,6 +57,7 @@ def run_layer(
         position_ids=None,
         past_key_values=cache,
         use_cache=True,
+        **({} if video is None else {"video": video}),
     )
     return out[0] if isinstance(out, tuple) else out
 
@@ -75,8 +80,7 @@ def causal_mask(past: int, pad: Tensor, queries: int) -> Tensor:
 
     Args:
         past: cached tokens, seen by every query.
-        pad: int64 [B], how many of each row's first new tokens are padding; no real token sees them. (A padding query
-            sees the cache, so no row is empty.)
+        pad: int64 [B], how many of each row's first new tokens are padding; no real token sees them.
         queries: Q, new tokens a row.
     """
     i = torch.arange(queries, device=pad.device)

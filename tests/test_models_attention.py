@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sttm.engine import shared_attention
 from sttm.engine.decoder import causal_mask
-from sttm.engine.shared_attention import attend
+from sttm.models import attention
+from sttm.models.attention import attend
 
 DIM = 8
 
@@ -68,7 +68,7 @@ def test_a_query_that_sees_only_the_video_is_not_nan() -> None:
 def test_chunks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = sample(4, 2, 3, 5, 11, 5)
     whole = attend(*inputs, None, 0.3)
-    monkeypatch.setattr(shared_attention, "_SCORES_AT_ONCE", 50)
+    monkeypatch.setattr(attention, "_SCORES_AT_ONCE", 50)
     torch.testing.assert_close(attend(*inputs, None, 0.3), whole, rtol=1e-6, atol=1e-6)
 
 
