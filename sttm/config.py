@@ -33,6 +33,9 @@ class IndexConfig(Settings):
 def load_config(kind: type[SettingsType], path: str | Path, overrides: list[str] | None = None) -> SettingsType:
     """Read settings from a YAML file; an override `a.b=value` (YAML value) replaces one of them.
 
+    A file may hold `presets`: by name, sections that replace the file's own. The override `preset=name` takes one, and
+    other overrides come after it.
+
     Raises:
         ConfigError: no such file, not YAML, an unknown key, a value out of range; names the file, key and value.
     """
@@ -44,8 +47,10 @@ def load_config(kind: type[SettingsType], path: str | Path, overrides: list[str]
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, it holds a {type(data).__name__}")
+    _take_preset(data, [o for o in overrides or [] if o.startswith("preset=")], path)
     for override in overrides or []:
-        _apply(data, override)
+        if not override.startswith("preset="):
+            _apply(data, override)
     try:
         return kind.model_validate(data)
     except ValidationError as error:
@@ -57,6 +62,17 @@ def _plain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
     return message if isinstance(given, dict) else f"{message} (got {given!r})"
+
+
+def _take_preset(data: dict[str, Any], overrides: list[str], path: str | Path) -> None:
+    """Drop `presets` from the settings and put the sections of the one asked for in place of the file's own."""
+    presets = data.pop("presets", {})
+    for override in overrides:
+        name = override.removeprefix("preset=")
+        if not isinstance(presets, dict) or not isinstance(presets.get(name), dict):
+            known = f"it has {', '.join(presets)}" if isinstance(presets, dict) and presets else "it has none"
+            raise ConfigError(f"{path} has no preset {name!r}; {known}")
+        data.update(presets[name])
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

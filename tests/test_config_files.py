@@ -1,0 +1,52 @@
+"""The settings files that ship: each loads, and its presets are the thresholds that the paper publishes."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.driver import JobConfig
+from sttm.config import load_config
+from sttm.errors import ConfigError
+
+FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+PRESETS = [(path, name) for path in FILES for name in yaml.safe_load(path.read_text()).get("presets", {})]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_shipped_settings_load_and_default_to_a_budget(path: Path) -> None:
+    config = load_config(JobConfig, path)
+    assert config.merge.budget in (0.3, 0.5)
+    assert config.merge.spatial_threshold is config.merge.temporal_threshold is None
+
+
+@pytest.mark.parametrize(("path", "name"), PRESETS, ids=lambda value: getattr(value, "stem", value))
+def test_preset_takes_published_thresholds_in_place_of_the_budget(path: Path, name: str) -> None:
+    merge = load_config(JobConfig, path, [f"preset={name}"]).merge
+    assert (merge.variant, merge.budget) == ("reference", None)
+    assert merge.spatial_threshold is not None
+    assert merge.temporal_threshold is not None
+    assert merge.temporal_threshold < merge.spatial_threshold
+
+
+def test_presets_cover_the_published_table() -> None:
+    counts = {path.stem: sum(p == path for p, _ in PRESETS) for path in FILES}
+    assert {stem: n for stem, n in counts.items() if n} == {
+        "llava_video_7b": 12,
+        "llava_onevision_7b": 12,
+        "qwen2_vl_7b": 6,
+        "llava_video_72b": 1,
+    }
+
+
+def test_other_overrides_come_after_the_preset() -> None:
+    path = next(path for path in FILES if path.stem == "qwen2_vl_7b")
+    config = load_config(JobConfig, path, ["merge.temporal_threshold=0.1", "preset=video-mme-30", "video.fps=1"])
+    assert (config.merge.spatial_threshold, config.merge.temporal_threshold, config.video.fps) == (0.8, 0.1, 1.0)
+
+
+@pytest.mark.parametrize(("stem", "message"), [("qwen2_vl_7b", "it has vnbench-50"), ("tiny", "it has none")])
+def test_unknown_preset_names_the_known_ones(stem: str, message: str) -> None:
+    path = next(path for path in FILES if path.stem == stem)
+    with pytest.raises(ConfigError, match=f"no preset 'video-mme-10'; {message}"):
+        load_config(JobConfig, path, ["preset=video-mme-10"])
