@@ -142,6 +142,8 @@ def test_a_still_video_becomes_its_first_frame_of_roots() -> None:
     x = video(1, 14, 14).mean((1, 2), keepdim=True).expand(6, 14, 14, -1)
     merged = merge(x, MergeConfig(spatial_threshold=0.9, temporal_threshold=0.9))
     assert merged.boxes[:, 0].tolist() == [0] * 16
+    frames = merged.survivor.view(6, 196)
+    assert (frames == frames[0]).all()
     torch.testing.assert_close(merged.features, x[0, 0, :1].expand(16, -1))
 
 

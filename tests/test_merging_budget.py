@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 from test_merging import PROPERTY, video, videos
 
 from sttm.merging import MergeConfig, merge
+from sttm.merging.grid import make_grid
+from sttm.merging.quadtree import cover_cosine, covered_first, nodes_of
+from sttm.merging.similarity import measure
 
 KINDS = {
     "drifting": video(8, 14, 14, seed=1),
@@ -94,6 +97,24 @@ def test_the_floor_keeps_more_tokens_and_says_so() -> None:
     assert merged.over_target == len(merged) - 156 > 0
     assert merged.spatial_threshold is None or merged.spatial_threshold >= 0.5
     assert merged.temporal_threshold is None or merged.temporal_threshold >= 0.5
+
+
+@PROPERTY
+@given(videos, st.floats(0.02, 0.3), st.floats(0.3, 0.9), st.floats(0, 1))
+def test_out_of_reach_it_merges_all_that_the_floor_allows(x, budget, floor, share) -> None:
+    merged = merge(x, MergeConfig(budget=budget, threshold_floor=floor, spatial_share=share))
+    if merged.over_target:
+        assert len(merged) <= len(merge(x, MergeConfig(spatial_threshold=floor, temporal_threshold=floor)))
+        if share == 0:
+            assert len(merged) <= len(merge(x, MergeConfig(temporal_threshold=floor)))
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2, 3, 100, 500, 1175])
+def test_the_spatial_step_stops_at_the_last_node_that_fits(removed: int) -> None:
+    grid = make_grid(14, 14, 1, torch.device("cpu"))
+    similarity = measure(KINDS["drifting"].flatten(1, 2), grid, temporal=False, head_dim=None, compare_missing=False)
+    nodes = nodes_of(covered_first(cover_cosine(similarity.split, grid), grid, removed, -1.0), grid)
+    assert removed - 3 < 8 * 196 - int(nodes.is_first.sum()) <= removed
 
 
 def test_a_token_cap_leaves_short_videos_alone() -> None:

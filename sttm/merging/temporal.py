@@ -1,7 +1,7 @@
 """The temporal step: nodes of neighbouring frames that overlap and look alike collapse into the earliest (section 3.3).
 
-Quadtree cells nest or are disjoint, so two nodes overlap if one contains the other, and the pair shows up exactly once
-at the top-left cell of the smaller. Decisions name a node by its `place` (raster index of its top-left cell).
+Quadtree cells nest or are disjoint, so two nodes overlap if one contains the other, and looking up the node over each
+cell in both frames finds every pair. Decisions name a node by its `place` (raster index of its top-left cell).
 
 Shapes: T frames of P cells, N = T*P places, E possible links.
 """
@@ -51,10 +51,8 @@ def collapse(links: Links, chosen: Tensor, nodes: Nodes, rule: LinkRule) -> Tens
 
 
 def all_overlaps(nodes: Nodes, cross: Tensor, grid: Grid) -> Links:
-    """Every overlapping pair once."""
-    later, earlier, cosine = _at_each_cell(nodes, cross, grid)
-    smaller_starts = (nodes.is_first[:-1] | nodes.is_first[1:]).flatten()
-    return Links(later, earlier, cosine.masked_fill(~smaller_starts, float("-inf")))
+    """Every overlapping pair, listed once for each cell that both cover."""
+    return Links(*_at_each_cell(nodes, cross, grid))
 
 
 def best_overlaps(nodes: Nodes, cross: Tensor, grid: Grid) -> Links:
