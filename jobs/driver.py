@@ -24,8 +24,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
+from pydantic import Field
 from ray import exceptions as ray_errors
 
+from jobs.metrics import IdleClock, Pipeline
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
 from sttm.errors import StoreError, SttmError, VideoError
@@ -39,6 +41,8 @@ class RunConfig(Settings):
     """How the job runs; nothing here changes what is stored.
 
     Attributes:
+        gpus: how many to use, one not there yet included; default those the cluster has when the job starts. Say it
+            where an autoscaler adds GPUs on demand.
         gpus_per_model: GPUs of one prefill actor; ignored where the cluster has none.
         decode_ahead: videos decoded or being decoded ahead of each actor.
         decode_ahead_bytes: bytes of decoded videos waiting at one time, over all actors.
@@ -50,6 +54,7 @@ class RunConfig(Settings):
         max_failed_share: the job's exit code says so when a larger share of the videos failed.
     """
 
+    gpus: int | None = Field(default=None, ge=0)
     gpus_per_model: int = 1
     decode_ahead: int = 3
     decode_ahead_bytes: int = 4 << 30
@@ -75,8 +80,11 @@ class JobConfig(IndexConfig):
 class Listener(Protocol):
     """Hears of every video once, in any order."""
 
-    def tick(self) -> None:
+    def tick(self, pipeline: Pipeline) -> None:
         """Time passes; called at least twice a second."""
+
+    def decoded(self, ref: VideoRef, frames: int) -> None:
+        """The video's frames are ready; more than once, if it is tried again."""
 
     def is_stored(self, ref: VideoRef) -> bool:
         """Whether another run has stored the video meanwhile; it is then left alone."""
@@ -137,12 +145,12 @@ def _reader(config_json: str) -> VideoReader:
 
 
 @ray.remote(num_cpus=1, max_retries=0, num_returns=2)
-def decode_video(ref: VideoRef, config_json: str, timeout_s: float, memory_bytes: int) -> tuple[int, Any]:
-    """Decode and resize one video; its size in bytes beside it, so that the driver need not fetch it."""
+def decode_video(ref: VideoRef, config_json: str, timeout_s: float, memory_bytes: int) -> tuple[tuple[int, int], Any]:
+    """Decode and resize one video; its bytes and frames are counted beside it, so that the driver need not fetch it."""
     reader = _reader(config_json)
     with killed_after(timeout_s), allocating_at_most(memory_bytes):
         decoded = reader.read(ref)
-    return decoded.inputs.pixels.nbytes, decoded
+    return (decoded.inputs.pixels.nbytes, len(decoded.details["seconds"])), decoded
 
 
 class PrefillActor:
@@ -189,6 +197,7 @@ class _Worker:
 
     actor: Any
     starting: Any
+    clock: IdleClock
     is_ready: bool = False
     running: dict[Any, _Video] = field(default_factory=dict)
 
@@ -210,20 +219,24 @@ class Driver:
         self._decoding: dict[Any, tuple[_Video, Any]] = {}
         self._decoded: deque[_Video] = deque()
         self._workers: list[_Worker] = []
+        self._clocks: list[IdleClock] = []
+        self._gpus = 0
         self._deaths_at_start = 0
         self.stopping = threading.Event()
 
     def run(self, refs: list[VideoRef]) -> None:
         """Index every video, in this order, until all have a row or `stopping` is set (running ones still finish)."""
         self._waiting.extend(_Video(ref) for ref in refs)
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        for _ in range(max(1, min(gpus // self._run.gpus_per_model, len(refs)))):
-            self._start_worker()
+        there = int(ray.cluster_resources().get("GPU", 0))
+        self._gpus = there if self._run.gpus is None else self._run.gpus
+        self._clocks = [IdleClock() for _ in range(max(1, min(self._gpus // self._run.gpus_per_model, len(refs))))]
+        for clock in self._clocks:
+            self._start_worker(clock)
         while self._busy():
             self._start_decodes()
             self._start_prefills()
+            self._listener.tick(self._observe())
             self._collect()
-            self._listener.tick()
 
     def _busy(self) -> bool:
         if self.stopping.is_set():
@@ -231,12 +244,24 @@ class Driver:
         running = any(worker.running for worker in self._workers)
         return bool(self._waiting or self._decoding or self._decoded or running)
 
-    def _start_worker(self) -> None:
-        has_gpu = ray.cluster_resources().get("GPU", 0) > 0
-        resources = {"num_gpus": self._run.gpus_per_model} if has_gpu else {"num_cpus": 1}
+    def _observe(self) -> Pipeline:
+        """What is where until the next thing happens; the clocks must hear of it after work was handed out."""
+        for worker in self._workers:
+            worker.clock.turn("absent" if not worker.is_ready else "busy" if worker.running else "idle")
+        places = {
+            "queue": len(self._waiting),
+            "decoding": len(self._decoding),
+            "decoded": len(self._decoded),
+            "gpu": sum(len(worker.running) for worker in self._workers),
+        }
+        clocks = self._clocks
+        return Pipeline(places, tuple(clock.ready_s for clock in clocks), tuple(clock.idle_s for clock in clocks))
+
+    def _start_worker(self, clock: IdleClock) -> None:
+        resources = {"num_gpus": self._run.gpus_per_model} if self._gpus else {"num_cpus": 1}
         options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": 2, **resources}
         actor = ray.remote(**options)(PrefillActor).remote(*self._actor_args)
-        self._workers.append(_Worker(actor, actor.ready.remote()))
+        self._workers.append(_Worker(actor, actor.ready.remote(), clock))
 
     def _start_decodes(self) -> None:
         now = time.monotonic()
@@ -282,12 +307,13 @@ class Driver:
     def _end_decode(self, done: Any) -> None:
         video, decoded = self._decoding.pop(done)
         try:
-            video.size_bytes = ray.get(done)
+            video.size_bytes, frames = ray.get(done)
         except Exception as error:  # the boundary where one video's fault becomes its row
             self._failed(video, error)
             return
         video.decoded = decoded
         self._decoded.append(video)
+        self._listener.decoded(video.ref, frames)
 
     def _end_prefill(self, worker: _Worker, done: Any) -> None:
         video = worker.running.pop(done)
@@ -317,7 +343,7 @@ class Driver:
                 self._listener.stored(video.ref, ray.get(ref, timeout=0))
             except Exception as error:
                 self._failed(video, error)
-        self._start_worker()
+        self._start_worker(worker.clock)
 
     def _failed(self, video: _Video, error: Exception) -> None:
         cause = _cause(error)

@@ -3,13 +3,16 @@
 The record is also the run's heartbeat: another run of the same recipe sees from it that it is not alone.
 """
 
+import functools
 import json
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from jobs.metrics import Pipeline, RunMetrics
 from jobs.progress import Progress
+from jobs.video_log import log_video
 from sttm.corpus import VideoRef
 from sttm.store.catalog import CatalogRow
 from sttm.store.key import Recipe, recipe_digest, source_key
@@ -26,7 +29,7 @@ def key_of(ref: VideoRef, recipe: Recipe) -> str:
 
 
 class RunRecord:
-    """Hears how each video ended; keeps catalog, run record and screen up to date.
+    """Hears how each video ended; keeps catalog, run record, metrics, log and screen up to date.
 
     Args:
         store: where the rows and the record go.
@@ -48,13 +51,21 @@ class RunRecord:
         self._rows: list[CatalogRow] = []
         self._flushed = time.monotonic()
         self._stored_elsewhere: set[str] = set()
+        self._gpu_idle_share: float | None = None
         self.others = self._live_runs()
         if progress.total:
             self._write("running")
 
-    def tick(self) -> None:
+    @functools.cached_property
+    def _metrics(self) -> RunMetrics:
+        """Made when the first video moves: by then Ray runs."""
+        return RunMetrics()
+
+    def tick(self, pipeline: Pipeline) -> None:
         """Show the counts, and write what has gathered, if it is time to."""
         self.progress.show()
+        self._metrics.observe(pipeline)
+        self._gpu_idle_share = pipeline.gpu_idle_share
         if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._flushed >= FLUSH_EVERY_S:
             self._flush("running")
 
@@ -62,7 +73,13 @@ class RunRecord:
         """Whether another run has stored this video, as far as the last flush knows; counts it as skipped."""
         found = key_of(ref, self.recipe) in self._stored_elsewhere
         self.progress.skipped += found
+        if found:
+            self._metrics.skipped()
         return found
+
+    def decoded(self, ref: VideoRef, frames: int) -> None:
+        """One more video is decoded."""
+        self._metrics.decoded(frames)
 
     def stored(self, ref: VideoRef, row: CatalogRow) -> None:
         """One more artifact is committed."""
@@ -72,6 +89,8 @@ class RunRecord:
         p.tokens_before += row.tokens_before
         p.tokens_after += row.tokens_after
         self._rows.append(row)
+        self._metrics.stored(row)
+        log_video(row)
 
     def failed(self, ref: VideoRef, code: str, message: str) -> None:
         """One more video cannot be indexed."""
@@ -89,6 +108,8 @@ class RunRecord:
         self.progress.failed += 1
         self.errors.append(row)
         self._rows.append(row)
+        self._metrics.failed(code)
+        log_video(row)
 
     def end(self) -> None:
         """Put the last rows into the catalog and close the record."""
@@ -107,6 +128,7 @@ class RunRecord:
             "seconds": round(p.seconds, 3),
             "retained_ratio": round(p.retained_ratio, 4),
             "bytes_written": p.bytes_written,
+            "gpu_idle_share": None if self._gpu_idle_share is None else round(self._gpu_idle_share, 4),
         }
 
     def _flush(self, status: str) -> None:

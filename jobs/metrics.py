@@ -1,0 +1,134 @@
+"""What Prometheus sees of a running index job.
+
+Emitted by the driver alone: the series of an actor that died would stay at its last value. Ray serves them on every
+node's metrics port, a few seconds late, under the name `Metric.series`. `infra/monitoring/` has a Grafana dashboard
+and alerts over exactly these. The lasting record of a run is `runs/<run_id>.json` in the store.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ray.util import metrics as ray_metrics
+
+from sttm.store.catalog import CatalogRow
+
+_STAGE_BOUNDARIES_S = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One family of series.
+
+    Attributes:
+        kind: what Prometheus calls its type.
+        name: as Ray is told it.
+        description: shown beside it.
+        labels: keys of its labels.
+    """
+
+    kind: Literal["counter", "gauge", "histogram"]
+    name: str
+    description: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def series(self) -> str:
+        """Its name in Prometheus; a histogram's series add `_bucket`, `_sum` and `_count`."""
+        return f"ray_{self.name}" + ("_total" if self.kind == "counter" else "")
+
+    def register(self) -> Any:
+        """The object of Ray that takes its values; Ray must be running."""
+        if self.kind == "histogram":
+            return ray_metrics.Histogram(self.name, self.description, _STAGE_BOUNDARIES_S, self.labels)
+        kind = ray_metrics.Counter if self.kind == "counter" else ray_metrics.Gauge
+        return kind(self.name, self.description, self.labels)
+
+
+METRICS = (
+    Metric("counter", "sttm_videos", "Videos that ended; outcome is stored, failed or skipped.", ("outcome",)),
+    Metric("counter", "sttm_failures", "Videos that cannot be indexed, by cause.", ("code",)),
+    Metric("counter", "sttm_frames", "Frames decoded and sampled."),
+    Metric("counter", "sttm_visual_tokens", "Visual tokens entering and leaving the merge.", ("side",)),
+    Metric("counter", "sttm_bytes_written", "Bytes of artifacts put into the store."),
+    Metric("histogram", "sttm_stage_seconds", "Seconds one video spent in one stage.", ("stage",)),
+    Metric("gauge", "sttm_videos_waiting", "Videos not done; place is queue, decoding, decoded or gpu.", ("place",)),
+    Metric("gauge", "sttm_gpu_idle_share", "Share of a prefill actor's time without a video, since ready.", ("actor",)),
+)
+
+
+class IdleClock:
+    """Adds up how long the prefill actors of one place were ready, and how long of that without a video."""
+
+    def __init__(self) -> None:
+        self.ready_s = self.idle_s = 0.0
+        self._state: Literal["absent", "idle", "busy"] = "absent"
+        self._since = 0.0
+
+    def turn(self, state: Literal["absent", "idle", "busy"], now: float | None = None) -> None:
+        """What it was until now has ended; from now on it is `state`."""
+        now = time.monotonic() if now is None else now
+        passed = now - self._since
+        self.ready_s += passed if self._state != "absent" else 0.0
+        self.idle_s += passed if self._state == "idle" else 0.0
+        self._state, self._since = state, now
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Where the videos of a run are at one moment.
+
+    Attributes:
+        places: how many videos are in the queue, decoding, decoded, and with an actor (`gpu`).
+        ready_s, idle_s: of every place for an actor, so far.
+    """
+
+    places: dict[str, int]
+    ready_s: tuple[float, ...]
+    idle_s: tuple[float, ...]
+
+    @property
+    def gpu_idle_share(self) -> float | None:
+        """Over all actors; None before one was ready."""
+        return sum(self.idle_s) / sum(self.ready_s) if sum(self.ready_s) else None
+
+
+class RunMetrics:
+    """Feeds the metrics of one run. Make it after Ray has started."""
+
+    def __init__(self) -> None:
+        self._metrics = {metric.name: metric.register() for metric in METRICS}
+
+    def stored(self, row: CatalogRow) -> None:
+        """One more artifact is committed."""
+        self._count("sttm_videos", 1, outcome="stored")
+        self._count("sttm_visual_tokens", row.tokens_before, side="before")
+        self._count("sttm_visual_tokens", row.tokens_after, side="after")
+        self._count("sttm_bytes_written", row.kv_bytes + row.tokens_bytes)
+        for stage, seconds in row.timings_s.items():
+            self._metrics["sttm_stage_seconds"].observe(float(seconds), tags={"stage": stage})
+
+    def failed(self, code: str) -> None:
+        """One more video cannot be indexed."""
+        self._count("sttm_videos", 1, outcome="failed")
+        self._count("sttm_failures", 1, code=code)
+
+    def skipped(self) -> None:
+        """Another run has stored a video that this one was to do."""
+        self._count("sttm_videos", 1, outcome="skipped")
+
+    def decoded(self, frames: int) -> None:
+        """One more video is decoded."""
+        self._count("sttm_frames", frames)
+
+    def observe(self, pipeline: Pipeline) -> None:
+        """Set the gauges."""
+        for place, videos in pipeline.places.items():
+            self._metrics["sttm_videos_waiting"].set(videos, tags={"place": place})
+        for number, (ready_s, idle_s) in enumerate(zip(pipeline.ready_s, pipeline.idle_s, strict=True)):
+            if ready_s:
+                self._metrics["sttm_gpu_idle_share"].set(idle_s / ready_s, tags={"actor": str(number)})
+
+    def _count(self, name: str, value: int, **labels: str) -> None:
+        if value > 0:  # Ray refuses to count nothing
+            self._metrics[name].inc(value, tags=labels)

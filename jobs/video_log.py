@@ -1,0 +1,33 @@
+"""One JSON line a video that ended, for log collectors: on standard error, unless a person is looking at it."""
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from sttm.store.catalog import CatalogRow
+
+
+def log_video(row: CatalogRow) -> None:
+    """Write the line of one catalog row; in a terminal the progress line and the closing table say enough."""
+    if sys.stderr.isatty():
+        return
+    line: dict[str, Any] = {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "event": "video",
+        "status": row.status,
+        "run_id": row.run_id,
+        "video_id": row.video_id,
+        "uri": row.uri,
+    }
+    if row.status == "ok":
+        line |= {
+            "identity": row.identity,
+            "tokens_before": row.tokens_before,
+            "tokens_after": row.tokens_after,
+            "bytes": row.kv_bytes + row.tokens_bytes,
+            "seconds": {stage: round(seconds, 4) for stage, seconds in row.timings_s.items()},
+        }
+    else:
+        line |= {"code": row.error_code, "message": row.error_message}
+    print(json.dumps(line), file=sys.stderr, flush=True)
