@@ -58,7 +58,9 @@ def evaluate(
     config: Annotated[str, typer.Option(help="YAML settings: model, video sampling, merge")] = "configs/tiny.yaml",
     benchmark: Annotated[str, typer.Option(help=f"synthetic, {', '.join(FORMATS)}")] = "synthetic",
     questions: Annotated[Path | None, typer.Option(help="table of questions: Parquet, JSON lines, CSV")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="a public benchmark's own annotation file")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="a public benchmark's own annotation file; of mlvu also their folder")
+    ] = None,
     videos: Annotated[str | None, typer.Option(help="folder of the videos; default beside the table")] = None,
     reducers: Annotated[str, typer.Option(help="comma-separated, with [setting=value,...]")] = "sttm,tome",
     budgets: Annotated[str, typer.Option(help="shares of the tokens to keep, comma-separated")] = "0.5,0.3",
@@ -77,12 +79,12 @@ def evaluate(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     limit = limit or (QUICK_CLIPS if quick else None)
     source = Source(benchmark, questions, annotations, videos, scoring, encoded)
-    asked = source.load(settings, device, limit).head(limit)
+    asked = source.load(settings, limit).head(limit)
     checkpoint = Checkpoint.open(settings.model)
     progress = Record(compared, len(asked.videos), errors=list(asked.errors))
     evaluator = Evaluator(checkpoint, compared, max_tokens, device)
     for video, inputs in _read(evaluator, asked.videos, ahead=READ_AHEAD if device != "cpu" else 0):
-        progress.add(video, inputs if isinstance(inputs, str) else evaluator.run(video, inputs))
+        progress.add(video, inputs if isinstance(inputs, str) else _run(evaluator, video, inputs))
     rows = summarise(compared, progress.outcomes)
     report = progress.report(asked.name, checkpoint, device, settings, rows)
     _show(rows, progress)
@@ -90,6 +92,15 @@ def evaluate(
         _write(out, report, rows, progress)
     print(json.dumps(report), flush=True)
     return EXIT_TOO_MANY_FAILED if progress.failed > MAX_FAILED_SHARE * len(asked.videos) else 0
+
+
+def _run(evaluator: Evaluator, video: VideoQuestions, inputs: VideoInputs) -> VideoOutcome | str:
+    """One video under all reducers; one that does not fit into memory costs no other."""
+    try:
+        return evaluator.run(video, inputs)
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        return f"out of memory at {inputs.tokens} visual tokens: {str(error).splitlines()[0]}"
 
 
 def parse_budgets(text: str) -> list[float]:
@@ -114,7 +125,7 @@ class Source:
     scoring: str
     encoded: bool
 
-    def load(self, settings: IndexConfig, device: str, limit: int | None) -> Benchmark:
+    def load(self, settings: IndexConfig, limit: int | None) -> Benchmark:
         """All questions, by video.
 
         Raises:
@@ -123,7 +134,7 @@ class Source:
         if self.questions is not None:
             return read_table(self.questions, self.videos, settings.video, self.scoring)
         if self.benchmark == "synthetic":
-            return synthetic_benchmark(limit or CLIPS, device, settings.video if self.encoded else None)
+            return synthetic_benchmark(limit or CLIPS, settings.video if self.encoded else None)
         if self.annotations is None or self.videos is None:
             raise ConfigError(f"--benchmark {self.benchmark} needs --annotations FILE and --videos FOLDER")
         return read_benchmark(self.benchmark, self.annotations, self.videos, settings.video)

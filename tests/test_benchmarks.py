@@ -82,6 +82,18 @@ def test_mlvu_takes_the_video_of_its_own_task_where_file_names_collide(tmp_path:
     assert (only(benchmark).right, only(benchmark).task) == (0, "plotQA")
 
 
+def test_mlvu_reads_the_folder_of_all_its_tasks(tmp_path: Path) -> None:
+    for task in ("2_needle", "1_plotQA"):
+        row = {"video": "1.mp4", "question": "Q?", "candidates": ["a", "b"], "answer": "b", "question_type": task[2:]}
+        put(tmp_path / "json" / f"{task}.json", [row, {"video": "2.mp4"}])
+        put(tmp_path / "video" / task / "1.mp4")
+    benchmark = read("mlvu", tmp_path / "json", tmp_path)
+    assert [v.name for v in benchmark.videos] == [
+        str(tmp_path / "video" / t / "1.mp4") for t in ("1_plotQA", "2_needle")
+    ]
+    assert [e.cause for e in benchmark.errors] == ["1_plotQA.json: no answer", "2_needle.json: no answer"]
+
+
 def test_mlvu_generation_tasks_become_error_rows(tmp_path: Path) -> None:
     choice = {"video": "1.mp4", "question": "Q?", "candidates": ["a", "b"], "answer": "b", "question_type": "order"}
     free = {"video": "2.mp4", "question": "Describe it.", "answer": "A long text.", "question_type": "summary"}

@@ -104,6 +104,7 @@ def test_budgets_are_hit_and_caches_shrink(rows: list[Row]) -> None:
     assert [by_label["random", b].retained_ratio for b in (0.5, 0.2)] == [0.5, pytest.approx(0.2)]
     # Noise has little to merge above the threshold floor: the row tells what was really kept.
     assert 0.2 < by_label["sttm", 0.2].retained_ratio < 0.4
+    assert (by_label["sttm", 0.2].over_budget, by_label["sttm", 0.5].over_budget) == (3, 0)
     assert by_label["sttm[merge_layer=0]", 0.5].kv_bytes < by_label["sttm", 0.5].kv_bytes < rows[0].kv_bytes
     assert by_label["sttm[kv_scheme=int4]", 0.5].kv_bytes < by_label["sttm", 0.5].kv_bytes
 
@@ -164,7 +165,7 @@ def test_likelihood_picks_an_option_and_is_never_unparsed(evaluator: Evaluator) 
 
 
 def _outcome(*right: bool) -> Outcome:
-    return Outcome(tuple("x" for _ in right), tuple(Verdict(r) for r in right), 10, 10, 0.1, 0.1, 100)
+    return Outcome(tuple("x" for _ in right), tuple(Verdict(r) for r in right), 10, 10, 0, 0.1, 0.1, 100)
 
 
 def test_a_group_counts_once_and_only_if_all_its_tries_are_right(reducers: list[Reducer]) -> None:
@@ -198,7 +199,7 @@ def test_the_plot_and_the_tables_show_every_reducer(rows: list[Row], tmp_path: P
 
 
 def test_the_synthetic_benchmark_is_fixed_and_a_quick_run_asks_a_part_of_it() -> None:
-    few, more = (synthetic_benchmark(n, "cpu", size=112) for n in (2, 3))
+    few, more = (synthetic_benchmark(n, size=112) for n in (2, 3))
     assert [v.questions for v in few.videos] == [v.questions for v in more.videos[:2]]
     assert all(q.scoring == "exact" for v in more.videos for q in v.questions)
     np.testing.assert_array_equal(few.videos[1].read().pixels, more.videos[1].read().pixels)
@@ -206,7 +207,7 @@ def test_the_synthetic_benchmark_is_fixed_and_a_quick_run_asks_a_part_of_it() ->
 
 def test_a_clip_through_h264_is_nearly_the_same_clip() -> None:
     (plain,), (encoded,) = (
-        synthetic_benchmark(1, "cpu", config, size=112).videos for config in (None, VideoConfig(fps=2, max_frames=16))
+        synthetic_benchmark(1, config, size=112).videos for config in (None, VideoConfig(fps=2, max_frames=16))
     )
     a, b = plain.read(), encoded.read()
     np.testing.assert_allclose(a.seconds, b.seconds)
@@ -287,6 +288,23 @@ def test_a_wrong_command_line_is_explained(
     arguments = {"questions": table, "set_": [f"model.path={qwen2_vl_folder}"]} | options
     with pytest.raises(ConfigError, match=message):
         job.evaluate(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_video_that_does_not_fit_into_memory_costs_no_other(
+    evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    video = VideoQuestions("v", (Question("Q", "a", row=3),), CountingVideo(0))
+    inputs = evaluator.preprocess(video)
+    monkeypatch.setattr(evaluator, "run", full)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    outcome = job._run(evaluator, video, inputs)
+    assert outcome == "out of memory at 80 visual tokens: CUDA out of memory. Tried to allocate 2 GiB"
+    record = job.Record([], 1)
+    record.add(video, outcome)
+    assert (record.failed, record.errors[0].row) == (1, 3)
 
 
 def test_settings_of_the_index_job_are_accepted(tmp_path: Path) -> None:

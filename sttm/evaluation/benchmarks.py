@@ -8,7 +8,7 @@ is lmms-eval's for Video-MME; the letters it names are those of the options. A r
 |---|---|---|
 | video-mme | Parquet of lmms-lab/Video-MME, or videomme.json | 1 fps, at most 128 frames; no subtitles |
 | longvideobench | lvb_val.json, or Parquet of longvideobench/LongVideoBench | the same; no subtitles |
-| mlvu | one task's JSON (1_plotQA.json to 7_topic_reasoning.json) | the same |
+| mlvu | one task's JSON (1_plotQA.json to 7_topic_reasoning.json), or their folder | the same |
 | next-qa | test.csv, or Parquet of lmms-lab/NExTQA (MC) | the same |
 | egoschema | questions.json beside subset_answers.json, or Parquet of lmms-lab/egoschema (Subset) | the same |
 | vnbench | VNBench-main-4try.json | 1 fps, at most 180 frames |
@@ -21,6 +21,7 @@ VNBench asks each question four times with the options in another order, and cou
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -45,7 +46,7 @@ def read_benchmark(name: str, annotations: Path, videos: str, config: VideoConfi
 
     Args:
         name: a key of `FORMATS`.
-        annotations: its annotation file, as published.
+        annotations: its annotation file, as published; of MLVU also the folder of its tasks' files.
         videos: folder of its videos.
         config: how videos are sampled.
 
@@ -54,26 +55,34 @@ def read_benchmark(name: str, annotations: Path, videos: str, config: VideoConfi
     """
     if name not in FORMATS:
         raise QuestionsError(f"unknown benchmark {name!r}; known: synthetic, {', '.join(FORMATS)}")
-    read, folders = FORMATS[name]
-    rows, errors = read_rows(annotations)
+    files = sorted(annotations.glob("*.json")) if name == "mlvu" and annotations.is_dir() else [annotations]
+    folder, asked, errors = VideoFolder(videos, config), [], []
+    for path in files:
+        named, unusable = _read_file(name, path)
+        places = [place.format(task=path.stem) for place in FORMATS[name][1]]
+        asked += [(folder.resolve(video, *places), question) for video, question in named]
+        errors += [replace(e, cause=f"{path.name}: {e.cause}") if len(files) > 1 else e for e in unusable]
+    if not asked:
+        cause = f"; first error: {errors[0]}" if errors else ""
+        raise QuestionsError(f"{annotations} holds no question of {name}{cause}")
+    return Benchmark(name, group_by_video(asked, folder.read), errors)
+
+
+def _read_file(name: str, path: Path) -> tuple[list[Named], list[RowError]]:
+    rows, errors = read_rows(path)
     if name == "egoschema":
-        rows = _with_public_answers(rows, annotations.parent / "subset_answers.json")
+        rows = _with_public_answers(rows, path.parent / "subset_answers.json")
     named = []
     for number, row in rows:
         try:
-            named.append(read(row, number))
+            named.append(FORMATS[name][0](row, number))
         except ValueError as error:
             video = next((row[key] for key in ("video", "video_path", "videoID", "q_uid") if row.get(key)), "")
             errors.append(RowError(number, str(video)[:200], str(error)))
     if name == "vnbench":
         named, incomplete = _complete_groups(named)
         errors += incomplete
-    if not named:
-        cause = f"; first error: {errors[0]}" if errors else ""
-        raise QuestionsError(f"{annotations} holds no question of {name}{cause}")
-    folder, places = VideoFolder(videos, config), [place.format(task=annotations.stem) for place in folders]
-    asked = [(folder.resolve(video, *places), question) for video, question in named]
-    return Benchmark(name, group_by_video(asked, folder.read), sorted(errors, key=lambda e: e.row))
+    return named, sorted(errors, key=lambda e: e.row)
 
 
 def choose(question: str, lines: tuple[str, ...]) -> str:

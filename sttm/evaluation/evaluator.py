@@ -28,7 +28,7 @@ class Outcome:
     Attributes:
         replies: the text generated for each question; for `likelihood`, the likeliest option.
         verdicts: of each question, in the order of `VideoQuestions.questions`.
-        tokens_before, tokens_after: visual tokens.
+        tokens_before, tokens_after: visual tokens; over_target: how many more than the budget were kept.
         prefill_s: prefill alone, merge included; the vision tower is the same for all reducers.
         ttft_s: from the finished cache (decoding included, where it was encoded) to one question's first token.
         kv_bytes: of the live cache, or of the encoded file.
@@ -38,6 +38,7 @@ class Outcome:
     verdicts: tuple[Verdict, ...]
     tokens_before: int
     tokens_after: int
+    over_target: int
     prefill_s: float
     ttft_s: float
     kv_bytes: int
@@ -131,6 +132,7 @@ class Evaluator:
             verdicts=verdicts,
             tokens_before=len(prompt.visual),
             tokens_after=len(result.merged),
+            over_target=result.merged.over_target,
             prefill_s=prefilled - started,
             ttft_s=first_token - stored,
             kv_bytes=cache.size_bytes if data is None else len(data),

@@ -43,6 +43,7 @@ class Row:
         task_mean_accuracy: mean of the tasks' accuracies, each task counting the same.
         per_task: scores by task.
         tokens_before, tokens_after: visual tokens, mean over videos.
+        over_budget: videos that kept more than the budget allows, since nothing similar enough was left to merge.
         prefill_s, ttft_s: median over videos; see `Outcome`.
         kv_bytes: mean over videos.
     """
@@ -64,6 +65,7 @@ class Row:
     per_task: dict[str, TaskScore]
     tokens_before: float
     tokens_after: float
+    over_budget: int
     prefill_s: float
     ttft_s: float
     kv_bytes: int
@@ -124,6 +126,7 @@ def _row(
         per_task=per_task,
         tokens_before=before,
         tokens_after=after,
+        over_budget=sum(o.over_target > 0 for o in outcomes),
         prefill_s=median(o.prefill_s for o in outcomes),
         ttft_s=median(o.ttft_s for o in outcomes),
         kv_bytes=round(fmean(o.kv_bytes for o in outcomes)),
