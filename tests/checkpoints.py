@@ -153,6 +153,11 @@ def write_lmms_lab(source: Path, folder: Path, **settings: Any) -> Path:
         "mm_vision_select_layer": -2,
         "image_aspect_ratio": "anyres_max_9",
         "image_grid_pinpoints": [[384, 384], [384, 768]],
+        "image_token_index": 151646,
+        "tokenizer_padding_side": "right",
+        "transformers_version": "4.40.0.dev0",
+        "use_mm_proj": True,
+        "vision_tower_pretrained": None,
         **settings,
     }
     folder.mkdir()

@@ -20,7 +20,8 @@ from sttm.models.llava_onevision import LlavaOnevision
 def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Setup, Setup]:
     """The same weights in the original layout and in transformers'."""
     home = tmp_path_factory.mktemp("twins")
-    source = write_checkpoint("llava_onevision", home / "hf")
+    rope = {"rope_type": "default", "rope_theta": 50000.0}
+    source = write_checkpoint("llava_onevision", home / "hf", text_config={"rope_parameters": rope})
     return Setup(write_lmms_lab(source, home / "original")), Setup(source)
 
 

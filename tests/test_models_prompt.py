@@ -14,6 +14,7 @@ from sttm.models.mrope import mrope_positions
 from sttm.models.qwen2_5_vl import Qwen25VL
 from sttm.models.qwen3_vl import Qwen3VL
 
+LLAVA = tuple(name for name in FAMILIES if name.startswith("llava"))
 QWEN = tuple(name for name in FAMILIES if name.startswith("qwen"))
 
 
@@ -34,6 +35,23 @@ def test_pixels_equal_the_official_processors(setup: Setup, frames: int, height:
     ours = setup.family._normalised(inputs, setup.full)
     assert torch.equal(ours, official.view(ours.shape))
     assert setup.family.prompt(setup.full, inputs).grid == inputs.grid
+
+
+def test_one_frame_is_a_video(setup: Setup) -> None:
+    inputs = setup.family.preprocess(video(2)[:1], np.zeros(1))
+    prompt = setup.family.prompt(setup.full, inputs)
+    assert prompt.grid[0] == len(prompt.frame_seconds) == 1
+    assert len(prompt.visual) == inputs.tokens
+
+
+@pytest.mark.parametrize("name", LLAVA)
+def test_frames_in_several_passes_equal_one_pass(name: str) -> None:
+    setup = Setup.of(name)
+    inputs = setup.family.preprocess(video(70), np.arange(70.0))
+    with torch.inference_mode():
+        ours, _ = setup.family.encode(setup.full, inputs)
+        whole = setup.family.features(setup.full, setup.family._normalised(inputs, setup.full))
+    torch.testing.assert_close(ours[: len(whole)], whole, rtol=1e-5, atol=1e-5)
 
 
 def test_prefix_and_question_ids_equal_those_of_the_whole_text(setup: Setup) -> None:

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import FAMILIES
-from family_setup import Setup
+from family_setup import NO_MERGE, Setup
 from torch.overrides import TorchFunctionMode
 
+from sttm.engine.prefill import PrefillConfig, prefill
 from sttm.models.frame_attention import FrameAttention, attend_segments
+from sttm.models.language_model import LanguageModel
 from sttm.models.patch_embedding import LinearPatchEmbedding
 
 QWEN = tuple(name for name in FAMILIES if name.startswith("qwen"))
@@ -85,3 +87,16 @@ def test_patch_embedding_shares_the_weights(name: str) -> None:
 def test_overlapping_convolution_is_refused() -> None:
     with pytest.raises(ValueError, match="not a matrix product"):
         LinearPatchEmbedding(torch.nn.Conv3d(3, 8, kernel_size=2, stride=1))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gpu_prompt_and_prefill_equal_the_cpus(name: str) -> None:
+    """Nothing is left behind on the wrong device; float32 differs by the order of sums."""
+    setup = Setup.of(name)
+    full = setup.checkpoint.load_model("cuda")
+    prompt = setup.family.prompt(full, setup.inputs)
+    assert torch.equal(prompt.positions.cpu(), setup.prompt.positions)
+    torch.testing.assert_close(prompt.embeds.cpu(), setup.prompt.embeds, rtol=1e-3, atol=1e-3)
+    ours = prefill(LanguageModel.of(full), prompt, NO_MERGE, PrefillConfig())
+    torch.testing.assert_close(ours.hidden.cpu(), setup.prefill(NO_MERGE).hidden, rtol=1e-3, atol=1e-3)

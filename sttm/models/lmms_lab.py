@@ -8,6 +8,7 @@ Source: https://github.com/LLaVA-VL/LLaVA-NeXT (llava_arch.py, siglip_encoder.py
 transformers' convert_llava_onevision_weights_to_hf.py, which does the same for OneVision on disk.
 """
 
+import re
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,17 @@ from safetensors import safe_open
 
 from sttm.errors import ModelError
 
+_VISION = r"^model\.vision_tower\.vision_tower\.(?:vision_model\.)?"
 # Weight names of transformers (values) for those of the original code (regular expressions, keys).
 KEY_MAPPING = {
-    r"^model\.vision_tower\.vision_tower\.(?:vision_model\.)?": "model.vision_tower.",
+    _VISION: "model.vision_tower.",
     r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
     r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
     r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
 }
-# Heads and activation are the only facts about a tower that its weights do not show.
+# What the weights of a tower do not show.
 _TOWERS = {"google/siglip-so400m-patch14-384": {"num_attention_heads": 16, "hidden_act": "gelu_pytorch_tanh"}}
-_VISION = "model.vision_tower.vision_tower.vision_model."
+_LAYERS_USED = 26  # of 27: the original deletes the last one
 _SUPPORTED = {"mm_projector_type": "mlp2x_gelu", "mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2}
 
 VIDEO_TOKEN = "<video>"  # noqa: S105 (no password)
@@ -54,14 +56,15 @@ def convert_config(folder: Path, config: dict[str, Any]) -> Any:
     Raises:
         ModelError: it is not of the kind that LLaVA-Video and LLaVA-OneVision are.
     """
-    from transformers import LlavaOnevisionConfig
+    from transformers import LlavaOnevisionConfig, Qwen2Config
 
     _check(folder, config)
-    text = {key: value for key, value in config.items() if not key.startswith(("mm_", "image_"))}
+    known = {*Qwen2Config().to_dict(), "rope_theta", "rope_scaling", "torch_dtype"}
+    text = {key: value for key, value in config.items() if key in known}
     return LlavaOnevisionConfig(
         text_config={**text, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
         vision_config=_vision_config(folder, config["mm_vision_tower"]),
-        vision_feature_layer=-1,  # the original drops the tower's last layer; it is not among the weights
+        vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=config.get("tie_word_embeddings", False),
         mm_newline_position=_newline_position(config),
@@ -70,7 +73,9 @@ def convert_config(folder: Path, config: dict[str, Any]) -> Any:
 
 def add_video_token(tokenizer: Any) -> None:
     """Give a Qwen2 tokenizer the placeholder and the chat template that the original code keeps in Python."""
-    tokenizer.add_special_tokens({"additional_special_tokens": [VIDEO_TOKEN]})
+    from transformers import AddedToken
+
+    tokenizer.add_tokens([AddedToken(VIDEO_TOKEN, special=True, normalized=False)], special_tokens=True)
     tokenizer.chat_template = CHAT_TEMPLATE
 
 
@@ -111,21 +116,19 @@ def _newline_position(config: dict[str, Any]) -> str:
 
 
 def _vision_config(folder: Path, tower: str) -> dict[str, Any]:
-    shapes = {name.removeprefix(_VISION): shape for name, shape in _shapes(folder) if name.startswith(_VISION)}
+    shapes = {re.sub(_VISION, "", name): shape for name, shape in _shapes(folder) if re.match(_VISION, name)}
     try:
         channels, _, _, patch = shapes["embeddings.patch_embedding.weight"]
         positions = shapes["embeddings.position_embedding.weight"][0]
         hidden = shapes["encoder.layers.0.mlp.fc1.weight"][0]
     except KeyError as error:
-        raise ModelError(
-            f"{folder} has no weight {_VISION}{error.args[0]}; the vision tower must be included"
-        ) from error
+        raise ModelError(f"{folder} holds no {error.args[0]!r}; the vision tower must be included") from error
     layers = {int(name.split(".")[2]) for name in shapes if name.startswith("encoder.layers.")}
     return {
         "model_type": "siglip_vision_model",
         "hidden_size": channels,
         "intermediate_size": hidden,
-        "num_hidden_layers": len(layers),
+        "num_hidden_layers": min(len(layers), _LAYERS_USED),
         "patch_size": patch,
         "image_size": isqrt(positions) * patch,
         "vision_use_head": False,

@@ -35,6 +35,8 @@ class Qwen2VL(Family):
 
     def preprocess(self, pixels: np.ndarray, seconds: np.ndarray) -> VideoInputs:
         """Resize and cut into patches uint8 [T*H*W*4, 3*2*p*p] with the official processor; normalising comes later."""
+        lacking = max(0, self.processor.temporal_patch_size - len(pixels))  # Qwen3-VL's processor refuses one frame
+        pixels = np.pad(pixels, ((0, lacking), (0, 0), (0, 0), (0, 0)), mode="edge") if lacking else pixels
         frames = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
         batch = self.processor(
             videos=[frames], do_sample_frames=False, do_rescale=False, do_normalize=False, return_tensors="pt"
