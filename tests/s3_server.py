@@ -24,6 +24,11 @@ class S3Server:
         """URL of an empty store root."""
         return f"s3://bucket/{uuid.uuid4().hex[:8]}"
 
+    def add(self, url: str) -> None:
+        """Add an object as another client would."""
+        address = url.replace("s3:/", self.endpoint, 1)
+        urllib.request.urlopen(urllib.request.Request(address, data=b"x", method="PUT"), timeout=10)
+
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:

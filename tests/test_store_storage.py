@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from s3_server import s3_server  # noqa: F401
+from s3_server import S3Server, s3_server  # noqa: F401
 
 from sttm.errors import ArtifactError, StoreError
 from sttm.store.storage import CHUNK_BYTES, MissingObjectError, Storage, public_url
@@ -78,6 +78,24 @@ def test_listing_shows_what_another_writer_has_just_added(storage: Storage, url:
     other.put("logs/3", b"not below log/")
     assert [(entry.key, entry.size_bytes) for entry in storage.entries("log")] == [("log/1", 1), ("log/sub/2", 2)]
     assert all(entry.modified.tzinfo for entry in storage.entries("log"))
+
+
+def test_listing_while_the_first_object_is_added_is_no_error(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server: S3Server = request.getfixturevalue("s3_server")
+    storage = Storage(server.new_root())
+    list_objects = storage._backend.fs._lsdir
+
+    async def list_then_add(*arguments: object, **options: object) -> object:
+        listed = await list_objects(*arguments, **options)
+        server.add(f"{storage.url}/log/1")
+        return listed
+
+    monkeypatch.setattr(storage._backend.fs, "_lsdir", list_then_add)
+    assert storage.keys("log") == []
+    monkeypatch.undo()
+    assert storage.keys("log") == ["log/1"]
 
 
 def test_a_missing_object_is_its_own_error(storage: Storage) -> None:

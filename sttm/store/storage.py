@@ -299,7 +299,9 @@ class _ObjectStore:
         except FileNotFoundError:
             return []
         root_length = len(self._path(""))
-        return [Entry(path[root_length:], int(info["size"]), _modified(info)) for path, info in found.items()]
+        # Where another writer adds the first object just now, s3fs finds the folder itself.
+        files = [(path, info) for path, info in found.items() if info["type"] == "file"]
+        return [Entry(path[root_length:], int(info["size"]), _modified(info)) for path, info in files]
 
     def _path(self, key: str) -> str:
         return f"{self.root.rstrip('/')}/{key}"
