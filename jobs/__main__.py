@@ -6,6 +6,7 @@ import sys
 JOBS = {
     "index": "read a corpus of videos into a store of KV caches",
     "ask": "ask one question about a stored video",
+    "bench": "time prefill, merge and store",
     "explain": "why a video is, or is not, in a store under some settings",
     "store": "list, verify and clean a store, remove videos from it",
     "evaluate": "measure how much accuracy reducers keep, on the built-in or any other benchmark",
