@@ -109,6 +109,16 @@ def test_out_of_reach_it_merges_all_that_the_floor_allows(x, budget, floor, shar
             assert len(merged) <= len(merge(x, MergeConfig(temporal_threshold=floor)))
 
 
+def test_out_of_reach_it_takes_the_finer_tree_where_that_links_better() -> None:
+    """Single cells that flip spoil the coarse nodes around them, while the cells beside them stay alike."""
+    flips = torch.rand(4, 6, 6, 1, generator=torch.Generator().manual_seed(359)) < 0.1
+    still = video(1, 6, 6, seed=359).expand(4, -1, -1, -1)
+    x = torch.where(flips, -3 * still, still)
+    merged = merge(x, MergeConfig(budget=0.05, threshold_floor=0.8, spatial_share=0.0, root_level=0))
+    assert merged.over_target
+    assert len(merged) == len(merge(x, MergeConfig(temporal_threshold=0.8)))
+
+
 @pytest.mark.parametrize("removed", [0, 1, 2, 3, 100, 500, 1175])
 def test_the_spatial_step_stops_at_the_last_node_that_fits(removed: int) -> None:
     grid = make_grid(14, 14, 1, torch.device("cpu"))
