@@ -1,92 +1,102 @@
-"""Ask one question about a stored video: loads its KV cache and the language model, nothing else.
+"""Ask about a stored video: loads its KV cache and the language model, nothing else.
 
     python -m jobs.ask --store /data/store --video clip.mp4 "What colour is the ball?"
+    python -m jobs.ask --store /data/store --video clip.mp4 "What is it?" "Why?"        # a follow-up
+    python -m jobs.ask --store /data/store --video clip.mp4 "Which one?" --option red --option blue
 
 No Ray, no video decoder, no vision tower. The model is the one that made the cache; its digests are compared first.
 """
 
 import json
 import time
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
-import torch
 import typer
 
 from jobs.command import run
-from sttm.engine.answer import SamplingConfig, generate, ready
-from sttm.errors import ModelError
-from sttm.models.checkpoint import Checkpoint, ModelConfig
-from sttm.store.artifact import Manifest
-from sttm.store.key import differences
+from sttm.engine.answer import ReadyVideo
+from sttm.engine.cache_tier import CacheConfig
+from sttm.engine.conversation import Conversation
+from sttm.engine.sampling import SamplingConfig
+from sttm.engine.text_stream import TextStream
+from sttm.engine.worker import QueryWorker, open_checkpoint
+from sttm.errors import ConfigError
 from sttm.store.store import Store
 
 
 def ask(
-    question: Annotated[str, typer.Argument(help="what to ask")],
+    questions: Annotated[list[str], typer.Argument(help="what to ask; each further one is a follow-up")],
     store: Annotated[str, typer.Option(help="a store that jobs.index filled")],
     video: Annotated[str, typer.Option(help="id, URI or file name of the video")],
     model: Annotated[str | None, typer.Option(help="checkpoint; default the one that made the cache")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="choose the likeliest of these, generate nothing")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="longest answer")] = 64,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON line")] = False,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.001, max=1, help="sample from this much probability")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="makes sampling repeatable")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="text that ends the answer")] = None,
+    disk_cache: Annotated[Path | None, typer.Option(help="folder for copies of a remote store's caches")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON line a question")] = False,
 ) -> int:
-    """Answer a question about one stored video."""
+    """Answer questions about one stored video."""
+    if option and (len(questions) > 1 or len(option) < 2):
+        raise ConfigError(f"{len(questions)} questions, {len(option)} options; --option takes one question, 2 or more")
     opened = Store.open(store)
     row = opened.find(video)
-    manifest = opened.manifest(row.identity)
-    checkpoint = open_checkpoint(manifest, model)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    language_model = checkpoint.load_language_model(device)
-    family = checkpoint.family(with_processor=False)
-    ids = family.question_ids(question)
-    stop = family.stop_ids(checkpoint.generation_config)
+    checkpoint = open_checkpoint(opened.manifest(row.identity), model)
+    worker = QueryWorker(opened, checkpoint, cache=CacheConfig(disk=disk_cache))
+    sampling = SamplingConfig(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
 
     started = time.perf_counter()
-    prepared = ready(language_model, opened.load_kv(row.identity))
-    loaded = time.perf_counter()
-    tokens: list[int] = []
-    first = None
-    for step in generate(language_model, prepared, [ids], stop, SamplingConfig(max_tokens=max_tokens)):
-        first = first or time.perf_counter()
-        tokens += [t for t in step if t is not None]
-    ended = time.perf_counter()
-    result = {
-        "video": row.video_id,
-        "question": question,
-        "answer": family.tokenizer.decode(tokens, skip_special_tokens=True).strip(),
-        "ttft_s": round((first or ended) - started, 4),
-        "load_s": round(loaded - started, 4),
-        "total_s": round(ended - started, 4),
-        "kv_tokens": prepared.keys[-1].shape[1],
-        "identity": row.identity,
-    }
-    if as_json:
-        print(json.dumps(result))
-    else:
-        print(result["answer"])
-        print(
-            f"[{row.name}: first token after {result['ttft_s']} s, of which loading the cache {result['load_s']} s; "
-            f"{result['kv_tokens']} tokens cached]"
-        )
+    prepared = worker.load(row.identity)
+    load_s = time.perf_counter() - started
+    talk = worker.talk(prepared)
+    for question in questions:
+        found = _choose(worker, prepared, question, option) if option else _say(worker, talk, question, sampling, stop)
+        found = {"video": row.video_id, "question": question, **found, "load_s": load_s}
+        found |= {"ttft_s": found["ttft_s"] + load_s, "total_s": found["total_s"] + load_s}
+        found |= {"kv_tokens": prepared.keys[-1].shape[1], "identity": row.identity}
+        _show(found, row.name, as_json)
+        load_s = 0.0  # a follow-up loads nothing
+    if worker.disk is not None:
+        worker.disk.close()
     return 0
 
 
-def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:
-    """The checkpoint that made an artifact, or the one at `path` if it is the same.
+def _say(
+    worker: QueryWorker, talk: Conversation, question: str, sampling: SamplingConfig, stop: list[str] | None
+) -> dict[str, Any]:
+    """Generate an answer; its text and times in seconds."""
+    stream = TextStream(worker.family.tokenizer, stop or ())
+    started = time.perf_counter()
+    first = None
+    for token in talk.ask(question, sampling):
+        first = first or time.perf_counter()
+        stream.push(token)
+        if stream.is_stopped:
+            break
+    stream.end()
+    ended = time.perf_counter()
+    return {"answer": stream.text.strip(), "ttft_s": (first or ended) - started, "total_s": ended - started}
 
-    Raises:
-        ModelError: it differs from the recipe, so that its answers would be wrong.
-    """
-    provenance, recipe = manifest.facts.details["provenance"], manifest.recipe["model"]
-    settings = ModelConfig(path=path or provenance["model"], revision=provenance["commit"], dtype=recipe["dtype"])
-    checkpoint = Checkpoint.open(settings)
-    unlike = differences(recipe, {**checkpoint.digests, "dtype": settings.dtype})
-    if unlike:
-        names = ", ".join(d.path for d in unlike)
-        raise ModelError(
-            f"checkpoint {checkpoint.name} is not the one that made this cache: its {names} differ; "
-            f"give the right one with --model, or index {manifest.source.uri} again"
-        )
-    return checkpoint
+
+def _choose(worker: QueryWorker, video: ReadyVideo, question: str, options: list[str]) -> dict[str, Any]:
+    """Choose an option; with the probability of each."""
+    started = time.perf_counter()
+    (choice,) = worker.choose(video, [[question]], [options])
+    took = time.perf_counter() - started
+    probabilities = dict(zip(options, (round(p, 6) for p in choice.probabilities), strict=True))
+    return {"answer": options[choice.index], "probabilities": probabilities, "ttft_s": took, "total_s": took}
+
+
+def _show(found: dict[str, Any], name: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({k: round(v, 4) if k.endswith("_s") else v for k, v in found.items()}), flush=True)
+        return
+    print(found["answer"])
+    loading = f", of which loading the cache {found['load_s']:.3f} s" if found["load_s"] else ""
+    print(f"[{name}: first token after {found['ttft_s']:.3f} s{loading}; {found['kv_tokens']} tokens cached]")
 
 
 def command() -> None:

@@ -3,38 +3,23 @@
     KVCache ──ready()──► ReadyVideo (keys rotated, on the device) ──► Continuation.feed(questions) ──► tokens
 
 The video's keys and values are never copied: all rows attend to the one cache, and to tokens of their own, which are
-all that memory grows with.
+all that memory grows with. Each row has its own sampling and its own end.
 
 Shapes: B questions, Q longest question, D head size, V vocabulary. Questions are padded on the left, so all rows end
 together and every step appends one token a row.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sttm.engine.decoder import causal_mask, rotary, rotate, run_layer
+from sttm.engine.decoder import rotary, rotate, run_layer
+from sttm.engine.sampling import Sampler, SamplingConfig
 from sttm.kv_cache import KVCache
 from sttm.models.language_model import LanguageModel
-from sttm.settings import Settings
-
-
-class SamplingConfig(Settings):
-    """How the next token is chosen.
-
-    Attributes:
-        max_tokens: longest answer, in tokens.
-        temperature: 0 takes the likeliest token (greedy).
-        top_p: sample from the likeliest tokens that together hold this probability.
-        seed: makes sampling repeatable; None draws a new seed.
-    """
-
-    max_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +42,20 @@ class ReadyVideo:
     def group(self, layer: int) -> int:
         """0 for a layer that holds every token, 1 for one that holds the reduced ones."""
         return int(layer >= self.merge_layer)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(t.nbytes for t in (*self.keys, *self.values))
+
+    def to(self, device: torch.device | str, pinned: bool = False) -> "ReadyVideo":
+        """The same on another device; `pinned` puts it into page-locked memory, which a GPU copies at full rate."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            tensor = tensor.to(device, non_blocking=tensor.is_pinned())
+            return tensor.pin_memory() if pinned else tensor
+
+        return replace(self, keys=tuple(map(moved, self.keys)), values=tuple(map(moved, self.values)))
 
 
 @torch.inference_mode()
@@ -82,7 +81,10 @@ class Continuation:
         model: the language model that made the cache.
         video: the cache, ready on the model's device.
         questions: token ids of each row's question.
-        room: tokens a row that will be fed after the questions.
+        room: tokens a row that will be fed after the questions; more are copied into larger buffers.
+
+    Attributes:
+        fed: tokens a row so far, padding included.
     """
 
     def __init__(self, model: LanguageModel, video: ReadyVideo, questions: Sequence[Sequence[int]], room: int) -> None:
@@ -92,39 +94,48 @@ class Continuation:
             raise ValueError("a question has no tokens")
         self._pad = torch.tensor([longest - len(q) for q in questions], device=model.device)
         self._padded = bool(self._pad.any())
-        self._fed = 0
+        self.fed = 0
         self._own = _OwnTokens(video, len(questions), longest + room)
 
-    @torch.inference_mode()
     def start(self) -> Tensor:
         """Feed the questions; float32 logits [B, V] of each row's first answer token."""
-        rows = [[0] * int(p) + list(q) for p, q in zip(self._pad, self._questions, strict=True)]
-        return self._feed(torch.tensor(rows, device=self._model.device))
+        rows = [[0] * int(p) + list(q) for p, q in zip(self._pad.tolist(), self._questions, strict=True)]
+        return self.feed(torch.tensor(rows, device=self._model.device))
 
-    @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Feed one token a row, int64 [B]; float32 logits [B, V] of the next."""
-        return self._feed(tokens[:, None])
+        return self.feed(tokens[:, None])
 
-    def _feed(self, ids: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def feed(self, ids: Tensor) -> Tensor:
+        """Feed Q tokens a row, int64 [B, Q]; float32 logits [B, V] of the next."""
         model, video = self._model, self._video
-        hidden = model.text.embed_tokens(ids)
         queries = ids.shape[1]
-        place = (torch.arange(queries, device=ids.device) + self._fed - self._pad[:, None]).clamp_min(0)
+        self._own.make_room(self.fed + queries)
+        hidden = model.text.embed_tokens(ids)
+        place = (torch.arange(queries, device=ids.device) + self.fed - self._pad[:, None]).clamp_min(0)
         angles = [rotary(model, hidden, (place + n).expand(video.position_axes, -1, -1)) for n in video.next_positions]
         mask = self._mask(queries)
         for layer, shared in enumerate(zip(video.keys, video.values, strict=True)):
             hidden = run_layer(model, layer, hidden, mask, angles[video.group(layer)], self._own, shared)
-        self._fed += queries
+        self.fed += queries
         return model.logits(hidden[:, -1])
+
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only, in this order."""
+        chosen = torch.tensor(rows, device=self._pad.device)
+        self._pad = self._pad[chosen]
+        self._padded = bool(self._pad.any())
+        self._own.keep(chosen)
 
     def _mask(self, queries: int) -> Tensor | None:
         """Who may see which own token, [B, 1, Q, P]; None where one unpadded token may see them all."""
-        if self._fed == 0:
-            return causal_mask(0, self._pad, queries)
-        if not self._padded:
+        if queries == 1 and not self._padded:
             return None
-        return (torch.arange(self._fed + queries, device=self._pad.device) >= self._pad[:, None])[:, None, None]
+        column = torch.arange(self.fed + queries, device=self._pad.device)
+        seen = (column <= column[self.fed :, None])[None] & (column >= self._pad[:, None, None])
+        return seen[:, None]
 
 
 class _OwnTokens:
@@ -144,6 +155,84 @@ class _OwnTokens:
         self._filled[layer] = end
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
 
+    def make_room(self, tokens: int) -> None:
+        """Let each row hold so many tokens; larger buffers are half as large again, so that copies stay rare."""
+        rows, heads, room, size = self._keys[0].shape
+        if tokens <= room:
+            return
+        for buffers in (self._keys, self._values):
+            for layer, old in enumerate(buffers):
+                buffers[layer] = old.new_empty(rows, heads, max(tokens, room + room // 2), size)
+                buffers[layer][:, :, :room] = old
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all but these rows, int64 [kept]."""
+        for buffers in (self._keys, self._values):
+            for layer, old in enumerate(buffers):
+                buffers[layer] = old.index_select(0, rows)
+
+
+class Generation:
+    """Answers to a batch of questions, one token a row a step.
+
+    Args:
+        continuation: the questions, fed.
+        logits: float32 [B, V], of each row's first answer token.
+        stop_ids: tokens that end an answer; they are not part of it.
+        sampling: of each row.
+
+    Attributes:
+        ended: per row None while it runs, then why it ended: a stop token, its length, or because `end` was called.
+    """
+
+    def __init__(
+        self,
+        continuation: Continuation,
+        logits: Tensor,
+        stop_ids: frozenset[int],
+        sampling: Sequence[SamplingConfig],
+    ) -> None:
+        self.ended: list[Literal["stop", "length", "cut"] | None] = [None] * len(sampling)
+        self._continuation, self._stop_ids, self._sampling = continuation, stop_ids, sampling
+        self._choose, self._steps = Sampler(sampling), 0
+        self._logits: Tensor | None = logits
+        self._last = torch.empty(0)
+        self._rows = list(range(len(sampling)))  # those the continuation still holds
+
+    @property
+    def is_running(self) -> bool:
+        return None in self.ended
+
+    def end(self, row: int) -> None:
+        """Ask no more of a row."""
+        self.ended[row] = self.ended[row] or "cut"
+
+    def step(self) -> list[int | None]:
+        """The next token of every row, None for rows that have ended."""
+        logits, self._logits = self._logits, None
+        if logits is None:
+            self._drop_ended()
+            logits = self._continuation.step(self._last)
+        self._last = self._choose(logits, self._rows)
+        self._steps += 1
+        tokens: list[int | None] = [None] * len(self.ended)
+        for row, token in zip(self._rows, self._last.tolist(), strict=True):
+            if self.ended[row] is None and token in self._stop_ids:
+                self.ended[row] = "stop"
+            if self.ended[row] is None:
+                tokens[row] = token
+                if self._steps >= self._sampling[row].max_tokens:
+                    self.ended[row] = "length"
+        return tokens
+
+    def _drop_ended(self) -> None:
+        """Stop computing rows that have ended, whenever they are half of the batch."""
+        running = [at for at, row in enumerate(self._rows) if self.ended[row] is None]
+        if 2 * len(running) <= len(self._rows):
+            self._continuation.keep(running)
+            self._last = self._last[running]
+            self._rows = [self._rows[at] for at in running]
+
 
 def generate(
     model: LanguageModel,
@@ -157,18 +246,11 @@ def generate(
     A stop token ends its row and is not yielded. The first yield marks the time to first token.
     """
     continuation = Continuation(model, video, questions, sampling.max_tokens)
-    choose = _Chooser(sampling, model.device)
-    running = [True] * len(questions)
-    logits = continuation.start()
-    for step in range(sampling.max_tokens):
-        tokens = choose(logits)
-        ids = tokens.tolist()
-        running = [r and i not in stop_ids for r, i in zip(running, ids, strict=True)]
-        if not any(running):
-            return
-        yield [i if r else None for r, i in zip(running, ids, strict=True)]
-        if step + 1 < sampling.max_tokens:
-            logits = continuation.step(tokens)
+    generation = Generation(continuation, continuation.start(), stop_ids, [sampling] * len(questions))
+    while generation.is_running:
+        tokens = generation.step()
+        if any(token is not None for token in tokens):
+            yield tokens
 
 
 def answer(
@@ -185,23 +267,3 @@ def answer(
             if token is not None:
                 row.append(token)
     return rows
-
-
-class _Chooser:
-    """Picks the next token of each row from float32 logits [B, V]."""
-
-    def __init__(self, sampling: SamplingConfig, device: torch.device) -> None:
-        self._sampling = sampling
-        self._generator = torch.Generator(device)
-        if sampling.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(sampling.seed)
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        s = self._sampling
-        if s.temperature == 0:
-            return logits.argmax(-1)
-        chances, ids = (logits / s.temperature).softmax(-1).sort(-1, descending=True)
-        chances = chances.masked_fill(chances.cumsum(-1) - chances > s.top_p, 0.0)
-        return ids.gather(1, torch.multinomial(chances, 1, generator=self._generator))[:, 0]

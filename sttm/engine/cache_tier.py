@@ -1,0 +1,106 @@
+"""Videos at hand: those used last on the device, then in (page-locked) host memory, then wherever they load from.
+
+get(identity) ──► device ──► host ──► load: local disk, remote store
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from sttm.engine.answer import ReadyVideo
+from sttm.settings import Settings
+from sttm.store.lru import ByteLRU
+
+
+class CacheConfig(Settings):
+    """How much of each kind of memory videos may take; those being answered about come on top while they are.
+
+    Attributes:
+        device_bytes: memory of the device that answers.
+        host_bytes: host memory behind a GPU, page-locked; 0 where the device is the CPU.
+        disk: folder for copies of remote files; None keeps none.
+        disk_bytes: what they may take.
+    """
+
+    device_bytes: int = Field(default=8 << 30, ge=0)
+    host_bytes: int = Field(default=0, ge=0)
+    disk: Path | None = None
+    disk_bytes: int = Field(default=64 << 30, ge=0)
+
+
+class CacheTier:
+    """Loads each video once, however many ask for it at once, and keeps those used last. Thread-safe.
+
+    Args:
+        load: reads a video by identity onto the device; what it raises reaches all who wait, and is not remembered.
+        device: where answers are computed.
+        device_bytes, host_bytes: as in `CacheConfig`.
+
+    Attributes:
+        counts: how often `get` found the video on the `device`, in `host` memory, `joined` a load under way, or had
+            to `load` it.
+    """
+
+    def __init__(
+        self, load: Callable[[str], ReadyVideo], device: torch.device, device_bytes: int, host_bytes: int = 0
+    ) -> None:
+        self.counts = {"device": 0, "host": 0, "joined": 0, "load": 0}
+        self._load, self._device = load, device
+        self._lock = threading.Lock()
+        self._on_device: ByteLRU[ReadyVideo] = ByteLRU(device_bytes)
+        self._on_host: ByteLRU[ReadyVideo] = ByteLRU(host_bytes)
+        self._loading: dict[str, Future[ReadyVideo]] = {}
+
+    @property
+    def size_bytes(self) -> dict[str, int]:
+        """Bytes held, by tier."""
+        return {"device": self._on_device.size_bytes, "host": self._on_host.size_bytes}
+
+    def get(self, identity: str) -> ReadyVideo:
+        """The video, ready on the device; raises what `load` raises."""
+        with self._lock:
+            if video := self._on_device.get(identity):
+                self.counts["device"] += 1
+                return video
+            loading = self._loading.get(identity)
+            if is_first := loading is None:
+                loading = self._loading[identity] = Future()
+            else:
+                self.counts["joined"] += 1
+        assert loading is not None
+        if is_first:
+            self._bring(identity, loading)
+        return loading.result()
+
+    def _bring(self, identity: str, loading: "Future[ReadyVideo]") -> None:
+        try:
+            video = self._from_host(identity) or self._load(identity)
+        except BaseException as error:
+            with self._lock:
+                del self._loading[identity]
+            loading.set_exception(error)
+            return
+        with self._lock:
+            gone = self._on_device.put(identity, video, video.size_bytes)
+            del self._loading[identity]
+        loading.set_result(video)
+        self._demote(gone)
+
+    def _from_host(self, identity: str) -> ReadyVideo | None:
+        with self._lock:
+            video = self._on_host.get(identity)
+            self.counts["load" if video is None else "host"] += 1
+        return None if video is None else video.to(self._device)
+
+    def _demote(self, videos: list[tuple[str, ReadyVideo]]) -> None:
+        for identity, video in videos:
+            with self._lock:
+                is_wanted = video.size_bytes <= self._on_host.limit_bytes and identity not in self._on_host
+            if is_wanted:
+                copy = video.to("cpu", pinned=self._device.type == "cuda")
+                with self._lock:
+                    self._on_host.put(identity, copy, copy.size_bytes)

@@ -1,0 +1,56 @@
+"""How the next token of each row is chosen. Rows are independent: what one draws depends on no other row.
+
+Shapes: B rows, V vocabulary.
+"""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sttm.settings import Settings
+
+
+class SamplingConfig(Settings):
+    """How the next token is chosen.
+
+    Attributes:
+        max_tokens: longest answer, in tokens.
+        temperature: 0 takes the likeliest token (greedy).
+        top_p: sample from the likeliest tokens that together hold this probability.
+        seed: makes sampling repeatable; None draws a new seed.
+    """
+
+    max_tokens: int = Field(default=64, ge=1)
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int | None = None
+
+
+class Sampler:
+    """Picks the next token of each row, every row with its own settings and its own random numbers."""
+
+    def __init__(self, configs: Sequence[SamplingConfig]) -> None:
+        self._configs = configs
+        self._random = [random.Random(config.seed) for config in configs]  # noqa: S311 (not for secrets)
+
+    def __call__(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
+        """Tokens int64 [B] from float32 logits [B, V]; `rows` says which config each belongs to."""
+        tokens = logits.argmax(-1)
+        drawn = [at for at, row in enumerate(rows) if self._configs[row].temperature > 0]
+        if drawn:
+            tokens[drawn] = self._draw(logits[drawn], [rows[at] for at in drawn])
+        return tokens
+
+    def _draw(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
+        configs = [self._configs[row] for row in rows]
+        temperature = logits.new_tensor([[c.temperature] for c in configs])
+        top_p = logits.new_tensor([[c.top_p] for c in configs])
+        draws = logits.new_tensor([[self._random[row].random()] for row in rows])
+        chances, ids = (logits / temperature).softmax(-1).sort(-1, descending=True)
+        sums = chances.cumsum(-1)
+        last = (sums - chances <= top_p).sum(-1, keepdim=True) - 1
+        chosen = torch.searchsorted(sums, draws * sums.gather(1, last), right=True)
+        return ids.gather(1, torch.minimum(chosen, last))[:, 0]

@@ -1,0 +1,210 @@
+"""One language model, the videos it has at hand, and texts in and out: what every way of asking is made of.
+
+worker = QueryWorker.open(store, manifest)
+answers = worker.start(worker.load(identity), [Query(("What is it?",))])
+while answers.is_running:
+    print(*answers.step())
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sttm.engine.answer import Continuation, Generation, ReadyVideo, ready
+from sttm.engine.cache_tier import CacheConfig, CacheTier
+from sttm.engine.conversation import Conversation, turns_ids
+from sttm.engine.likelihood import score_options
+from sttm.engine.sampling import SamplingConfig
+from sttm.engine.text_stream import TextStream
+from sttm.errors import ModelError
+from sttm.models.checkpoint import Checkpoint, ModelConfig
+from sttm.store.artifact import Manifest
+from sttm.store.disk_cache import DiskCache
+from sttm.store.key import differences
+from sttm.store.store import Store
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked about a video.
+
+    Attributes:
+        turns: question, answer, question, ...; the last is what is asked now.
+        sampling: how the answer is generated.
+        stop: texts that end it and are not part of it.
+    """
+
+    turns: tuple[str, ...]
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of several options a model finds likeliest, found without generating text.
+
+    Attributes:
+        index: the likeliest option.
+        log_likelihoods: log p(option and end of turn | video, question) of each.
+        probabilities: the same, normalised over the options.
+        prompt_tokens: of the question.
+    """
+
+    index: int
+    log_likelihoods: tuple[float, ...]
+    probabilities: tuple[float, ...]
+    prompt_tokens: int
+
+
+class Answers:
+    """Texts of a batch of answers under way, all about one video.
+
+    Attributes:
+        prompt_tokens, completion_tokens: per row.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        video: ReadyVideo,
+        questions: Sequence[Sequence[int]],
+        queries: Sequence[Query],
+        tokenizer: Any,
+        stop_ids: frozenset[int],
+    ) -> None:
+        self.prompt_tokens = [len(ids) for ids in questions]
+        self.completion_tokens = [0] * len(queries)
+        self._streams = [TextStream(tokenizer, query.stop) for query in queries]
+        continuation = Continuation(model, video, questions, max(query.sampling.max_tokens for query in queries))
+        sampling = [query.sampling for query in queries]
+        self._generation = Generation(continuation, continuation.start(), stop_ids, sampling)
+
+    @property
+    def is_running(self) -> bool:
+        return self._generation.is_running
+
+    @property
+    def texts(self) -> list[str]:
+        """What each row has said so far."""
+        return [stream.text for stream in self._streams]
+
+    def ended(self, row: int) -> str | None:
+        """None while a row runs, then `stop` (a stop token or text), `length`, or `cut`."""
+        return "stop" if self._streams[row].is_stopped else self._generation.ended[row]
+
+    def cut(self, row: int) -> None:
+        """Nobody waits for this row any more."""
+        self._generation.end(row)
+
+    def step(self) -> list[str]:
+        """One token further: the new text of each row, often empty."""
+        ran = [ended is None for ended in self._generation.ended]
+        pieces = [""] * len(self._streams)
+        for row, token in enumerate(self._generation.step()):
+            stream = self._streams[row]
+            if token is not None:
+                self.completion_tokens[row] += 1
+                pieces[row] = stream.push(token)
+            if stream.is_stopped:
+                self._generation.end(row)
+            if ran[row] and self._generation.ended[row] is not None:
+                pieces[row] += stream.end()
+        return pieces
+
+
+class QueryWorker:
+    """Answers questions about the videos of one store with one language model.
+
+    Args:
+        store: where the artifacts are.
+        checkpoint: the model that made them; an artifact of another is refused.
+        device: default the GPU if there is one.
+        cache: how much memory videos may take.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        checkpoint: Checkpoint,
+        device: str | torch.device | None = None,
+        cache: CacheConfig | None = None,
+    ) -> None:
+        cache = cache or CacheConfig()
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.store, self.checkpoint = store, checkpoint
+        self.model = checkpoint.load_language_model(self.device)
+        self.family = checkpoint.family(with_processor=False)
+        self.stop_ids = self.family.stop_ids(checkpoint.generation_config)
+        self.disk = None if cache.disk is None else DiskCache(cache.disk, cache.disk_bytes)
+        self.videos = CacheTier(self._read, self.device, cache.device_bytes, cache.host_bytes)
+
+    def load(self, identity: str) -> ReadyVideo:
+        """A stored video, ready to be asked about; kept for the next question.
+
+        Raises:
+            MissingObjectError: nothing is committed under this identity.
+            ArtifactError: a file is damaged.
+            ModelError: another model made it.
+        """
+        return self.videos.get(identity)
+
+    def start(self, video: ReadyVideo, queries: Sequence[Query]) -> Answers:
+        """Feed questions; the texts then come step by step.
+
+        Raises:
+            ValueError: the turns of a query do not end with a question.
+        """
+        questions = [turns_ids(self.family, query.turns) for query in queries]
+        return Answers(self.model, video, questions, queries, self.family.tokenizer, self.stop_ids)
+
+    def choose(
+        self, video: ReadyVideo, turns: Sequence[Sequence[str]], options: Sequence[Sequence[str]]
+    ) -> list[Choice]:
+        """For each question (its turns) the likeliest of its options, by likelihood of the whole answer."""
+        tokenizer, end = self.family.tokenizer, int(self.family.tokenizer.eos_token_id)
+        questions = [turns_ids(self.family, turn) for turn in turns]
+        ids = [[[*tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in row] for row in options]
+        scores = score_options(self.model, video, questions, ids)
+        return [
+            Choice(int(s.argmax()), tuple(s.tolist()), tuple(s.softmax(0).tolist()), len(q))
+            for s, q in zip(scores, questions, strict=True)
+        ]
+
+    def talk(self, video: ReadyVideo) -> Conversation:
+        """Several turns about a video that reuse the tokens of the earlier ones."""
+        return Conversation(self.model, video, self.family, self.stop_ids)
+
+    def _read(self, identity: str) -> ReadyVideo:
+        manifest = self.store.manifest(identity)
+        require_same_model(manifest, self.checkpoint)
+        if self.disk is not None:
+            cache = self.disk.load(self.store.storage, manifest, self.device)
+        else:
+            cache = self.store.load_kv(identity, self.device)
+        return ready(self.model, cache)
+
+
+def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:
+    """The checkpoint that made an artifact, or the one at `path` if it is the same.
+
+    Raises:
+        ModelError: it differs from the recipe, so that its answers would be wrong.
+    """
+    provenance, recipe = manifest.facts.details["provenance"], manifest.recipe["model"]
+    settings = ModelConfig(path=path or provenance["model"], revision=provenance["commit"], dtype=recipe["dtype"])
+    checkpoint = Checkpoint.open(settings)
+    require_same_model(manifest, checkpoint)
+    return checkpoint
+
+
+def require_same_model(manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Raise a ModelError if another checkpoint, or another arithmetic, made an artifact."""
+    unlike = differences(manifest.recipe["model"], {**checkpoint.digests, "dtype": checkpoint.settings.dtype})
+    if unlike:
+        names = ", ".join(d.path for d in unlike)
+        raise ModelError(
+            f"checkpoint {checkpoint.name} is not the one that made this cache: its {names} differ; "
+            f"give the right one with --model, or index {manifest.source.uri} again"
+        )

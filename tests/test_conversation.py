@@ -1,0 +1,109 @@
+"""Follow-up turns equal one long prompt; rows of a batch draw and end on their own."""
+
+import pytest
+import torch
+from checkpoints import FAMILIES
+from family_setup import HALF, Setup
+
+from sttm.engine.answer import Continuation, Generation, ReadyVideo, answer, ready
+from sttm.engine.conversation import Conversation, follow_up_ids, turns_ids
+from sttm.engine.sampling import SamplingConfig
+
+TURNS = SamplingConfig(max_tokens=5)
+
+
+@pytest.fixture(scope="module")
+def one() -> Setup:
+    return Setup.of("qwen2_vl")
+
+
+@pytest.fixture(scope="module")
+def video(one: Setup) -> ReadyVideo:
+    return ready(one.model, one.prefill(HALF).cache)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_follow_up_equals_all_turns_as_one_question(family: str) -> None:
+    setup = Setup.of(family)
+    video = ready(setup.model, setup.prefill(HALF).cache)
+    talk = Conversation(setup.model, video, setup.family, frozenset())
+    ids: list[int] = []
+    for number, question in enumerate(("What is it?", "the colour of the sea, please?", "Why")):
+        ids += setup.family.question_ids(question) if number == 0 else follow_up_ids(setup.family, question)
+        said = list(talk.ask(question, TURNS))
+        assert said == answer(setup.model, video, [ids], frozenset(), TURNS)[0]
+        ids += said
+
+
+def test_an_answer_left_early_counts_as_far_as_it_came(one: Setup, video: ReadyVideo) -> None:
+    talk = Conversation(one.model, video, one.family, frozenset())
+    first = next(talk.ask("Why?", TURNS))
+    ids = [*one.family.question_ids("Why?"), first, *follow_up_ids(one.family, "And?")]
+    assert list(talk.ask("And?", TURNS)) == answer(one.model, video, [ids], frozenset(), TURNS)[0]
+
+
+def test_turns_as_text_are_the_template_rendered_at_once(one: Setup) -> None:
+    turns = ("What?", "It is the sea.", "Why the sea?")
+    roles = ("user", "assistant", "user")
+    messages = [{"role": r, "content": [{"type": "text", "text": t}]} for r, t in zip(roles, turns, strict=True)]
+    messages[0]["content"].insert(0, {"type": "video"})  # type: ignore[attr-defined]
+    whole = one.family.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    question = whole.partition("<|vision_end|>")[2]
+    ids = turns_ids(one.family, turns)
+    assert one.family.tokenizer.decode(ids).removeprefix("<|vision_end|>") == question
+    with pytest.raises(ValueError, match="2 turns do not end with a question"):
+        turns_ids(one.family, turns[:2])
+
+
+def test_a_row_samples_the_same_alone_and_in_a_batch(one: Setup, video: ReadyVideo) -> None:
+    questions = one.questions()
+    configs = [SamplingConfig(max_tokens=4 + 3 * i, temperature=1.2 * (i != 1), top_p=0.9, seed=i) for i in range(3)]
+    alone = [answer(one.model, video, [q], frozenset(), c)[0] for q, c in zip(questions, configs, strict=True)]
+    continuation = Continuation(one.model, video, questions, room=10)
+    generation = Generation(continuation, continuation.start(), frozenset(), configs)
+    rows: list[list[int]] = [[], [], []]
+    while generation.is_running:
+        for row, token in zip(rows, generation.step(), strict=True):
+            row.extend([] if token is None else [token])
+    assert rows == alone
+    assert [len(row) for row in rows] == [4, 7, 10]
+    assert generation.ended == ["length"] * 3
+
+
+def test_a_cut_row_leaves_the_others_as_they_were(one: Setup, video: ReadyVideo) -> None:
+    questions, sampling = one.questions(), SamplingConfig(max_tokens=8)
+    whole = answer(one.model, video, questions, frozenset(), sampling)
+    continuation = Continuation(one.model, video, questions, room=8)
+    generation = Generation(continuation, continuation.start(), frozenset(), [sampling] * 3)
+    steps = [generation.step()]
+    generation.end(0)
+    generation.end(2)
+    while generation.is_running:
+        steps.append(generation.step())
+    assert [step[1] for step in steps] == whole[1]
+    assert [step[0] for step in steps] == [whole[0][0], *[None] * 7]
+    assert generation.ended == ["cut", "length", "cut"]
+
+
+def test_tokens_beyond_the_room_are_kept(one: Setup, video: ReadyVideo) -> None:
+    question = one.questions()[1]
+    small, large = (Continuation(one.model, video, [question], room) for room in (0, 40))
+    logits = [small.start(), large.start()]
+    for token in range(12):
+        logits = [c.step(torch.tensor([token])) for c in (small, large)]
+    torch.testing.assert_close(*logits, rtol=0, atol=0)
+
+
+def test_top_p_draws_only_from_the_likeliest(one: Setup) -> None:
+    from sttm.engine.sampling import Sampler
+
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    seen = {
+        int(Sampler([SamplingConfig(temperature=1.0, top_p=p, seed=seed)])(logits, [0]))
+        for seed in range(300)
+        for p in (0.6,)
+    }
+    assert seen == {0, 1}
+    draws = [int(Sampler([SamplingConfig(temperature=1.0, seed=s)])(logits, [0])) for s in range(2000)]
+    shares = torch.bincount(torch.tensor(draws), minlength=4) / 2000
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.04, rtol=0)
