@@ -237,6 +237,7 @@ class Driver:
             self._start_prefills()
             self._listener.tick(self._observe())
             self._collect()
+        self._listener.tick(self._observe())
 
     def _busy(self) -> bool:
         if self.stopping.is_set():
