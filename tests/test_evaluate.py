@@ -14,6 +14,7 @@ from sttm.engine.answer import Continuation, ready
 from sttm.engine.likelihood import score_options
 from sttm.engine.prefill import PrefillConfig, prefill
 from sttm.errors import ConfigError, VideoError
+from sttm.evaluation import evaluator as evaluation
 from sttm.evaluation.evaluator import Evaluator, Outcome, VideoOutcome
 from sttm.evaluation.markdown import tables
 from sttm.evaluation.plot import plot
@@ -22,9 +23,11 @@ from sttm.evaluation.reducers import Reducer, parse_reducers
 from sttm.evaluation.scoring import Verdict
 from sttm.evaluation.summary import Row, summarise
 from sttm.evaluation.synthetic import synthetic_benchmark
+from sttm.kv_cache import KVCache
 from sttm.merging import MergeConfig
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
+from sttm.store.kv import decode_kv
 from sttm.video import VideoConfig
 
 TEXTS = ("What is it?", "the colour of the sea, please?", "Why", "Which way?")
@@ -120,6 +123,23 @@ def test_each_video_is_read_and_vision_encoded_once(
     outcome = evaluator.run(video, evaluator.preprocess(video))
     assert len(outcome.outcomes) == len(reducers) > 5
     assert (reader.reads, len(encoded)) == (1, 1)
+
+
+def test_a_scheme_sends_the_cache_through_the_file_that_is_then_asked(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def other(data: bytearray, **_: object) -> KVCache:
+        cache = decode_kv(data)
+        read.append(len(data))
+        return replace(cache, values=tuple(torch.zeros_like(v) for v in cache.values))
+
+    monkeypatch.setattr(evaluation, "decode_kv", other)
+    none, stored = parse_reducers("none[kv_scheme=int8]", [], IndexConfig())
+    outcome = ask(Evaluator(checkpoint, [none, stored], max_tokens=3), tuple(Question(text, "x") for text in TEXTS))
+    assert read == [outcome.outcomes[1].kv_bytes]
+    assert outcome.outcomes[0].replies != outcome.outcomes[1].replies
 
 
 def test_questions_in_one_batch_get_the_replies_they_get_alone(evaluator: Evaluator) -> None:

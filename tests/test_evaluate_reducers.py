@@ -30,6 +30,14 @@ def test_settings_not_named_come_from_the_configuration_but_its_budget_does_not(
     assert (tome.merge.root_level, tome.merge.method) == (0, "tome")
 
 
+def test_thresholds_of_the_configuration_do_not_stand_beside_a_budget() -> None:
+    base = IndexConfig(merge=MergeConfig(spatial_threshold=0.8, temporal_threshold=0.6))
+    (_, sttm) = parse_reducers("sttm", [0.5], base)
+    assert (sttm.merge.budget, sttm.merge.spatial_threshold) == (0.5, None)
+    (_, capped) = parse_reducers("sttm", [0.5], IndexConfig(merge=MergeConfig(tokens=7)))
+    assert (capped.merge.budget, capped.merge.tokens) == (0.5, None)
+
+
 @pytest.mark.parametrize("target", ["tokens=100", "spatial_threshold=.8,temporal_threshold=.6", "budget=0.7"])
 def test_a_target_in_the_brackets_replaces_the_budgets(target: str) -> None:
     reducers = parse_reducers(f"sttm[{target}]", [0.5, 0.3], BASE)
