@@ -9,7 +9,7 @@ from family_setup import NO_MERGE, Setup
 from torch.overrides import TorchFunctionMode
 
 from sttm.engine.prefill import PrefillConfig, prefill
-from sttm.models.frame_attention import FrameAttention, attend_segments
+from sttm.models.frame_attention import FrameAttention, _rotate, attend_segments
 from sttm.models.language_model import LanguageModel
 from sttm.models.patch_embedding import LinearPatchEmbedding
 
@@ -74,6 +74,18 @@ def test_segments_attend_to_themselves_only(bounds: list[int]) -> None:
     scores.masked_fill_(segment[:, None] != segment, -torch.inf)
     expected = torch.einsum("hqk,khd->qhd", scores.softmax(-1), value)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotary_embedding_equals_transformers_bit_for_bit(dtype: torch.dtype) -> None:
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 18, 2, 8, generator=generator).to(dtype)
+    cos, sin = torch.randn(2, 18, 8, generator=generator)
+    ours = _rotate(torch.stack([query, key], dim=1), cos[:, None, None], sin[:, None, None])
+    for mine, theirs in zip(ours.unbind(1), apply_rotary_pos_emb_vision(query, key, cos, sin), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_patch_embedding_shares_the_weights(name: str) -> None:

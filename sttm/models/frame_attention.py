@@ -37,9 +37,9 @@ class FrameAttention(nn.Module):
             position_embeddings: cosines and sines [N, D].
         """
         qkv = self.qkv(hidden_states).unflatten(1, (3, self.num_heads, -1))
-        query, key, value = qkv.unbind(1)
-        cos, sin = (angle.float()[:, None] for angle in position_embeddings)
-        query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+        cos, sin = (angle.float()[:, None, None] for angle in position_embeddings)
+        query, key = _rotate(qkv[:, :2], cos, sin).unbind(1)
+        value = qkv[:, 2]
         return self.proj(attend_segments(query, key, value, cu_seqlens, self.scaling).flatten(1))
 
 
@@ -76,7 +76,14 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding in float32, half-split layout: the same operations in the same order as transformers'."""
-    wide = x.float()
-    low, high = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat((-high, low), dim=-1) * sin).to(x.dtype)
+    """Rotary embedding of [..., D], half-split layout, in float32: bit for bit transformers' own.
+
+    Half by half straight into the result, because whole float32 copies of queries and keys would be the tower's largest
+    memory traffic. Inference only: `out=` knows no gradients.
+    """
+    half = x.shape[-1] // 2
+    low, high = x[..., :half], x[..., half:]
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    torch.sub(low * cos[..., :half], high * sin[..., :half], out=out[..., :half])
+    torch.add(high * cos[..., half:], low * sin[..., half:], out=out[..., half:])
+    return out
