@@ -276,6 +276,17 @@ def test_the_last_line_is_json_and_errors_name_row_and_video(
     assert (out / "table.md").read_text().startswith("| reducer")
 
 
+def test_the_built_in_benchmark_runs_through_real_video_files(
+    qwen2_vl_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"model.path={qwen2_vl_folder}"]
+    arguments = {"reducers": "sttm", "budgets": "0.3", "max_tokens": 2, "set_": settings, "encoded": True, "limit": 1}
+    assert job.evaluate(device="cpu", **arguments) == 0  # type: ignore[arg-type]
+    report = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert (report["benchmark"], report["videos"], report["errors"]) == ("synthetic", 1, 0)
+    assert report["rows"][0]["n"] == len(synthetic_benchmark(1).videos[0].questions)
+
+
 def test_when_most_videos_fail_the_exit_code_says_so(table: Path, qwen2_vl_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "good.mp4").unlink()
     assert run_job(table, qwen2_vl_folder) == 3

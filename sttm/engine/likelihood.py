@@ -23,7 +23,7 @@ def score_options(
         questions: token ids, as `Family.question_ids` makes them.
         options: per question, the token ids of each option. End them with the stop token to ask for the whole answer,
             so that an option is not preferred for being the beginning of a longer one.
-        max_rows: options scored at once; each takes the memory of one question.
+        max_rows: options scored at once.
 
     Returns:
         Per question, float32 [options] on the CPU: sums of the tokens' log-probabilities.

@@ -12,13 +12,12 @@ from sttm.engine.prefill import prefill
 from sttm.evaluation.questions import Question, RowError, VideoQuestions
 from sttm.evaluation.reducers import Reducer
 from sttm.evaluation.scoring import Verdict, judge
-from sttm.kv_cache import KVCache
 from sttm.models.base import Prompt, VideoInputs
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.language_model import LanguageModel
 from sttm.store.kv import decode_kv, encode_kv
 
-_BATCH_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}  # of copied keys and values, over all rows of a batch
+_ROWS_AT_ONCE = 64  # questions, or options of questions; the video's keys are not copied for them
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class Evaluator:
         video = ready(self._language_model, cache if data is None else decode_kv(data, device=self._device))
         Continuation(self._language_model, video, ids[:1], room=0).start().argmax(-1).tolist()
         first_token = time.perf_counter()
-        replies, verdicts = self._answer(video, asked, ids, _rows_at_once(cache, self._device))
+        replies, verdicts = self._answer(video, asked, ids)
         return Outcome(
             replies=replies,
             verdicts=verdicts,
@@ -139,19 +138,19 @@ class Evaluator:
         )
 
     def _answer(
-        self, video: ReadyVideo, asked: tuple[Question, ...], ids: list[list[int]], rows: int
+        self, video: ReadyVideo, asked: tuple[Question, ...], ids: list[list[int]]
     ) -> tuple[tuple[str, ...], tuple[Verdict, ...]]:
         replies, verdicts = [""] * len(asked), [Verdict(False, False)] * len(asked)
         generated = [i for i, question in enumerate(asked) if question.scoring != "likelihood"]
-        for at in range(0, len(generated), rows):
-            batch = generated[at : at + rows]
+        for at in range(0, len(generated), _ROWS_AT_ONCE):
+            batch = generated[at : at + _ROWS_AT_ONCE]
             tokens = answer(self._language_model, video, [ids[i] for i in batch], self._stop, self._sampling)
             for i, row in zip(batch, tokens, strict=True):
                 replies[i] = self._family.tokenizer.decode(row, skip_special_tokens=True).strip()
                 verdicts[i] = judge(asked[i], replies[i])
         chosen = [i for i, question in enumerate(asked) if question.scoring == "likelihood"]
         options = [[self._option_ids(option) for option in asked[i].options] for i in chosen]
-        scores = score_options(self._language_model, video, [ids[i] for i in chosen], options, rows)
+        scores = score_options(self._language_model, video, [ids[i] for i in chosen], options, _ROWS_AT_ONCE)
         for i, score in zip(chosen, scores, strict=True):
             likeliest = int(score.argmax())
             replies[i] = asked[i].options[likeliest]
@@ -162,11 +161,6 @@ class Evaluator:
         """An option as a whole answer: its tokens and the end of the turn."""
         tokenizer = self._family.tokenizer
         return [*tokenizer(option, add_special_tokens=False)["input_ids"], int(tokenizer.eos_token_id)]
-
-
-def _rows_at_once(cache: KVCache, device: torch.device) -> int:
-    """How many questions fit: each takes a copy of the video's keys and values."""
-    return max(1, _BATCH_BYTES.get(device.type, 1 << 30) // max(1, cache.size_bytes))
 
 
 def _wait(device: torch.device) -> None:
