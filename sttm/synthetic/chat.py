@@ -2,7 +2,7 @@
 
 One sequence holds the prompt's prefix once and every question in a slot of fixed width after it:
 
-    <|im_start|>user\\n<|vision_start|> video <|vision_end|> | question 0, answer 0, pad | question 1, answer 1, pad | ...
+    <|im_start|>user\\n<|vision_start|> video <|vision_end|> | question 0, answer 0, pad | question 1, ...
 
 A question sees the prefix and itself, never its neighbours, and its positions continue at the prefix's end: exactly the
 prompt the chat template renders for that question alone.
@@ -55,12 +55,18 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=2000, min_frequency=1, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocab_size=2000,
+        min_frequency=1,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     tokenizer.train_from_iterator(sorted(set(texts)) + (answers + roles) * 3, trainer)
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=32768  # noqa: S106
+        tokenizer_object=tokenizer,
+        eos_token=SPECIAL_TOKENS[2],
+        pad_token=SPECIAL_TOKENS[0],
+        model_max_length=32768,
     )
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped

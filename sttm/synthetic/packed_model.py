@@ -72,7 +72,7 @@ class PackedModel(nn.Module):
         """The vision tower: visual tokens [B, T·N/4, C] in the library's order."""
         visual = self.model.model.visual
         patches, grid = patchify(clips, self.dtype)
-        B, T = patches.shape[:2]
+        B = patches.shape[0]
         weight = visual.patch_embed.proj.weight
         x = patches.flatten(0, 1) @ weight.flatten(1).T.to(self.dtype)
         heads = visual.config.num_heads

@@ -184,7 +184,7 @@ def _flash(scene: Scene, rng: random.Random) -> Iterator[Question]:
 def _glyph(scene: Scene, rng: random.Random) -> Iterator[Question]:
     glyph = scene.glyph
     for kind, known in (("digit", DIGITS), ("letter", LETTERS)):
-        ways = (f"Which {kind} is shown?", f"What {kind} can you see?", f"What is the {kind}?")
+        ways: tuple[str, ...] = (f"Which {kind} is shown?", f"What {kind} can you see?", f"What is the {kind}?")
         shown = glyph.sprite if glyph and glyph.sprite in known else NONE
         if shown != NONE or rng.random() < 0.3:
             yield Question(rng.choice(ways), (*known, NONE), shown, "glyph")

@@ -59,10 +59,8 @@ class PackedScenes:
 
     def to(self, device: torch.device | str) -> "PackedScenes":
         """The same scenes on a device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PackedScenes(
-            **{k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in moved.items()}
-        )
+        tensors = [getattr(self, f.name) for f in fields(self)[1:]]
+        return PackedScenes(self.size, *(t.to(device, non_blocking=True) for t in tensors))
 
 
 def render(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> torch.Tensor:
@@ -96,7 +94,9 @@ def pack(scenes: Sequence[Scene]) -> PackedScenes:
         rgb=torch.tensor([[[float(v) for v in COLOURS[t.colour]] for t, _ in row] for row in things]),
         plate=torch.tensor([[plate for _, plate in row] for row in things]),
         radius=torch.tensor([[t.radius * size for t, _ in row] for row in things]),
-        centre=torch.tensor([[[_pixel(s, t, f) for t, _ in row] for f in range(frames)] for s, row in zip(scenes, things, strict=True)]),
+        centre=torch.tensor(
+            [[[_pixel(s, t, f) for t, _ in row] for f in range(frames)] for s, row in zip(scenes, things, strict=True)]
+        ),
         shown=torch.tensor([[[t.start <= f < t.stop for t, _ in row] for f in range(frames)] for row in things]),
         noise=torch.tensor([s.noise for s in scenes]),
         quantiser=torch.tensor([s.quantiser for s in scenes]),
@@ -138,7 +138,7 @@ def draw(packed: PackedScenes) -> torch.Tensor:
 def _draw_backdrop(packed: PackedScenes) -> torch.Tensor:
     """float32 [B, T, S, S, 3]."""
     canvas = _canvases(packed)
-    B, T = packed.take.shape
+    B = packed.take.shape[0]
     side = torch.arange(packed.size, device=canvas.device)
     clip = torch.arange(B, device=canvas.device)[:, None, None, None]
 
@@ -226,5 +226,3 @@ def _grain(device: torch.device) -> torch.Tensor:
 @lru_cache(maxsize=8)
 def _masks_on(device: torch.device) -> torch.Tensor:
     return masks().to(device)
-
-

@@ -148,7 +148,11 @@ def _sample_backdrop(rng: random.Random) -> Backdrop:
     grey, spread = rng.uniform(40, 120), rng.choice((0.0, 8.0, 18.0, 28.0))
     tint = [rng.uniform(-18, 18) for _ in range(3)]
     cells = tuple(
-        (grey + tint[0] + rng.gauss(0, spread), grey + tint[1] + rng.gauss(0, spread), grey + tint[2] + rng.gauss(0, spread))
+        (
+            grey + tint[0] + rng.gauss(0, spread),
+            grey + tint[1] + rng.gauss(0, spread),
+            grey + tint[2] + rng.gauss(0, spread),
+        )
         for _ in range(GRID_CELLS**2)
     )
     striped = rng.random() < 0.3
