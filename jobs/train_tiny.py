@@ -2,7 +2,8 @@
 
     torchrun --nproc_per_node=4 -m jobs.train_tiny --out runs/a --plan 224:3500:64 392:1700:32 --workers 13
     torchrun --nproc_per_node=4 -m jobs.train_tiny --out runs/b --plan 392:2200:32 \\
-        --resume runs/a/weights.safetensors --seed 100000000 --frames 16:0.6,8:0.2,32:0.2 --rate 8e-4 --warmup 100 --workers 13 --folder
+        --resume runs/a/weights.safetensors --seed 100000000 --frames 16:0.6,8:0.2,32:0.2 \\
+        --rate 8e-4 --warmup 100 --workers 13 --folder
     python -m jobs.train_tiny --out runs/toy --plan 112:60:2 --questions 8 --evaluate 16      # a CPU, minutes
 
 One process a GPU; gradients are averaged over processes. The data follow from --seed and the step alone. The weights
