@@ -16,7 +16,7 @@ from sttm.synthetic import HELD_OUT_SEED, Scene, questions, render, sample_scene
 from sttm.video import VideoConfig, read_video
 
 SEED = HELD_OUT_SEED + 1_000_000  # not the demo's clips, nor those that training reports on
-CLIPS, QUICK_CLIPS = 400, 24
+CLIPS, QUICK_CLIPS = 400, 16
 FPS = 2
 
 
