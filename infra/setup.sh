@@ -6,4 +6,4 @@ python="${PYTHON:-python3}"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 # Any torch >= 2.11 works; this pair is the one the tests run on, pinned so that a bare machine gets no surprise.
 .venv/bin/python -m pip install -q torch==2.13.0 torchvision==0.28.0
-.venv/bin/python -m pip install -q -e '.[s3,test]'
+.venv/bin/python -m pip install -q -e '.[s3,serve,test]'

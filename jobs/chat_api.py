@@ -1,0 +1,242 @@
+"""What the OpenAI chat API says, as far as a stored video can follow it: requests, chunks, errors.
+
+What would change an answer and cannot be honoured is refused, never ignored. Beyond the API: a video part
+(`{"type": "video_url", "video_url": {"url": id, URI or name}}` or `{"type": "video", "video": ...}`), `options` to
+choose from, and `sttm` in the response with times and the artifact's identity.
+"""
+
+import time
+import uuid
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sttm.engine.sampling import SamplingConfig
+from sttm.engine.scheduler import Ended
+from sttm.engine.worker import Query
+
+MAX_MESSAGES, MAX_PARTS, MAX_CHARS, MAX_OPTIONS, MAX_STOPS = 100, 32, 32_000, 64, 4
+_FINISH = {"stop": "stop", "length": "length", "cut": "stop"}
+
+
+class ApiError(Exception):
+    """A request that cannot be served, as the OpenAI API reports it.
+
+    Attributes:
+        status: HTTP status.
+        message: one sentence.
+        code: short stable word.
+    """
+
+    def __init__(self, status: int, message: str, code: str) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Url(_Strict):
+    url: Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class _Text(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class _VideoUrl(_Strict):
+    type: Literal["video_url"]
+    video_url: _Url
+
+    @property
+    def name(self) -> str:
+        return self.video_url.url
+
+
+class _Video(_Strict):
+    type: Literal["video"]
+    video: Annotated[str, Field(min_length=1, max_length=4096)]
+
+    @property
+    def name(self) -> str:
+        return self.video
+
+
+_Part = Annotated[_Text | _VideoUrl | _Video, Field(discriminator="type")]
+
+
+class _Message(BaseModel):
+    """One message; what a client got from us, an assistant message with all its fields, can be sent back."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[_Part], Field(max_length=MAX_PARTS)]
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content if isinstance(part, _Text))
+
+    @property
+    def videos(self) -> list[str]:
+        if isinstance(self.content, str):
+            return []
+        return [part.name for part in self.content if not isinstance(part, _Text)]
+
+
+class _StreamOptions(_Strict):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class _TextFormat(_Strict):
+    type: Literal["text"]
+
+
+_Zero = Annotated[float, Field(ge=0, le=0)]
+
+
+class ChatRequest(_Strict):
+    """The body of `/v1/chat/completions`. Without a temperature the likeliest answer is given, unlike OpenAI's 1."""
+
+    model: str
+    messages: Annotated[list[_Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    stream: bool | None = False
+    stream_options: _StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: int | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    options: (
+        Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2, max_length=MAX_OPTIONS)] | None
+    ) = None
+    # Taken with the value that changes nothing.
+    n: Literal[1] | None = None
+    logprobs: Literal[False] | None = None
+    presence_penalty: _Zero | None = None
+    frequency_penalty: _Zero | None = None
+    response_format: _TextFormat | None = None
+    # Taken, of no effect on the answer.
+    user: str | None = None
+    safety_identifier: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+
+    @staticmethod
+    def parse(body: bytes) -> "ChatRequest":
+        """Read an untrusted body; an `ApiError` 400 names the field and what is wrong with it."""
+        try:
+            return ChatRequest.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            place = ".".join(map(str, first["loc"]))[:200] or "body"
+            raise ApiError(400, f"{place}: {first['msg'][:300]}", "invalid_request") from None
+
+    @property
+    def video(self) -> str:
+        """The one video all messages are about."""
+        named = list(dict.fromkeys(name for message in self.messages for name in message.videos))
+        if len(named) != 1:
+            raise ApiError(
+                400,
+                f"the messages name {len(named)} videos; name exactly one: "
+                '{"type": "video_url", "video_url": {"url": "<id, URI or file name>"}}',
+                "one_video_needed",
+            )
+        return named[0]
+
+    def query(self, max_tokens: int, default_tokens: int) -> Query:
+        """What to ask; the cached prefix ends with the video, so a system text goes before the first question."""
+        asked = self.max_completion_tokens or self.max_tokens or default_tokens
+        if asked > max_tokens:
+            raise ApiError(400, f"max_tokens: {asked} is over this service's {max_tokens}", "max_tokens_too_large")
+        sampling = SamplingConfig(
+            max_tokens=asked,
+            temperature=self.temperature or 0.0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=self.seed,
+        )
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return Query(self._turns(), sampling, stop)
+
+    def _turns(self) -> tuple[str, ...]:
+        system = [message.text for message in self.messages if message.role in ("system", "developer")]
+        turns: list[str] = []
+        for message in self.messages:
+            if message.role not in ("user", "assistant"):
+                continue
+            if (message.role == "user") != (len(turns) % 2 == 0):
+                if not turns or message.role == "assistant":
+                    raise ApiError(400, "messages: an answer must follow a question", "turns_out_of_order")
+                turns[-1] += "\n" + message.text  # two user messages in a row are one
+            else:
+                turns.append(message.text)
+        if len(turns) % 2 == 0 or not turns[-1].strip():
+            raise ApiError(400, "messages: the last one must be a question of the user", "no_question")
+        turns[0] = "\n\n".join(filter(None, [*system, turns[0]]))
+        if (size := sum(map(len, turns))) > MAX_CHARS:
+            raise ApiError(400, f"messages: {size} characters, over {MAX_CHARS}", "too_long")
+        return tuple(turns)
+
+
+class Completion:
+    """The shapes of one answer: whole, or chunk by chunk."""
+
+    def __init__(self, request: ChatRequest, model: str, identity: str) -> None:
+        self._request, self._identity = request, identity
+        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+    def whole(self, text: str, ended: Ended) -> dict[str, Any]:
+        """The response without streaming."""
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "finish_reason": _FINISH[ended.reason], "logprobs": None}
+        about = {"usage": _usage(ended), "sttm": self._about(ended)}
+        return {**self._head, "object": "chat.completion", "choices": [choice], **about}
+
+    def first(self) -> dict[str, Any]:
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def piece(self, text: str) -> dict[str, Any]:
+        return self._chunk({"content": text})
+
+    def last(self, ended: Ended) -> list[dict[str, Any]]:
+        """The chunk that ends the text, and the one with the usage if it was asked for."""
+        chunks = [{**self._chunk({}, _FINISH[ended.reason]), "sttm": self._about(ended)}]
+        if self._request.stream_options and self._request.stream_options.include_usage:
+            usage = {"choices": [], "usage": _usage(ended)}
+            chunks.append({**self._head, "object": "chat.completion.chunk", **usage})
+        return chunks
+
+    def _chunk(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+
+    def _about(self, ended: Ended) -> dict[str, Any]:
+        times = {name: round(getattr(ended, name), 4) for name in ("load_s", "ttft_s", "total_s")}
+        about = {"identity": self._identity, "kv_tokens": ended.kv_tokens, **times}
+        if ended.choice is not None and self._request.options is not None:
+            about["choice"] = ended.choice.index
+            about["probabilities"] = [round(p, 6) for p in ended.choice.probabilities]
+        return about
+
+
+def _usage(ended: Ended) -> dict[str, Any]:
+    """Tokens of the text; those of the video are cached, and counted as such."""
+    prompt = ended.prompt_tokens + ended.kv_tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": ended.completion_tokens,
+        "total_tokens": prompt + ended.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": ended.kv_tokens},
+    }

@@ -1,0 +1,71 @@
+"""The sampled frames of a stored video for a person to look at: decoded again, in a process of its own.
+
+    python -m jobs.frame_strip < manifest-facts.json > strip.jpg
+
+Artifacts hold no pixels. A source that crashes or stalls a decoder takes this process down, not the service.
+"""
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+from sttm.errors import VideoError
+from sttm.store.artifact import Manifest
+
+_TIMEOUT_S = 60.0
+_HEIGHT, _MAX_FRAMES = 168, 256
+
+
+async def frame_strip(manifest: Manifest) -> bytes:
+    """A JPEG of all grid frames below each other, each 168 pixels high.
+
+    Raises:
+        VideoError: the source cannot be read, or is not the one that was indexed.
+    """
+    video = {name: value for name, value in manifest.recipe["video"].items() if name != "decoders"}
+    asked = {"uri": manifest.source.uri, "digest": manifest.content_digest, "video": video}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "jobs.frame_strip"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            out, _ = await process.communicate(json.dumps(asked).encode())
+    except TimeoutError:
+        raise VideoError("no_frames", f"{manifest.source.name}: decoding took over {_TIMEOUT_S} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode != 0 or not out.startswith(b"\xff\xd8"):
+        raise VideoError("no_frames", f"{manifest.source.name}: the source cannot be decoded, or is another file now")
+    return out
+
+
+def main() -> None:
+    """Decode what standard input asks for, and write the JPEG."""
+    asked = json.load(sys.stdin)
+    sys.stdout.buffer.write(_strip(asked))
+
+
+def _strip(asked: dict[str, Any]) -> bytes:
+    import torch
+    from torch.nn.functional import interpolate
+    from torchvision.io import encode_jpeg
+
+    from sttm.video import VideoConfig, read_video
+
+    frames = read_video(asked["uri"], VideoConfig(**asked["video"]))
+    if frames.content_digest != asked["digest"]:
+        raise VideoError("changed", "the source has changed since it was indexed")
+    pixels = torch.from_numpy(frames.pixels[:_MAX_FRAMES]).permute(0, 3, 1, 2)
+    width = max(1, round(pixels.shape[3] * _HEIGHT / pixels.shape[2]))
+    small = [interpolate(p[None].float(), (_HEIGHT, width), mode="bilinear", antialias=True)[0] for p in pixels]
+    strip = torch.cat(small, dim=1).round().clamp(0, 255).to(torch.uint8)
+    return bytes(encode_jpeg(strip, quality=80).numpy())
+
+
+if __name__ == "__main__":
+    main()

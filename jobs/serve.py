@@ -1,0 +1,135 @@
+"""Serve a store over HTTP: an OpenAI-compatible API and a small web page.
+
+    python -m jobs.serve --store /data/store                      # http://127.0.0.1:8000, this machine only
+    STTM_API_KEYS=key1,key2 python -m jobs.serve --store s3://bucket/store --host 0.0.0.0 --disk-cache /data/cache
+
+One process, one model, one device; run one a GPU behind a load balancer that hashes the video. SIGTERM refuses new
+connections, finishes what is under way (at most `--drain-s`), and ends with 143.
+"""
+
+import ipaddress
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from jobs.command import run
+from sttm.engine.cache_tier import CacheConfig
+from sttm.engine.scheduler import ScheduleConfig
+from sttm.engine.worker import QueryWorker, open_checkpoint
+from sttm.errors import ConfigError, StoreError
+from sttm.store.store import Store
+
+KEYS = "STTM_API_KEYS"
+_MAX_CONNECTIONS = 1024
+_GB = 1e9
+
+
+def serve(
+    store: Annotated[str, typer.Option(help="a store that jobs.index filled")],
+    model: Annotated[str | None, typer.Option(help="checkpoint; default the one of the newest artifact")] = None,
+    host: Annotated[str, typer.Option(help="address to listen on; others than this machine's need API keys")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8000,
+    device_gb: Annotated[float, typer.Option(min=0, help="videos on the device")] = 8.0,
+    host_gb: Annotated[
+        float | None, typer.Option(min=0, help="videos in page-locked memory; default 16 on CUDA")
+    ] = None,
+    disk_cache: Annotated[Path | None, typer.Option(help="folder for copies of a remote store's caches")] = None,
+    disk_gb: Annotated[float, typer.Option(min=0, help="what the copies may take")] = 64.0,
+    max_rows: Annotated[int, typer.Option(min=1, help="questions answered at one time")] = 64,
+    max_waiting: Annotated[int, typer.Option(min=1, help="questions waiting; more are refused")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, help="longest answer that may be asked for")] = 1024,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="longest time for an answer")] = 120.0,
+    drain_s: Annotated[int, typer.Option(min=0, help="time to finish after SIGTERM")] = 60,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="of one API key (or address)")] = None,
+    frames: Annotated[bool, typer.Option("--frames", help="decode sources on demand to show them on the page")] = False,
+) -> int:
+    """Answer questions about stored videos over HTTP."""
+    keys = tuple(filter(None, (key.strip() for key in os.environ.get(KEYS, "").split(","))))
+    if not keys and not _is_loopback(host):
+        raise ConfigError(f"--host {host} can be reached from elsewhere: set API keys in ${KEYS} (comma-separated)")
+    on_gpu = torch.cuda.is_available()
+    host_bytes = int((host_gb if host_gb is not None else 16.0 * on_gpu) * _GB)
+    cache = CacheConfig(
+        device_bytes=int(device_gb * _GB), host_bytes=host_bytes, disk=disk_cache, disk_bytes=int(disk_gb * _GB)
+    )
+    worker = open_worker(store, model, cache)
+    try:
+        from jobs.guard import GuardConfig
+        from jobs.service import ServiceConfig, create_app
+    except ImportError as error:
+        raise ConfigError(f"{error}; install it with: pip install 'sttm[serve]'") from None
+    config = ServiceConfig(
+        guard=GuardConfig(requests_per_minute=requests_per_minute),
+        schedule=ScheduleConfig(max_rows=max_rows, max_waiting=max_waiting),
+        timeout_s=timeout_s,
+        max_tokens=max_tokens,
+        default_tokens=min(128, max_tokens),
+        shows_frames=frames,
+    )
+    print(f"serving {worker.store.storage.url} with {worker.checkpoint.name} on http://{host}:{port}", flush=True)
+    listen(create_app(worker, config, keys), host, port, drain_s, is_private=not keys)
+    return 0
+
+
+def open_worker(store: str, model: str | None, cache: CacheConfig) -> QueryWorker:
+    """A worker with the model of the newest artifact, or `model` if it is the same.
+
+    Raises:
+        StoreError: the store holds nothing to ask about.
+        ModelError: `model` did not make the newest artifact.
+    """
+    opened = Store.open(store)
+    usable = [row for row in opened.catalog.rows() if row.status == "ok"]
+    if not usable:
+        raise StoreError(f"{opened.storage.url} holds no video that can be asked about; index some first")
+    started = time.perf_counter()
+    worker = QueryWorker(opened, open_checkpoint(opened.manifest(usable[-1].identity), model), cache=cache)
+    print(f"{len(usable)} videos; model loaded in {time.perf_counter() - started:.1f} s", flush=True)
+    return worker
+
+
+def listen(app: Any, host: str, port: int, drain_s: int, is_private: bool) -> None:
+    """Run the server until SIGTERM or SIGINT; what is under way then is finished."""
+    import uvicorn
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    if is_private:  # a page elsewhere must not reach this through a name that it points here
+        app = TrustedHostMiddleware(app, allowed_hosts=["127.0.0.1", "localhost", "[::1]", host])
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=drain_s,
+        ws="none",
+        lifespan="on",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def command() -> None:
+    """Entry point."""
+    run(serve=serve)
+
+
+if __name__ == "__main__":
+    command()

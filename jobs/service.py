@@ -1,0 +1,249 @@
+"""The HTTP service: OpenAI-compatible chat about stored videos, a search of the catalog, health, metrics, a page.
+
+    POST /v1/chat/completions     GET /v1/models     GET /videos?q=     GET /videos/{id}     GET /videos/{id}/frames
+    GET /healthz                  GET /metrics       GET /              GET /page/{file}
+
+A video is only ever looked up in the catalog: no path, URL or key comes from a request.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from pydantic import Field
+from starlette.exceptions import HTTPException
+
+from jobs.chat_api import ApiError, ChatRequest, Completion
+from jobs.frame_strip import frame_strip
+from jobs.guard import Guard, GuardConfig
+from jobs.reply import Reply
+from jobs.service_metrics import ServiceMetrics
+from sttm.engine.scheduler import BusyError, Ended, Piece, ScheduleConfig, Scheduler
+from sttm.engine.worker import QueryWorker
+from sttm.errors import ArtifactError, ModelError, StoreError, SttmError, VideoError
+from sttm.settings import Settings
+from sttm.store.catalog import CatalogRow
+from sttm.store.catalog_view import CatalogView
+from sttm.store.storage import MissingObjectError, public_url
+
+_log = logging.getLogger(__name__)
+_PAGE = Path(__file__).parent / "page"
+_PAGE_FILES = {"page.js": "text/javascript", "page.css": "text/css"}
+_ROUTES = ("/v1/chat/completions", "/v1/models", "/videos", "/healthz", "/metrics", "/page", "/")
+
+
+class ServiceConfig(Settings):
+    """One service.
+
+    Attributes:
+        guard: limits of every request.
+        schedule: how much is done at once.
+        timeout_s: a longer answer is cut off.
+        max_tokens, default_tokens: longest answer that may be asked for, and that of a request that does not say.
+        shows_frames: decode sources on demand for the page, each in a process of its own.
+    """
+
+    guard: GuardConfig = GuardConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    timeout_s: float = Field(default=120.0, gt=0)
+    max_tokens: int = Field(default=1024, ge=1)
+    default_tokens: int = Field(default=128, ge=1)
+    shows_frames: bool = False
+
+
+def create_app(worker: QueryWorker, config: ServiceConfig, keys: tuple[str, ...] = ()) -> Any:
+    """The ASGI application; it owns a scheduler, which ends with the application.
+
+    Args:
+        worker: model and store.
+        config: limits.
+        keys: API keys; none lets everybody in, which is for this machine only.
+    """
+    service = Service(worker, config)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.scheduler.close)
+
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
+    handlers: dict[str, Any] = {
+        "/": service.page,
+        "/page/{name}": service.page_file,
+        "/healthz": service.healthz,
+        "/metrics": service.metrics_text,
+        "/v1/models": service.models,
+        "/videos": service.videos,
+        "/videos/{video:path}/frames": service.frames,
+        "/videos/{video:path}": service.video,
+    }
+    for path, handler in handlers.items():
+        app.add_api_route(path, handler, methods=["GET"], response_model=None)
+    app.add_api_route("/v1/chat/completions", service.chat, methods=["POST"], response_model=None)
+    app.add_exception_handler(Exception, _failed)
+    for kind in (ApiError, SttmError, HTTPException):
+        app.add_exception_handler(kind, _failed)
+    return Guard(app, config.guard, keys, _is_open, service.count)
+
+
+def _is_open(path: str) -> bool:
+    """Whether a path needs no key: the page itself, which asks for one, and the health check."""
+    return path in ("/", "/healthz") or path.startswith("/page/")
+
+
+class Service:
+    """The handlers, and what they share.
+
+    Attributes:
+        scheduler: answers the questions.
+        model: what the one model is called in the API.
+    """
+
+    def __init__(self, worker: QueryWorker, config: ServiceConfig) -> None:
+        self._worker, self._config = worker, config
+        self._catalog = CatalogView(worker.store.storage)
+        self.scheduler = Scheduler(worker, config.schedule)
+        self._metrics = ServiceMetrics(worker, self.scheduler)
+        self._decoding = asyncio.Semaphore(2)
+        self.model = worker.checkpoint.name.rstrip("/").rsplit("/", 1)[-1]
+
+    def count(self, path: str, status: int) -> None:
+        """Count a response."""
+        route = next((r for r in _ROUTES if path == r or (r != "/" and path.startswith(r + "/"))), "other")
+        self._metrics.requests.labels(route, str(status)).inc()
+
+    async def chat(self, request: Request) -> Response:
+        """Answer about one video: whole, or streamed as server-sent events."""
+        asked = ChatRequest.parse(await request.body())
+        if asked.model != self.model:
+            raise ApiError(404, f"no model {asked.model[:100]!r}; this service has {self.model!r}", "model_not_found")
+        query = asked.query(self._config.max_tokens, self._config.default_tokens)
+        row = await self._find(asked.video)
+        options, timeout_s = asked.options or (), self._config.timeout_s
+        reply = Reply(self.scheduler, row.identity, query, options, self._metrics, timeout_s)
+        completion = Completion(asked, self.model, row.identity)
+        is_streaming = False
+        try:
+            event = await reply.next(request)  # an error before the first token has its own status
+            if asked.stream:
+                is_streaming = True
+                stream = _stream(event, reply, completion)
+                return StreamingResponse(stream, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+            text = ""
+            while isinstance(event, Piece):
+                text, event = text + event.text, await reply.next(request)
+            return JSONResponse(completion.whole(text, event))
+        finally:
+            if not is_streaming:
+                reply.close()
+
+    async def models(self) -> dict[str, Any]:
+        """The one model."""
+        model = {"id": self.model, "object": "model", "created": 0, "owned_by": "sttm"}
+        return {"object": "list", "data": [model]}
+
+    async def videos(self, q: str = "", offset: int = 0, limit: int = 50) -> dict[str, Any]:
+        """A page of the usable videos with `q` in id, name or URI, newest first."""
+        if not (offset >= 0 and 1 <= limit <= 500 and len(q) <= 1000):
+            raise ApiError(400, "offset from 0 on, limit from 1 to 500, q of at most 1000 characters", "bad_page")
+        rows, total = await asyncio.to_thread(self._catalog.search, q, offset, limit)
+        return {"object": "list", "total": total, "data": [_shown(row) for row in rows]}
+
+    async def video(self, video: str) -> dict[str, Any]:
+        """One video: its row and where each reduced token comes from, rows of (t, y0, x0, y1, x1, cells)."""
+        row = await self._find(video)
+        tokens = await asyncio.to_thread(self._worker.store.load_tokens, row.identity, False)
+        boxes = [[*box, patches] for box, patches in zip(tokens.boxes.tolist(), tokens.patches.tolist(), strict=True)]
+        manifest = await asyncio.to_thread(self._worker.store.manifest, row.identity)
+        about = {"grid": tokens.grid, "boxes": boxes, "seconds": manifest.facts.details.get("sampling", {}).get("seconds", [])}
+        return {**_shown(row), **about, "has_frames": self._config.shows_frames}
+
+    async def frames(self, video: str) -> Response:
+        """The sampled frames below each other in one JPEG, decoded now from the source."""
+        if not self._config.shows_frames:
+            raise ApiError(404, "this service does not decode sources; start it with --frames", "no_frames")
+        row = await self._find(video)
+        manifest = await asyncio.to_thread(self._worker.store.manifest, row.identity)
+        async with self._decoding:
+            return Response(await frame_strip(manifest), media_type="image/jpeg")
+
+    async def healthz(self) -> dict[str, str]:
+        return {"status": "ok"}
+
+    async def metrics_text(self) -> Response:
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def page(self) -> Response:
+        return FileResponse(_PAGE / "index.html", media_type="text/html")
+
+    async def page_file(self, name: str) -> Response:
+        if name not in _PAGE_FILES:
+            raise ApiError(404, "no such file", "not_found")
+        return FileResponse(_PAGE / name, media_type=_PAGE_FILES[name])
+
+    async def _find(self, video: str) -> CatalogRow:
+        await asyncio.to_thread(self._catalog.rows)  # what fails here is the store's fault
+        try:
+            return await asyncio.to_thread(self._catalog.find, video)
+        except StoreError as error:
+            raise ApiError(404, str(error), "video_not_found") from None
+
+
+async def _stream(event: Piece | Ended, reply: Reply, completion: Completion) -> AsyncIterator[bytes]:
+    """Server-sent events; the server closes this when the client has left."""
+    try:
+        yield _event(completion.first())
+        while isinstance(event, Piece):
+            yield _event(completion.piece(event.text))
+            event = await reply.next()
+        for chunk in completion.last(event):
+            yield _event(chunk)
+        yield b"data: [DONE]\n\n"
+    except Exception as error:  # the status is sent already
+        yield _event(_api_error(error).body)
+    finally:
+        reply.close()
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
+
+
+def _shown(row: CatalogRow) -> dict[str, Any]:
+    """A catalog row as everybody may see it."""
+    names = ("identity", "tokens_before", "tokens_after", "kv_bytes", "created_at")
+    about = {name: getattr(row, name) for name in names}
+    return {"id": row.video_id, "object": "video", "name": row.name, "uri": public_url(row.uri), **about}
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    found = _api_error(error)
+    if found.status >= 500:
+        _log.error("%s %s: %s", request.method, request.scope["path"][:200], error, exc_info=found.code == "internal")
+    headers = {"retry-after": "5"} if found.status in (429, 503) else None
+    return JSONResponse(found.body, found.status, headers)
+
+
+def _api_error(error: Exception) -> ApiError:
+    """What the client is told; of a fault of ours only that there is one."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail), "http")
+    if isinstance(error, BusyError):
+        return ApiError(503, str(error), "busy")
+    if isinstance(error, VideoError):
+        return ApiError(422, str(error), error.code)
+    if isinstance(error, ModelError):
+        return ApiError(409, str(error), "other_model")
+    if isinstance(error, (ArtifactError, MissingObjectError)):
+        return ApiError(502, str(error), "bad_artifact")
+    if isinstance(error, StoreError):
+        return ApiError(502, str(error), "store")
+    return ApiError(500, "internal error; the service's log says more", "internal")

@@ -1,0 +1,57 @@
+"""What a service tells Prometheus: requests, answers, times, and what its caches hold."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from sttm.engine.scheduler import Ended, Scheduler
+from sttm.engine.worker import QueryWorker
+
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+
+
+class ServiceMetrics:
+    """Metrics of one service, in a registry of its own."""
+
+    def __init__(self, worker: QueryWorker, scheduler: Scheduler) -> None:
+        self._worker, self._scheduler = worker, scheduler
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "sttm_requests", "HTTP responses by route and status.", ["route", "status"], registry=self._registry
+        )
+        self.answers = Counter("sttm_answers", "Questions by how they ended.", ["outcome"], registry=self._registry)
+        self._tokens = Counter("sttm_completion_tokens", "Tokens generated.", registry=self._registry)
+        self._load = self._times("sttm_load_seconds", "From request to the video at hand.")
+        self._ttft = self._times("sttm_ttft_seconds", "From request to the first token.")
+        self._total = self._times("sttm_answer_seconds", "From request to the end of the answer.")
+        self._registry.register(self)
+
+    def _times(self, name: str, what: str) -> Histogram:
+        return Histogram(name, what, registry=self._registry, buckets=_SECONDS)
+
+    def ended(self, ended: Ended) -> None:
+        """Count one answer."""
+        self.answers.labels(ended.reason).inc()
+        self._tokens.inc(ended.completion_tokens)
+        self._load.observe(ended.load_s)
+        self._ttft.observe(ended.ttft_s)
+        self._total.observe(ended.total_s)
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """Called by the registry: what is known elsewhere already."""
+        questions = GaugeMetricFamily("sttm_questions", "Questions at this moment.", labels=["state"])
+        questions.add_metric(["running"], self._scheduler.running)
+        questions.add_metric(["waiting"], self._scheduler.waiting)
+        held = GaugeMetricFamily("sttm_cache_bytes", "Bytes of videos at hand.", labels=["tier"])
+        gets = CounterMetricFamily("sttm_cache_gets", "Where asked-for videos were found.", labels=["tier"])
+        tiers, counts, disk = self._worker.videos.size_bytes, self._worker.videos.counts, self._worker.disk
+        for tier, size in {**tiers, "disk": 0 if disk is None else disk.size_bytes}.items():
+            held.add_metric([tier], size)
+        for tier, count in {**counts, "disk": 0 if disk is None else disk.hits}.items():
+            gets.add_metric([tier], count)
+        return [questions, held, gets]

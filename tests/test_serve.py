@@ -1,0 +1,322 @@
+"""The service as its users see it: a real process, the official client, and requests nobody should send."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+from indexed import index_clips
+from service import Service, serving
+
+from jobs.guard import Guard, GuardConfig
+from jobs.serve import serve
+from sttm.engine.worker import Query, QueryWorker, open_checkpoint
+from sttm.errors import ConfigError
+from sttm.store.store import Store
+
+KEY = "test-key-1"
+MODEL = "qwen2_vl"
+LONG = 1000  # tokens; some seconds
+
+
+def content(text: str, video: str = "clip-0.mp4") -> list[dict[str, Any]]:
+    return [{"type": "video_url", "video_url": {"url": video}}, {"type": "text", "text": text}]
+
+
+def body(text: str = "What?", video: str = "clip-0.mp4", **more: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": "user", "content": content(text, video)}], **more}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, qwen2_vl_folder: Path) -> Store:
+    return Store.open(index_clips(tmp_path_factory.mktemp("served"), qwen2_vl_folder, count=3))
+
+
+@pytest.fixture(scope="module")
+def service(store: Store) -> Iterator[Service]:
+    with serving(store.storage.url, key=f"{KEY}, other-key") as running:
+        running.key = KEY
+        yield running
+        code, out = running.stop()
+        assert code in (-15, 143)
+        assert KEY not in out
+        assert "wrong-key" not in out
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{service.url}/v1", api_key=KEY, max_retries=0, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def worker(store: Store) -> QueryWorker:
+    return QueryWorker(store, open_checkpoint(store.manifest(store.find("clip-0.mp4").identity)), "cpu")
+
+
+def said(worker: QueryWorker, video: str, turns: tuple[str, ...], max_tokens: int, stop: tuple[str, ...] = ()) -> str:
+    """What the engine answers in this process."""
+    query = Query(turns, Query(turns).sampling.model_copy(update={"max_tokens": max_tokens}), stop)
+    answers = worker.start(worker.load(worker.store.find(video).identity), [query])
+    while answers.is_running:
+        answers.step()
+    return answers.texts[0]
+
+
+def test_official_client_gets_the_engines_answer(client: openai.OpenAI, worker: QueryWorker, store: Store) -> None:
+    messages: Any = [{"role": "user", "content": content("What is it?")}]
+    answer = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=12)
+    text = answer.choices[0].message.content
+    assert text == said(worker, "clip-0.mp4", ("What is it?",), 12)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 12
+    about = answer.model_extra["sttm"]  # type: ignore[index]
+    assert about["identity"] == store.find("clip-0.mp4").identity
+    assert 0 < about["load_s"] <= about["ttft_s"] <= about["total_s"]
+    # A follow-up is sent back as the client holds it.
+    more: Any = [*messages, answer.choices[0].message, {"role": "user", "content": "And why?"}]
+    follow_up = client.chat.completions.create(model=MODEL, messages=more, max_tokens=8)
+    assert follow_up.choices[0].message.content == said(worker, "clip-0.mp4", ("What is it?", text, "And why?"), 8)
+
+
+def test_official_client_streams_the_same_text(client: openai.OpenAI, worker: QueryWorker) -> None:
+    chunks = list(
+        client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": content("the colour?", "clip-1.mp4")}],  # type: ignore[typeddict-item, list-item]
+            max_completion_tokens=16,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    pieces = [c.choices[0].delta.content or "" for c in chunks if c.choices]
+    assert len([p for p in pieces if p]) > 3
+    assert "".join(pieces) == said(worker, "clip-1.mp4", ("the colour?",), 16)
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 16
+
+
+def test_stop_text_and_system_text(service: Service, worker: QueryWorker) -> None:
+    free = said(worker, "clip-0.mp4", ("Be brief.\n\nWhat?",), 20)
+    stop = free[8:10]
+    asked = body("What?", stop=[stop], max_tokens=20)
+    asked["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    choice = service.post(asked).json()["choices"][0]
+    assert choice["message"]["content"] == free[: free.index(stop)]
+    assert choice["finish_reason"] == "stop"
+
+
+def test_options_are_chosen_by_likelihood(client: openai.OpenAI, worker: QueryWorker) -> None:
+    options = ["red", "blue", "green"]
+    messages: Any = [{"role": "user", "content": content("Which?")}]
+    answer = client.chat.completions.create(model=MODEL, messages=messages, extra_body={"options": options})
+    video = worker.load(worker.store.find("clip-0.mp4").identity)
+    (choice,) = worker.choose(video, [["Which?"]], [options])
+    assert answer.choices[0].message.content == options[choice.index]
+    probabilities = answer.model_extra["sttm"]["probabilities"]  # type: ignore[index]
+    assert probabilities == pytest.approx(choice.probabilities, abs=1e-4)
+
+
+def test_models_and_catalog(client: openai.OpenAI, service: Service, store: Store) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    found = service.get("/videos").json()
+    assert found["total"] == 3
+    assert {v["name"] for v in found["data"]} == {"clip-0.mp4", "clip-1.mp4", "clip-2.mp4"}
+    (one,) = service.get("/videos", params={"q": "CLIP-1"}).json()["data"]
+    row = store.find("clip-1.mp4")
+    assert (one["id"], one["identity"], one["tokens_after"]) == (row.video_id, row.identity, row.tokens_after)
+    assert len(service.get("/videos", params={"limit": 2, "offset": 2}).json()["data"]) == 1
+    about = service.get(f"/videos/{row.video_id}").json()
+    tokens = store.load_tokens(row.identity)
+    assert about["boxes"] == [[*b, p] for b, p in zip(tokens.boxes.tolist(), tokens.patches.tolist(), strict=True)]
+    assert tuple(about["grid"]) == tokens.grid
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({"model": "gpt-4"}, 404, "no model 'gpt-4'"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": "no video"}]}, 400, "name 0 videos"),
+        ({"messages": [{"role": "assistant", "content": content("?")}]}, 400, "must follow a question"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "role"),
+        ({"n": 2}, 400, "n:"),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"max_tokens": 10**9}, 400, "over this service's"),
+        ({"presence_penalty": 0.5}, 400, "presence_penalty"),
+        ({"tools": []}, 400, "tools"),
+        ({"options": ["one"]}, 400, "options"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(service: Service, change: dict[str, Any], status: int, words: str) -> None:
+    answer = service.post({**body(), **change})
+    assert answer.status_code == status
+    assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "video",
+    ["../../etc/passwd", "/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:1/x", "a" * 4000, "\0", "..%2f"],
+)
+def test_a_name_is_only_ever_looked_up_in_the_catalog(service: Service, video: str) -> None:
+    answer = service.post(body(video=video))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "video_not_found")
+    assert service.get("/videos/" + video.replace("\0", "%00")).status_code == 404
+
+
+def test_two_videos_in_one_question_are_refused(service: Service) -> None:
+    asked = body()
+    asked["messages"][0]["content"].insert(0, {"type": "video", "video": "clip-1.mp4"})
+    assert "name 2 videos" in service.post(asked).json()["error"]["message"]
+
+
+def test_keys_size_and_type_are_checked_first(service: Service) -> None:
+    url = f"{service.url}/v1/chat/completions"
+    assert httpx.get(f"{service.url}/healthz").status_code == 200
+    for headers in ({}, {"Authorization": "Bearer wrong-key"}, {"Authorization": f"Basic {KEY}"}):
+        assert httpx.get(f"{service.url}/videos", headers=headers).status_code == 401
+        assert httpx.get(f"{service.url}/metrics", headers=headers).status_code == 401
+        assert httpx.post(url, json=body(), headers=headers).status_code == 401
+    assert httpx.get(f"{service.url}/videos", headers={"Authorization": "Bearer other-key"}).status_code == 200
+    large = httpx.post(
+        url, content=b'{"a": "' + b"x" * (1 << 20), headers={**service.headers, "content-type": "application/json"}
+    )
+    assert large.status_code == 413
+    chunked = httpx.post(
+        url, content=(b"x" * 65536 for _ in range(64)), headers={**service.headers, "content-type": "application/json"}
+    )
+    assert chunked.status_code == 413
+    assert httpx.post(url, content=b"{}", headers={**service.headers, "content-type": "text/plain"}).status_code == 415
+    deep = httpx.post(url, content=b"[" * 100_000, headers={**service.headers, "content-type": "application/json"})
+    assert deep.status_code == 400
+
+
+def test_answers_stay_inside_their_limits_under_32_clients(service: Service, worker: QueryWorker) -> None:
+    load(service, seconds=5.0, worker=worker)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_minutes_of_32_clients(service: Service, worker: QueryWorker) -> None:
+    load(service, seconds=120.0, worker=worker)
+
+
+def load(service: Service, seconds: float, worker: QueryWorker) -> None:
+    """32 clients of all three videos: every answer right, memory bounded."""
+    names = [f"clip-{n}.mp4" for n in range(3)]
+    expected = {name: said(worker, name, ("What is it?",), 8) for name in names}
+    process, end = psutil.Process(service.process.pid), time.monotonic() + seconds
+
+    def ask(number: int) -> int:
+        client = openai.OpenAI(base_url=f"{service.url}/v1", api_key=KEY, max_retries=0, timeout=60)
+        count = 0
+        while count == 0 or time.monotonic() < end:
+            name = names[(number + count) % 3]
+            messages: Any = [{"role": "user", "content": content("What is it?", name)}]
+            if number % 2:
+                stream = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=8, stream=True)
+                text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+            else:
+                answer = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=8)
+                text = answer.choices[0].message.content or ""
+            assert text == expected[name]
+            count += 1
+        return count
+
+    ask(0)
+    before = process.memory_info().rss
+    with ThreadPoolExecutor(32) as pool:
+        counts = list(pool.map(ask, range(32)))
+    grown = process.memory_info().rss - before
+    print(f"{sum(counts)} answers to 32 clients in {seconds:.0f} s, memory +{grown / 1e6:.0f} MB")
+    assert grown < 200e6
+
+
+def test_a_client_that_leaves_frees_its_place(service: Service) -> None:
+    before = service.metric('sttm_answers_total{outcome="cancelled"}')
+    with httpx.stream(
+        "POST", f"{service.url}/v1/chat/completions", json=body(max_tokens=LONG, stream=True), headers=service.headers
+    ) as response:
+        assert response.status_code == 200
+        next(response.iter_lines())
+    url = f"{service.url}/v1/chat/completions"
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(url, json=body(max_tokens=LONG), headers=service.headers, timeout=0.5)
+    deadline = time.monotonic() + 20
+    while service.metric('sttm_answers_total{outcome="cancelled"}') < before + 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert service.metric('sttm_answers_total{outcome="cancelled"}') == before + 2
+    assert service.metric('sttm_questions{state="running"}') == 0
+
+
+def test_metrics_tell_what_happened(service: Service) -> None:
+    service.post(body(max_tokens=3))
+    assert service.metric('sttm_requests_total{route="/v1/chat/completions",status="200"}') > 0
+    assert service.metric('sttm_answers_total{outcome="length"}') > 0
+    assert service.metric("sttm_ttft_seconds_count") > 0
+    assert service.metric('sttm_cache_bytes{tier="device"}') > 0
+    assert service.metric('sttm_cache_gets_total{tier="load"}') <= 3  # three videos, however many questions
+
+
+def test_limits_a_damaged_video_and_a_graceful_end(store: Store, tmp_path: Path, qwen2_vl_folder: Path) -> None:
+    url = index_clips(tmp_path, qwen2_vl_folder, count=2)
+    opened = Store.open(url)
+    damaged = opened.manifest(opened.find("clip-1.mp4").identity).kv.key
+    data = bytearray(opened.storage.read(damaged))
+    data[len(data) // 2] ^= 1
+    opened.storage.put(damaged, data)
+    with serving(url, "--requests-per-minute", "60", "--timeout-s", "3", "--max-tokens", "100000") as service:
+        for _ in range(2):
+            answer = service.post(body(video="clip-1.mp4"))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (502, "bad_artifact")
+        assert httpx.get(f"{service.url}/videos", headers={"host": "evil.example"}).status_code == 400
+        codes = [service.get("/v1/models").status_code for _ in range(80)]
+        assert set(codes[:50]) == {200}
+        assert codes[-1] == 429
+        assert service.get("/healthz").status_code == 200
+        time.sleep(2.1)  # two more requests are allowed
+        answer = service.post(body(max_tokens=90000))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+        with httpx.stream(
+            "POST", f"{service.url}/v1/chat/completions", json=body(max_tokens=20, stream=True)
+        ) as stream:
+            lines = stream.iter_lines()
+            first = next(lines)
+            service.process.terminate()
+            rest = [line for line in lines if line]
+        assert first.startswith("data: ")
+        assert rest[-1] == "data: [DONE]"  # what was under way is finished
+        out, _ = service.process.communicate(timeout=30)
+        assert service.process.returncode in (-15, 143)
+        assert "Traceback" not in out
+
+
+def test_refuses_to_be_public_without_keys(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STTM_API_KEYS", raising=False)
+    with pytest.raises(ConfigError, match="STTM_API_KEYS"):
+        serve(store.storage.url, host="0.0.0.0")
+
+
+def test_a_slow_body_does_not_hold_a_place_for_ever() -> None:
+    """The guard alone, with a client that never sends the rest."""
+    sent: list[dict[str, Any]] = []
+    parts = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+
+    async def receive() -> dict[str, Any]:
+        return next(parts, None) or await asyncio.sleep(60)  # type: ignore[func-returns-value]
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "path": "/", "method": "POST", "headers": headers, "client": ("127.0.0.1", 1)}
+    guard = Guard(None, GuardConfig(body_timeout_s=0.1), (), lambda _: False, lambda *_: None)
+    asyncio.run(guard(scope, receive, send))
+    assert sent[0]["status"] == 408
