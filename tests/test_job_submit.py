@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -27,6 +28,12 @@ def submit(cluster: RayCluster, *options: str, before: str = "") -> str:
     """Submit `python -m jobs.index` with this repository as the working folder; the submission id."""
     command = before + shlex.join([sys.executable, "-m", "jobs.index", *options])
     return cluster.client.submit_job(entrypoint=command, runtime_env={**RUNTIME_ENV, "working_dir": str(ROOT)})
+
+
+def closing_summary(logs: str) -> dict[str, Any]:
+    """The job's own last line; Ray may log a line of its own beside the job's at any moment."""
+    own = [line for line in logs.strip().splitlines() if not re.match(r"\d{4}-\d\d-\d\d \d\d:", line)]
+    return json.loads(own[-1])
 
 
 def test_job_runs_from_the_uploaded_folder_and_its_metrics_are_served(
@@ -49,14 +56,11 @@ def test_job_runs_from_the_uploaded_folder_and_its_metrics_are_served(
     assert (info.status, info.driver_exit_code) == (JobStatus.SUCCEEDED, 0), logs
 
     lines = logs.strip().splitlines()
-    folder = lines[
-        : next(i for i, line in enumerate(lines) if line.endswith("to index, 0 stored already, 0 failed before"))
-    ]
-    assert str(ROOT) not in folder[0]
-    assert {"jobs", "sttm", "configs", "pyproject.toml"} <= set(folder)
-    assert not {".git", ".venv", ".mypy_cache", "tests", "infra"} & set(folder)
+    here = {path.name for path in ROOT.iterdir()}
+    assert [line for line in lines if line in here] == ["configs", "jobs", "sttm"]
+    assert f"{ROOT}\n" not in logs
 
-    summary = json.loads(lines[-1])
+    summary = closing_summary(logs)
     assert (summary["run_id"], summary["done"], summary["failed"]) == ("night", 3, 1)
     assert 0 <= summary["gpu_idle_share"] <= 1
     assert json.loads((store / "runs" / "night.json").read_text())["gpu_idle_share"] == summary["gpu_idle_share"]
@@ -103,7 +107,7 @@ def test_stop_drains_and_everything_finished_is_committed(
         time.sleep(0.1)
     ray_cluster.client.stop_job(job)
     assert ray_cluster.wait(job) == JobStatus.STOPPED
-    summary = json.loads(ray_cluster.client.get_job_logs(job).strip().splitlines()[-1])
+    summary = closing_summary(ray_cluster.client.get_job_logs(job))
     assert 2 <= summary["done"] < 40
     assert summary["left"] == 40 - summary["done"]
     assert json.loads((store / "runs" / "stopped.json").read_text())["status"] == "ended"
