@@ -119,12 +119,12 @@ def test_stopped_job_has_more_than_the_three_seconds_of_ray(ray_cluster: RayClus
     environment = {"env_vars": RUNTIME_ENV["env_vars"]}
     job = ray_cluster.client.submit_job(entrypoint=f"bash -c {shlex.quote(slow)}", runtime_env=environment)
     deadline = time.monotonic() + 100
-    while "started" not in ray_cluster.client.get_job_logs(job):
+    while "started" not in ray_cluster.client.get_job_logs(job).splitlines():
         assert time.monotonic() < deadline
         time.sleep(0.2)
     ray_cluster.client.stop_job(job)
     assert ray_cluster.wait(job) == JobStatus.STOPPED
-    assert "drained" in ray_cluster.client.get_job_logs(job)
+    assert "drained" in ray_cluster.client.get_job_logs(job).splitlines()
 
 
 def test_cluster_answers_nobody_without_the_token(ray_cluster: RayCluster) -> None:  # noqa: F811
