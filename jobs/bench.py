@@ -256,6 +256,7 @@ def _random_cache(tokens: int, layers: int = 28, heads: int = 4, dim: int = 128)
         visual=places,
         boxes=side,
         patches=torch.ones(tokens, dtype=torch.int32),
+        multiplicity=torch.ones(tokens, dtype=torch.int32),
         grid=(tokens, 1, 1),
         frame_seconds=torch.arange(tokens, dtype=torch.float64),
     )

@@ -26,6 +26,8 @@ class KVCache:
         visual: int32 [M], where the surviving visual tokens sit among the L' reduced tokens.
         boxes: int32 [M, 5] (t, y0, x0, y1, x1): the cells each survivor's place covers, half-open, in grid units.
         patches: int32 [M], how many finest grid cells each survivor stands for.
+        multiplicity: int32 [L'], for how many tokens each reduced token counts in attention; all 1 unless prefill ran
+            with proportional attention.
         grid: (T, H, W) of the visual tokens before the merge.
         frame_seconds: float64 [T], presentation time of each grid frame.
     """
@@ -41,6 +43,7 @@ class KVCache:
     visual: Tensor
     boxes: Tensor
     patches: Tensor
+    multiplicity: Tensor
     grid: tuple[int, int, int]
     frame_seconds: Tensor
 
@@ -60,6 +63,8 @@ class KVCache:
             raise ValueError(
                 f"prefix_ids {tuple(self.prefix_ids.shape)} or visual {tuple(self.visual.shape)} do not fit"
             )
+        if self.multiplicity.shape != (tokens[1],):
+            raise ValueError(f"multiplicity {tuple(self.multiplicity.shape)} for {tokens[1]} reduced tokens")
         if self.boxes.shape != (len(self.patches), 5) or self.frame_seconds.shape != (self.grid[0],):
             raise ValueError(
                 f"boxes {tuple(self.boxes.shape)} or frame_seconds {tuple(self.frame_seconds.shape)} do not fit"

@@ -86,7 +86,8 @@ class Setup:
     def plain_merged_logits(self, prefilled: Prefilled, question: list[int]) -> Tensor:
         """Logits [V] after the question by transformers' own decoder, cut in two at the merge layer.
 
-        Takes from `prefilled` the decision who merges with whom and the positions, and nothing else.
+        Takes from `prefilled` the decision who merges with whom, the positions and how often each token counts, and
+        nothing else.
         """
         prompt, cached, merged, k = self.prompt, prefilled.cache, prefilled.merged, prefilled.cache.merge_layer
         with torch.inference_mode():
@@ -101,13 +102,24 @@ class Setup:
             reduced = torch.cat([cached.reduced_positions, self._after(cached.reduced_next_position, question)], dim=1)
             levels = tuple(merged.apply(level) for level in prompt.deepstack[k:])
             depth = len(self.model.text.layers)
-            tail = self._layers(k, depth, head[keep], reduced.long(), cached.visual.long(), levels)
+            bias = torch.cat([cached.multiplicity.float().log(), torch.zeros(len(question))])
+            tail = self._layers(k, depth, head[keep], reduced.long(), cached.visual.long(), levels, bias)
             return self.plain.lm_head(self.plain.model.language_model.norm(tail[-1]))
 
     def _layers(
-        self, first: int, last: int, embeds: Tensor, positions: Tensor, visual: Tensor, deepstack: tuple[Tensor, ...]
+        self,
+        first: int,
+        last: int,
+        embeds: Tensor,
+        positions: Tensor,
+        visual: Tensor,
+        deepstack: tuple[Tensor, ...],
+        bias: Tensor | None = None,
     ) -> Tensor:
-        """Some layers of the plain decoder, through its own forward, without the final norm."""
+        """Some layers of the plain decoder, through its own forward, without the final norm.
+
+        `bias` [tokens] is added to the attention logits of the keys, by way of a full mask.
+        """
         text = self.plain.model.language_model
         part = copy(text)
         layers = nn.ModuleList(list(text.layers)[first:last])
@@ -119,6 +131,8 @@ class Setup:
             extra = {"visual_pos_masks": is_visual, "deepstack_visual_embeds": list(deepstack)}
         # Without a mask transformers would take gaps between positions for borders between packed sequences.
         mask = torch.ones(1, len(embeds), dtype=torch.long)
+        if bias is not None and bias.any():
+            mask = (torch.ones(len(embeds), len(embeds)).tril().log() + bias)[None, None]
         positions = _as_transformers_wants(positions)
         out = part(inputs_embeds=embeds[None], position_ids=positions, attention_mask=mask, use_cache=False, **extra)
         return out.last_hidden_state[0].clone()

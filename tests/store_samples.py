@@ -50,6 +50,7 @@ def make_cache(
         visual=torch.arange(LEADING, LEADING + survivors, dtype=torch.int32),
         boxes=torch.stack((t, y, x, y + 1, x + 1), dim=1).to(torch.int32),
         patches=torch.ones(survivors, dtype=torch.int32),
+        multiplicity=torch.arange(1, short + 1, dtype=torch.int32),
         grid=(frames, H, W),
         frame_seconds=torch.arange(frames, dtype=torch.float64) / 3,
     )

@@ -46,11 +46,23 @@ def test_prefix_cache_plus_question_equals_one_forward(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize(
-    ("merge_layer", "rule"), [(0, "auto"), (2, "auto"), (1, "reassigned"), (1, "survived"), (3, "merged")]
+    ("merge_layer", "rule", "proportional"),
+    [
+        (0, "auto", False),
+        (2, "auto", False),
+        (1, "reassigned", False),
+        (1, "survived", False),
+        (3, "merged", False),
+        (0, "auto", True),
+        (2, "auto", True),
+    ],
 )
-def test_merged_cache_plus_question_equals_the_plain_layers(setup: Setup, merge_layer: int, rule: str) -> None:
+def test_merged_cache_plus_question_equals_the_plain_layers(
+    setup: Setup, merge_layer: int, rule: str, proportional: bool
+) -> None:
     question = setup.questions()[1]
-    result = setup.prefill(HALF, merge_layer=merge_layer, position_rule=rule)
+    result = setup.prefill(HALF, merge_layer=merge_layer, position_rule=rule, proportional_attention=proportional)
+    assert (result.cache.multiplicity > 1).any() == proportional
     got = first_logits(setup.model, result.cache, [question])[0]
     torch.testing.assert_close(got, setup.plain_merged_logits(result, question), **TOLERANCE)
 
@@ -76,16 +88,17 @@ def test_shuffled_video_changes_the_answer_distribution(setup: Setup) -> None:
     assert (ours - other).abs().max() > 1e-2  # equalities here hold to 1e-5
 
 
-@pytest.mark.parametrize("chunk", [1, 17])
-def test_chunked_prefill_equals_unchunked(setup: Setup, chunk: int) -> None:
-    whole, parts = setup.prefill(HALF), setup.prefill(HALF, chunk_tokens=chunk)
+@pytest.mark.parametrize(("chunk", "proportional"), [(1, False), (17, False), (17, True)])
+def test_chunked_prefill_equals_unchunked(setup: Setup, chunk: int, proportional: bool) -> None:
+    whole = setup.prefill(HALF, proportional_attention=proportional)
+    parts = setup.prefill(HALF, proportional_attention=proportional, chunk_tokens=chunk)
     torch.testing.assert_close(parts.hidden, whole.hidden, rtol=1e-4, atol=1e-4)
     for ours, theirs in zip(parts.cache.keys, whole.cache.keys, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_stored_cache_answers_as_the_live_one(setup: Setup) -> None:
-    live = setup.prefill(HALF).cache
+    live = setup.prefill(HALF, proportional_attention=True).cache
     stored = decode_kv(encode_kv(live, "exact").data)
     expected = first_logits(setup.model, live, setup.questions())
     assert torch.equal(first_logits(setup.model, stored, setup.questions()), expected)

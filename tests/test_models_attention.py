@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sttm.engine.decoder import causal_mask
 from sttm.models import attention
-from sttm.models.attention import attend
+from sttm.models.attention import attend, with_bias
 
 DIM = 8
 
@@ -79,3 +79,30 @@ def test_large_scores_of_half_precision_stay_finite() -> None:
     got = attend(*half, None, 0.3)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.double(), plain(*exact, None), rtol=2e-2, atol=2e-2)
+
+
+def test_bias_makes_a_key_count_as_often_as_it_says() -> None:
+    """Proportional attention over one key equals plain attention over copies of it."""
+    query, video, own = sample(2, 2, 2, 3, 5, 3)
+    times = torch.tensor([1, 4, 1, 2, 7])
+    copied = tuple(x.repeat_interleave(times, dim=1) for x in video)
+    mask = causal_mask(0, torch.zeros(2, dtype=torch.long), 3)
+    got = attend(query, video, own, mask, 0.3, times.float().log())
+    torch.testing.assert_close(got, plain(query, copied, own, mask), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bias_in_extra_channels_equals_a_bias_mask(dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 9, DIM, generator=g).to(dtype) for _ in range(3))
+    bias, scaling = torch.arange(1, 10).float().log() * 3, DIM**-0.5
+    wide = torch.nn.functional.scaled_dot_product_attention(
+        *with_bias(query, key, value, bias / scaling), is_causal=True, scale=scaling
+    )
+    causal = torch.ones(9, 9).tril().log() + bias
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        query.double(), key.double(), value.double(), causal.double(), scale=scaling
+    )
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(wide[..., :DIM].double(), exact, rtol=tolerance, atol=tolerance)
+    assert not wide[..., DIM:].any()

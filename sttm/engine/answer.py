@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sttm.engine.decoder import rotary, rotate, run_layer
+from sttm.engine.decoder import key_bias, rotary, rotate, run_layer
 from sttm.engine.sampling import Sampler, SamplingConfig
 from sttm.kv_cache import KVCache
 from sttm.models.language_model import LanguageModel
@@ -31,6 +31,7 @@ class ReadyVideo:
         merge_layer: layers from here on hold the reduced tokens.
         next_positions: first free position for layers below `merge_layer` and from it on.
         position_axes: 1 for RoPE, 3 for M-RoPE.
+        bias: float32 [tokens], added to the attention logits of the reduced tokens' keys; None for plain attention.
     """
 
     keys: tuple[Tensor, ...]
@@ -38,6 +39,7 @@ class ReadyVideo:
     merge_layer: int
     next_positions: tuple[int, int]
     position_axes: int
+    bias: Tensor | None = None
 
     def group(self, layer: int) -> int:
         """0 for a layer that holds every token, 1 for one that holds the reduced ones."""
@@ -55,7 +57,8 @@ class ReadyVideo:
             tensor = tensor.to(device, non_blocking=tensor.is_pinned())
             return tensor.pin_memory() if pinned else tensor
 
-        return replace(self, keys=tuple(map(moved, self.keys)), values=tuple(map(moved, self.values)))
+        bias = None if self.bias is None else moved(self.bias)
+        return replace(self, keys=tuple(map(moved, self.keys)), values=tuple(map(moved, self.values)), bias=bias)
 
 
 @torch.inference_mode()
@@ -71,7 +74,8 @@ def ready(model: LanguageModel, cache: KVCache) -> ReadyVideo:
         keys.append(rotate(key.to(model.device, model.dtype), (cos, sin)))
     values = tuple(v.to(model.device, model.dtype) for v in cache.values)
     next_positions = (cache.next_position, cache.reduced_next_position)
-    return ReadyVideo(tuple(keys), values, cache.merge_layer, next_positions, len(cache.positions))
+    bias = key_bias(cache.multiplicity.to(model.device))
+    return ReadyVideo(tuple(keys), values, cache.merge_layer, next_positions, len(cache.positions), bias)
 
 
 class Continuation:
@@ -117,7 +121,9 @@ class Continuation:
         angles = [rotary(model, hidden, (place + n).expand(video.position_axes, -1, -1)) for n in video.next_positions]
         mask = self._mask(queries)
         for layer, shared in enumerate(zip(video.keys, video.values, strict=True)):
-            hidden = run_layer(model, layer, hidden, mask, angles[video.group(layer)], self._own, shared)
+            group = video.group(layer)
+            bias = video.bias if group else None
+            hidden = run_layer(model, layer, hidden, mask, angles[group], self._own, shared, bias)
         self.fed += queries
         return model.logits(hidden[:, -1])
 

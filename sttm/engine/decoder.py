@@ -45,11 +45,14 @@ def run_layer(
     angles: tuple[Tensor, Tensor],
     cache: LayerCache,
     video: tuple[Tensor, Tensor] | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Hidden states [B, Q, C] through decoder layer number `layer`.
 
-    With `video`, rotated keys and values [heads, S, D], all rows also see these S tokens, see `sttm.models.attention`.
+    With `video`, rotated keys and values [heads, S, D], all rows also see these S tokens. `bias`, float32, is added to
+    the attention logits of the video's keys [S], or without `video` of all keys. See `sttm.models.attention`.
     """
+    more = {"video": video, "key_bias": bias}
     out = model.text.layers[layer](
         hidden,
         attention_mask=mask,
@@ -57,9 +60,14 @@ def run_layer(
         position_ids=None,
         past_key_values=cache,
         use_cache=True,
-        **({} if video is None else {"video": video}),
+        **{name: value for name, value in more.items() if value is not None},
     )
     return out[0] if isinstance(out, tuple) else out
+
+
+def key_bias(multiplicity: Tensor) -> Tensor | None:
+    """What makes keys count as many times as int [tokens] says: float32 [tokens], None where all count once."""
+    return multiplicity.float().log() if bool((multiplicity != 1).any()) else None
 
 
 @contextmanager

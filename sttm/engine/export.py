@@ -17,6 +17,11 @@ def hugging_face_cache(video: ReadyVideo) -> Any:
     """
     from transformers import DynamicCache
 
+    if video.bias is not None:
+        raise ValueError(
+            "this cache was made with proportional attention, which transformers does not do: "
+            "index with prefill.proportional_attention=false"
+        )
     lengths = {key.shape[1] for key in video.keys}
     if len(lengths) > 1:
         raise ValueError(

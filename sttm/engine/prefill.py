@@ -5,13 +5,13 @@
 Shapes: L prefix tokens, N visual ones among them, M survivors, L' = L - N + M, A position axes, C hidden size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sttm.engine.decoder import causal_mask, rotary, run_layer, unrotated_keys
+from sttm.engine.decoder import causal_mask, key_bias, rotary, run_layer, unrotated_keys
 from sttm.kv_cache import KVCache
 from sttm.merging import MergeConfig, Merged, merge
 from sttm.models.base import Prompt
@@ -27,11 +27,14 @@ class PrefillConfig(Settings):
         position_rule: positions after the merge (paper, Table 8). `survived` keeps the position of a survivor's first
             cell, `reassigned` numbers the shortened sequence without gaps, `merged` averages the members' positions;
             `auto` is `reassigned` for RoPE and `survived` for M-RoPE.
+        proportional_attention: let a survivor count for as many tokens as it stands for in attention from `merge_layer`
+            on: the logarithm of that number is added to the logits of its key (ToMe, arXiv 2210.09461, section 3).
         chunk_tokens: at most so many tokens go through a layer at once, to bound activation memory; None: all.
     """
 
     merge_layer: int = 2
     position_rule: Literal["auto", "survived", "reassigned", "merged"] = "auto"
+    proportional_attention: bool = False
     chunk_tokens: int | None = None
 
 
@@ -60,13 +63,14 @@ def prefill(model: LanguageModel, prompt: Prompt, merging: MergeConfig, config: 
     depth, k = len(model.text.layers), config.merge_layer
     if not 0 <= k < depth:
         raise ValueError(f"merge_layer {k} is outside this model's layers 0..{depth - 1}")
-    state = _State(prompt.embeds, prompt.positions, prompt.visual, prompt.deepstack, prompt.next_position)
+    ones = torch.ones(len(prompt.ids), dtype=torch.int32, device=prompt.embeds.device)
+    state = _State(prompt.embeds, prompt.positions, prompt.visual, prompt.deepstack, prompt.next_position, ones)
     reduced, merged = state, None
     keys, values = [], []
     for layer in range(depth):
         if layer == k:
             merged = merge(state.hidden[state.visual].view(*prompt.grid, -1), merging)
-            reduced = state = _reduce(state, merged, config.position_rule)
+            reduced = state = _reduce(state, merged, config)
         hidden, layer_keys, layer_values = _prefill_layer(model, layer, state, config.chunk_tokens)
         state = state.after_layer(hidden)
         keys.append(layer_keys)
@@ -85,15 +89,16 @@ class _State:
     visual: Tensor
     deepstack: tuple[Tensor, ...]
     next_position: int
+    multiplicity: Tensor
 
     def after_layer(self, hidden: Tensor) -> "_State":
         """One layer further: its output, plus the deepstack level that belongs behind it."""
         if self.deepstack:
             hidden = hidden.index_add(0, self.visual, self.deepstack[0].to(hidden))
-        return _State(hidden, self.positions, self.visual, self.deepstack[1:], self.next_position)
+        return replace(self, hidden=hidden, deepstack=self.deepstack[1:])
 
 
-def _reduce(state: _State, merged: Merged, rule: str) -> _State:
+def _reduce(state: _State, merged: Merged, config: PrefillConfig) -> _State:
     """The same sequence with merged visual tokens; whatever rides on the tokens is merged with the same weights."""
     length = len(state.hidden)
     first_cells = state.visual[merged.index]
@@ -101,7 +106,7 @@ def _reduce(state: _State, merged: Merged, rule: str) -> _State:
     keep = torch.ones(length, dtype=torch.bool, device=hidden.device)
     keep[state.visual] = False
     keep[first_cells] = True
-    positions, next_position = state.positions, state.next_position
+    positions, next_position, rule = state.positions, state.next_position, config.position_rule
     if rule == "auto":
         rule = "survived" if len(positions) == 3 else "reassigned"
     if rule == "merged":
@@ -113,7 +118,10 @@ def _reduce(state: _State, merged: Merged, rule: str) -> _State:
         positions = torch.arange(next_position, device=hidden.device).expand(len(positions), -1)
     visual = (torch.cumsum(keep, 0) - 1)[first_cells]
     deepstack = tuple(merged.apply(level) for level in state.deepstack)
-    return _State(hidden[keep], positions, visual, deepstack, next_position)
+    multiplicity = state.multiplicity
+    if config.proportional_attention:
+        multiplicity = multiplicity.index_copy(0, first_cells, merged.patches.to(multiplicity))
+    return _State(hidden[keep], positions, visual, deepstack, next_position, multiplicity[keep])
 
 
 def _prefill_layer(
@@ -126,14 +134,14 @@ def _prefill_layer(
     step = min(chunk_tokens or length, length)
     cache = _OneLayer(length)
     pad = torch.zeros(1, dtype=torch.long, device=hidden.device)
-    out = []
+    out, bias = [], key_bias(state.multiplicity)
     with unrotated_keys(model, layer) as unrotated:
         for start in range(0, length, step):
             stop = min(start + step, length)
             # A square causal chunk needs no mask (SDPA then takes its fast kernel); a chunk over a cache does.
             mask = causal_mask(start, pad, stop - start) if start else None
             part = (angles[0][:, start:stop], angles[1][:, start:stop])
-            out.append(run_layer(model, layer, hidden[:, start:stop], mask, part, cache))
+            out.append(run_layer(model, layer, hidden[:, start:stop], mask, part, cache, bias=bias))
     values = cache.values[0]
     keys = torch.cat(unrotated, dim=1)[0].view(length, values.shape[0], -1).transpose(0, 1).contiguous()
     return torch.cat(out, dim=1)[0], keys, values.contiguous()
@@ -180,6 +188,7 @@ def _cache(
         visual=table(reduced.visual),
         boxes=table(merged.boxes),
         patches=table(merged.patches),
+        multiplicity=table(reduced.multiplicity),
         grid=prompt.grid,
         frame_seconds=prompt.frame_seconds,
     )

@@ -153,6 +153,7 @@ def verify_kv(storage: Storage, key: str, header_digest: str) -> None:
 
 def _head_tensors(cache: KVCache) -> tuple[Tensor, ...]:
     tables = (cache.prefix_ids, cache.positions, cache.reduced_positions, cache.visual, cache.boxes, cache.patches)
+    tables += (cache.multiplicity,)
     return (cache.frame_seconds.double(), *(table.to(torch.int32) for table in tables))
 
 
@@ -177,8 +178,9 @@ def _decode(header: KVHeader, body: memoryview, name: str, device: torch.device 
     parts = [body[region.begin : region.end] for region in layout.regions]
     head = _verified(header, 0, parts[0], name)
     layers = [_layer(header, layer, part, name, device) for layer, part in enumerate(parts[1:])]
-    seconds, prefix_ids, positions, reduced_positions, visual, boxes, patches = (table.clone() for table in head)
-    _check_tables(layout, seconds, visual, boxes, patches, name)
+    tables = (table.clone() for table in head)
+    seconds, prefix_ids, positions, reduced_positions, visual, boxes, patches, multiplicity = tables
+    _check_tables(layout, seconds, visual, boxes, patches, multiplicity, name)
     return KVCache(
         keys=tuple(key for key, _ in layers),
         values=tuple(value for _, value in layers),
@@ -191,6 +193,7 @@ def _decode(header: KVHeader, body: memoryview, name: str, device: torch.device 
         visual=visual,
         boxes=boxes,
         patches=patches,
+        multiplicity=multiplicity,
         grid=layout.grid,
         frame_seconds=seconds,
     )
@@ -227,12 +230,22 @@ def _tensor(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...], begin:
     return torch.frombuffer(data, dtype=dtype, count=count, offset=begin).view(shape) if count else torch.empty(shape)
 
 
-def _check_tables(layout: KVLayout, seconds: Tensor, visual: Tensor, boxes: Tensor, patches: Tensor, name: str) -> None:
+def _check_tables(
+    layout: KVLayout,
+    seconds: Tensor,
+    visual: Tensor,
+    boxes: Tensor,
+    patches: Tensor,
+    multiplicity: Tensor,
+    name: str,
+) -> None:
     T, H, W = layout.grid
     low, high = boxes[:, [0, 1, 2]], boxes[:, [0, 3, 4]] + torch.tensor([1, 0, 0])
     inside = bool((low >= 0).all() and (high <= torch.tensor([T, H, W])).all() and (low < high).all())
     ordered = bool((visual.diff() > 0).all() and visual[0] >= 0 and visual[-1] < layout.tokens[1])
-    if not (inside and ordered and torch.isfinite(seconds).all() and (patches >= 1).all()):
+    if not (
+        inside and ordered and torch.isfinite(seconds).all() and (patches >= 1).all() and (multiplicity >= 1).all()
+    ):
         raise _damaged(f"{name}, the tables", "boxes, places or times are out of range")
 
 

@@ -165,6 +165,7 @@ class KVLayout:
             Part("visual", torch.int32, (self.survivors,)),
             Part("boxes", torch.int32, (self.survivors, 5)),
             Part("patches", torch.int32, (self.survivors,)),
+            Part("multiplicity", torch.int32, (self.tokens[1],)),
         )
 
 
