@@ -157,7 +157,8 @@ def _range_of(grouped: Tensor, axis: int, bits: int, what: str) -> tuple[Tensor,
     _require_finite(what, low, high)
     zero = low.half()
     zero = torch.where(zero.float() > low, _below(zero), zero)
-    exact_scale = (high - zero.float()) / (2**bits - 1)
+    # Divided by a tensor: on a GPU, division by a Python number is a product with its rounded inverse.
+    exact_scale = (high - zero.float()) / high.new_full((), 2**bits - 1)
     scale = exact_scale.half()
     scale = torch.where(scale.float() < exact_scale, -_below(-scale), scale).clamp_min(SMALLEST_SCALE)
     if not (torch.isfinite(zero).all() and torch.isfinite(scale).all()):
