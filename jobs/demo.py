@@ -49,7 +49,7 @@ def demo(
         answers.add_row(
             video, question.text, line["answer"], expected, f"{line['ttft_s']:.3f} s", f"{line['load_s']:.3f} s"
         )
-    console = Console()
+    console = Console(width=max(120, Console().width))
     console.print(answers)
     console.print(stored_table(Store.open(str(store))))
     return 0

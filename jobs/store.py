@@ -112,7 +112,10 @@ def requantise(
     if scheme not in get_args(KVScheme):
         raise StoreError(f"no KV scheme {scheme!r}; known: {', '.join(get_args(KVScheme))}")
     opened = Store.open(store)
-    row = maintenance.requantise(opened, opened.find(video).identity, scheme)
+    found = opened.find(video)
+    artifacts = [row for row in opened.catalog.rows() if row.video_id == found.video_id and row.status == "ok"]
+    exact = [r for r in artifacts if opened.manifest(r.identity).recipe["store"]["kv_scheme"] == "exact"]
+    row = maintenance.requantise(opened, (exact or [found])[-1].identity, scheme)
     opened.catalog.append([row])
     print(f"{row.video_id}: {scheme}, {row.kv_bytes / 1e6:.2f} MB, {row.identity[:12]}")
 
