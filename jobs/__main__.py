@@ -10,6 +10,8 @@ JOBS = {
     "explain": "why a video is, or is not, in a store under some settings",
     "store": "list, verify and clean a store, remove videos from it",
     "evaluate": "measure how much accuracy reducers keep, on the built-in or any other benchmark",
+    "answer": "answer a table of questions about stored videos, on Ray",
+    "serve": "serve a store over HTTP: an OpenAI-compatible API and a web page",
     "demo": "index a small corpus and ask about it, with the built-in model",
 }
 
