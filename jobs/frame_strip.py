@@ -1,11 +1,12 @@
 """The sampled frames of a stored video for a person to look at: decoded again, in a process of its own.
 
-    python -m jobs.frame_strip < manifest-facts.json > strip.jpg
+    python -m jobs.frame_strip < request.json > strip.jpg
 
 Artifacts hold no pixels. A source that crashes or stalls a decoder takes this process down, not the service.
 """
 
 import asyncio
+import io
 import json
 import sys
 from typing import Any
@@ -51,20 +52,20 @@ def main() -> None:
 
 
 def _strip(asked: dict[str, Any]) -> bytes:
-    import torch
-    from torch.nn.functional import interpolate
-    from torchvision.io import encode_jpeg
+    import numpy as np
+    from PIL import Image
 
     from sttm.video import VideoConfig, read_video
 
     frames = read_video(asked["uri"], VideoConfig(**asked["video"]))
     if frames.content_digest != asked["digest"]:
         raise VideoError("changed", "the source has changed since it was indexed")
-    pixels = torch.from_numpy(frames.pixels[:_MAX_FRAMES]).permute(0, 3, 1, 2)
-    width = max(1, round(pixels.shape[3] * _HEIGHT / pixels.shape[2]))
-    small = [interpolate(p[None].float(), (_HEIGHT, width), mode="bilinear", antialias=True)[0] for p in pixels]
-    strip = torch.cat(small, dim=1).round().clamp(0, 255).to(torch.uint8)
-    return bytes(encode_jpeg(strip, quality=80).numpy())
+    pixels = frames.pixels[:_MAX_FRAMES]
+    size = (max(1, round(pixels.shape[2] * _HEIGHT / pixels.shape[1])), _HEIGHT)
+    small = [np.asarray(Image.fromarray(frame).resize(size)) for frame in pixels]
+    out = io.BytesIO()
+    Image.fromarray(np.concatenate(small)).save(out, "JPEG", quality=80)
+    return out.getvalue()
 
 
 if __name__ == "__main__":

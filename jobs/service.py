@@ -34,7 +34,7 @@ from sttm.store.storage import MissingObjectError, public_url
 
 _log = logging.getLogger(__name__)
 _PAGE = Path(__file__).parent / "page"
-_PAGE_FILES = {"page.js": "text/javascript", "page.css": "text/css"}
+_PAGE_FILES = {"page.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}
 _ROUTES = ("/v1/chat/completions", "/v1/models", "/videos", "/healthz", "/metrics", "/page", "/")
 
 
@@ -161,7 +161,11 @@ class Service:
         tokens = await asyncio.to_thread(self._worker.store.load_tokens, row.identity, False)
         boxes = [[*box, patches] for box, patches in zip(tokens.boxes.tolist(), tokens.patches.tolist(), strict=True)]
         manifest = await asyncio.to_thread(self._worker.store.manifest, row.identity)
-        about = {"grid": tokens.grid, "boxes": boxes, "seconds": manifest.facts.details.get("sampling", {}).get("seconds", [])}
+        about = {
+            "grid": tokens.grid,
+            "boxes": boxes,
+            "seconds": manifest.facts.details.get("sampling", {}).get("seconds", []),
+        }
         return {**_shown(row), **about, "has_frames": self._config.shows_frames}
 
     async def frames(self, video: str) -> Response:
