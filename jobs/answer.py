@@ -23,8 +23,8 @@ import typer
 
 from jobs.answer_actor import AnswerConfig, Asked
 from jobs.answer_driver import AnswerDriver, AnswerRunConfig
+from jobs.cluster import start_ray
 from jobs.command import EXIT_TERMINATED, EXIT_TOO_MANY_FAILED, run
-from jobs.driver import start_ray
 from jobs.question_table import AskedRow, read_questions
 from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ArtifactError, StoreError

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import Field
 
-from jobs.driver import killed_after
+from jobs.limits import killed_after
 from jobs.question_table import AskedRow
 from sttm.engine.answer import ReadyVideo
 from sttm.engine.cache_tier import CacheConfig

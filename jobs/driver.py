@@ -10,71 +10,25 @@ Ray retries nothing (`max_retries=0`, `max_restarts=0`): the driver sorts every 
 - infrastructure (a node died, an object was lost): tried again without blame.
 """
 
-import faulthandler
 import functools
-import os
-import resource
-import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
-from pydantic import Field
 from ray import exceptions as ray_errors
 
+from jobs.config import JobConfig
+from jobs.limits import allocating_at_most, killed_after
 from jobs.metrics import IdleClock, Pipeline
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
 from sttm.errors import StoreError, SttmError, VideoError
 from sttm.indexer import DecodedVideo, Indexer, VideoReader
-from sttm.settings import Settings
 from sttm.store.catalog import CatalogRow
 from sttm.store.key import Recipe
-
-
-class RunConfig(Settings):
-    """How the job runs; nothing here changes what is stored.
-
-    Attributes:
-        gpus: how many to use, one not there yet included; default those the cluster has when the job starts. Say it
-            where an autoscaler adds GPUs on demand.
-        gpus_per_model: GPUs of one prefill actor; ignored where the cluster has none.
-        decode_ahead: videos decoded or being decoded ahead of each actor.
-        decode_ahead_bytes: bytes of decoded videos waiting at one time, over all actors.
-        decode_timeout_s: a decode that takes longer is killed and counts as a crash.
-        decode_memory_bytes: a decode that allocates more fails and counts as a crash; no other process suffers.
-        prefill_timeout_s: the same for vision tower and prefill.
-        crash_tries: how often a video may kill its process before it becomes an error row.
-        lost_tries: how often a video is tried again after nodes or objects were lost.
-        max_failed_share: the job's exit code says so when a larger share of the videos failed.
-    """
-
-    gpus: int | None = Field(default=None, ge=0)
-    gpus_per_model: int = 1
-    decode_ahead: int = 3
-    decode_ahead_bytes: int = 4 << 30
-    decode_timeout_s: float = 300.0
-    decode_memory_bytes: int = 8 << 30
-    prefill_timeout_s: float = 600.0
-    crash_tries: int = 3
-    lost_tries: int = 8
-    max_failed_share: float = 0.5
-
-
-class JobConfig(IndexConfig):
-    """The settings file of `jobs.index`."""
-
-    run: RunConfig = RunConfig()
-
-    @property
-    def index(self) -> IndexConfig:
-        """The part that decides what is stored."""
-        return IndexConfig.model_validate(self.model_dump(exclude={"run"}))
 
 
 class Listener(Protocol):
@@ -98,44 +52,6 @@ class Listener(Protocol):
 
 class StartError(SttmError):
     """Prefill actors die before they take their first video; nothing can be indexed."""
-
-
-@contextmanager
-def start_ray(address: str | None) -> Iterator[None]:
-    """Join the cluster at `address` (or `$RAY_ADDRESS`), else start an embedded one that nobody else can join."""
-    # The driver looks at every error itself; Ray would also print those of results that nobody will fetch.
-    os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"
-    if address or os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    else:
-        # A local Ray asks for a token by default and would leave one in the home folder; this one stays in memory.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def killed_after(seconds: float) -> Iterator[None]:
-    """End this process if the block takes longer, from a C thread: also when native code holds the GIL."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-
-
-@contextmanager
-def allocating_at_most(size_bytes: int) -> Iterator[None]:
-    """Let allocations of this process fail beyond `size_bytes`, so that one video cannot exhaust the machine."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (size_bytes if hard < 0 else min(size_bytes, hard), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 @functools.lru_cache(maxsize=1)

@@ -24,6 +24,7 @@ import torch
 import typer
 
 from jobs.command import EXIT_TOO_MANY_FAILED, run
+from jobs.config import JobConfig
 from sttm.config import IndexConfig, load_config
 from sttm.errors import ConfigError, SttmError
 from sttm.evaluation.benchmarks import FORMATS, read_benchmark
@@ -42,16 +43,6 @@ PROGRESS_EVERY_S = 10.0
 MAX_FAILED_SHARE = 0.5
 ERRORS_SHOWN = 20
 READ_AHEAD = 4  # videos, where a GPU would wait for them
-
-
-class EvaluateConfig(IndexConfig):
-    """The settings file of `jobs.index` serves here too.
-
-    Attributes:
-        run: how the index job runs; nothing here reads it.
-    """
-
-    run: dict[str, Any] | None = None
 
 
 def evaluate(
@@ -74,7 +65,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="folder for report, table, replies and plot")] = None,
 ) -> int:
     """Measure how much accuracy reducers keep."""
-    settings = load_config(EvaluateConfig, config, set_)
+    settings = load_config(JobConfig, config, set_)
     compared = parse_reducers(reducers, parse_budgets(budgets), settings)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     limit = limit or (QUICK_CLIPS if quick else None)
@@ -192,7 +183,7 @@ class Record:
             print(f"{done}/{self.total} videos  {self.failed} failed  {seconds:.0f} s, {left:.0f} s to go", flush=True)
 
     def report(
-        self, name: str, checkpoint: Checkpoint, device: str, settings: EvaluateConfig, rows: list[Row]
+        self, name: str, checkpoint: Checkpoint, device: str, settings: JobConfig, rows: list[Row]
     ) -> dict[str, Any]:
         """The closing JSON."""
         return {

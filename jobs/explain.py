@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from jobs.command import EXIT_ERROR, run
-from jobs.driver import JobConfig
+from jobs.config import JobConfig
 from sttm.config import index_recipe, load_config
 from sttm.corpus import VideoRef, list_corpus
 from sttm.errors import CorpusError

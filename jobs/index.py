@@ -20,8 +20,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from jobs.cluster import start_ray
 from jobs.command import EXIT_TERMINATED, EXIT_TOO_MANY_FAILED, run
-from jobs.driver import Driver, JobConfig, start_ray
+from jobs.config import JobConfig
+from jobs.driver import Driver
 from jobs.progress import Progress
 from jobs.run_record import RunRecord, key_of
 from sttm.config import index_recipe, load_config

@@ -20,6 +20,10 @@ class ModelError(SttmError):
     """A checkpoint cannot be loaded or is of an unsupported kind."""
 
 
+class QuestionError(SttmError):
+    """A question that must not be put to a model."""
+
+
 class StoreError(SttmError):
     """The store cannot be read or written, or lacks what was asked for."""
 

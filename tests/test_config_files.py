@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.driver import JobConfig
+from jobs.config import JobConfig
 from sttm.config import load_config
 from sttm.errors import ConfigError
 

@@ -341,9 +341,10 @@ def test_a_video_that_does_not_fit_into_memory_costs_no_other(
 def test_settings_of_the_index_job_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("merge: {budget: 0.3}\nrun: {decode_ahead: 2}\n")
+    from jobs.config import JobConfig
     from sttm.config import load_config
 
-    assert load_config(job.EvaluateConfig, path).merge.budget == 0.3
+    assert load_config(JobConfig, path).merge.budget == 0.3
 
 
 def test_rows_are_plain_json(rows: list[Row]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.driver import allocating_at_most
+from jobs.limits import allocating_at_most
 from sttm.store.maintenance import verify
 from sttm.store.store import Store
 

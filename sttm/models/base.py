@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sttm.errors import ModelError
+from sttm.errors import ModelError, QuestionError
 
 _QUESTION_MARK = "\x00question\x00"  # stands for the question while the chat template is rendered
 
@@ -133,7 +133,13 @@ class Family(ABC):
         return self._opening(before) + video + self._encode_after(self.video_token, self._split(after)[0])
 
     def question_ids(self, question: str) -> list[int]:
-        """Ids that follow the prefix: the question, the end of the user's turn, the start of the answer."""
+        """Ids that follow the prefix: the question, the end of the user's turn, the start of the answer.
+
+        Raises:
+            QuestionError: the text holds a control token, which would end the user's turn or stand for a video.
+        """
+        if control := [token for token in self.tokenizer.get_added_vocab() if token in question]:
+            raise QuestionError(f"the question holds the control token {control[0]!r}; leave it out")
         _, after, end = self._template()
         return self._encode_after(self.prefix_end or self.video_token, self._split(after)[1] + question + end)
 

@@ -152,8 +152,8 @@ def verify_kv(storage: Storage, key: str, header_digest: str) -> None:
 
 
 def _head_tensors(cache: KVCache) -> tuple[Tensor, ...]:
-    tables = (cache.prefix_ids, cache.positions, cache.reduced_positions, cache.visual, cache.boxes, cache.patches)
-    tables += (cache.multiplicity,)
+    places = (cache.positions, cache.reduced_positions, cache.visual, cache.boxes)
+    tables = (cache.prefix_ids, *places, cache.patches, cache.multiplicity)
     return (cache.frame_seconds.double(), *(table.to(torch.int32) for table in tables))
 
 

@@ -1,0 +1,25 @@
+"""Joining a Ray cluster, or starting one of our own."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+
+@contextmanager
+def start_ray(address: str | None) -> Iterator[None]:
+    """Join the cluster at `address` (or `$RAY_ADDRESS`), else start an embedded one that nobody else can join."""
+    # The driver looks at every error itself; Ray would also print those of results that nobody will fetch.
+    os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"
+    if address or os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    else:
+        # A local Ray asks for a token by default and would leave one in the home folder; this one stays in memory.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield
+    finally:
+        ray.shutdown()

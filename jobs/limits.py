@@ -1,0 +1,27 @@
+"""Limits on what one video may do to the process that works on it; both hold against native code."""
+
+import faulthandler
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def killed_after(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer, from a C thread: also when native code holds the GIL."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@contextmanager
+def allocating_at_most(size_bytes: int) -> Iterator[None]:
+    """Let allocations of this process fail beyond `size_bytes`, so that one video cannot exhaust the machine."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (size_bytes if hard < 0 else min(size_bytes, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
