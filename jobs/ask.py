@@ -4,6 +4,9 @@
     python -m jobs.ask --store /data/store --video clip.mp4 "What is it?" "Why?"        # a follow-up
     python -m jobs.ask --store /data/store --video clip.mp4 "Which one?" --option red --option blue
 
+Several videos (`--video a --video b --approximate`) are put in a row from caches that were made apart, which costs some
+accuracy: see `sttm.engine.compose`.
+
 No Ray, no video decoder, no vision tower. The model is the one that made the cache; its digests are compared first.
 """
 
@@ -28,7 +31,7 @@ from sttm.store.store import Store
 def ask(
     questions: Annotated[list[str], typer.Argument(help="what to ask; each further one is a follow-up")],
     store: Annotated[str, typer.Option(help="a store that jobs.index filled")],
-    video: Annotated[str, typer.Option(help="id, URI or file name of the video")],
+    video: Annotated[list[str], typer.Option(help="id, URI or file name; several need --approximate")],
     model: Annotated[str | None, typer.Option(help="checkpoint; default the one that made the cache")] = None,
     option: Annotated[list[str] | None, typer.Option(help="choose the likeliest of these, generate nothing")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="longest answer")] = 64,
@@ -37,27 +40,33 @@ def ask(
     seed: Annotated[int | None, typer.Option(help="makes sampling repeatable")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="text that ends the answer")] = None,
     disk_cache: Annotated[Path | None, typer.Option(help="folder for copies of a remote store's caches")] = None,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="ask about several videos, as if in a row")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON line a question")] = False,
 ) -> int:
-    """Answer questions about one stored video."""
+    """Answer questions about a stored video."""
     if option and (len(questions) > 1 or len(option) < 2):
         raise ConfigError(f"{len(questions)} questions, {len(option)} options; --option takes one question, 2 or more")
+    if len(video) > 1 and not approximate:
+        raise ConfigError(f"{len(video)} videos: none has seen the others; --approximate puts their caches in a row")
     opened = Store.open(store)
-    row = opened.find(video)
-    checkpoint = open_checkpoint(opened.manifest(row.identity), model)
+    rows = [opened.find(name) for name in video]
+    checkpoint = open_checkpoint(opened.manifest(rows[0].identity), model)
     worker = QueryWorker(opened, checkpoint, cache=CacheConfig(disk=disk_cache))
     sampling = SamplingConfig(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
 
     started = time.perf_counter()
-    prepared = worker.load(row.identity)
+    identities = [row.identity for row in rows]
+    prepared = worker.load(identities[0]) if len(rows) == 1 else worker.together(identities)
     load_s = time.perf_counter() - started
     talk = worker.talk(prepared)
     for question in questions:
         found = _choose(worker, prepared, question, option) if option else _say(worker, talk, question, sampling, stop)
-        found = {"video": row.video_id, "question": question, **found, "load_s": load_s}
+        found = {"video": " ".join(row.video_id for row in rows), "question": question, **found, "load_s": load_s}
         found |= {"ttft_s": found["ttft_s"] + load_s, "total_s": found["total_s"] + load_s}
-        found |= {"kv_tokens": prepared.keys[-1].shape[1], "identity": row.identity}
-        _show(found, row.name, as_json)
+        found |= {"kv_tokens": prepared.keys[-1].shape[1], "identity": " ".join(identities)}
+        _show(found, " ".join(row.name for row in rows), as_json)
         load_s = 0.0  # a follow-up loads nothing
     if worker.disk is not None:
         worker.disk.close()

@@ -212,9 +212,9 @@ def load(service: Service, seconds: float, worker: QueryWorker) -> None:
     """32 clients of all three videos: every answer right, memory bounded."""
     names = [f"clip-{n}.mp4" for n in range(3)]
     expected = {name: said(worker, name, ("What is it?",), 8) for name in names}
-    process, end = psutil.Process(service.process.pid), time.monotonic() + seconds
+    process = psutil.Process(service.process.pid)
 
-    def ask(number: int) -> int:
+    def ask(number: int, end: float) -> int:
         client = openai.OpenAI(base_url=f"{service.url}/v1", api_key=KEY, max_retries=0, timeout=60)
         count = 0
         while count == 0 or time.monotonic() < end:
@@ -230,10 +230,10 @@ def load(service: Service, seconds: float, worker: QueryWorker) -> None:
             count += 1
         return count
 
-    ask(0)
-    before = process.memory_info().rss
+    ask(0, 0.0)
+    before, end = process.memory_info().rss, time.monotonic() + seconds
     with ThreadPoolExecutor(32) as pool:
-        counts = list(pool.map(ask, range(32)))
+        counts = list(pool.map(ask, range(32), [end] * 32))
     grown = process.memory_info().rss - before
     print(f"{sum(counts)} answers to 32 clients in {seconds:.0f} s, memory +{grown / 1e6:.0f} MB")
     assert grown < 200e6

@@ -14,11 +14,13 @@ import torch
 
 from sttm.engine.answer import Continuation, Generation, ReadyVideo, ready
 from sttm.engine.cache_tier import CacheConfig, CacheTier
+from sttm.engine.compose import compose
 from sttm.engine.conversation import Conversation, turns_ids
 from sttm.engine.likelihood import score_options
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.text_stream import TextStream
 from sttm.errors import ModelError
+from sttm.kv_cache import KVCache
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.store.artifact import Manifest
 from sttm.store.disk_cache import DiskCache
@@ -176,14 +178,19 @@ class QueryWorker:
         """Several turns about a video that reuse the tokens of the earlier ones."""
         return Conversation(self.model, video, self.family, self.stop_ids)
 
+    def together(self, identities: Sequence[str]) -> ReadyVideo:
+        """Several stored videos as one, approximately, see `sttm.engine.compose`; errors as for `load`."""
+        return compose(self.model, [self._cache(identity) for identity in identities])
+
     def _read(self, identity: str) -> ReadyVideo:
+        return ready(self.model, self._cache(identity))
+
+    def _cache(self, identity: str) -> KVCache:
         manifest = self.store.manifest(identity)
         require_same_model(manifest, self.checkpoint)
         if self.disk is not None:
-            cache = self.disk.load(self.store.storage, manifest, self.device)
-        else:
-            cache = self.store.load_kv(identity, self.device)
-        return ready(self.model, cache)
+            return self.disk.load(self.store.storage, manifest, self.device)
+        return self.store.load_kv(identity, self.device)
 
 
 def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:

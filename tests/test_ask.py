@@ -1,0 +1,61 @@
+"""What `jobs.ask` does beyond one plain question, which `tests/test_cluster.py` asks in a process of its own."""
+
+import json
+from pathlib import Path
+
+import pytest
+from indexed import index_clips
+
+from jobs.ask import ask
+from sttm.errors import ConfigError
+from sttm.store.store import Store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, qwen2_vl_folder: Path) -> str:
+    return index_clips(tmp_path_factory.mktemp("ask"), qwen2_vl_folder, count=2)
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_follow_up_knows_what_was_said_and_loads_nothing(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(["What is it?", "And why?"], store, ["clip-0.mp4"], max_tokens=6, as_json=True)
+    first, second = lines(capsys)
+    ask(["And why?"], store, ["clip-0.mp4"], max_tokens=6, as_json=True)
+    (alone,) = lines(capsys)
+    assert first["load_s"] > 0
+    assert second["load_s"] == 0
+    assert second["answer"] != alone["answer"]
+
+
+def test_a_stop_text_ends_the_answer(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(["What is it?"], store, ["clip-0.mp4"], max_tokens=12, as_json=True)
+    (free,) = lines(capsys)
+    stop = free["answer"][4:6]
+    ask(["What is it?"], store, ["clip-0.mp4"], max_tokens=12, stop=[stop], as_json=True)
+    (stopped,) = lines(capsys)
+    assert stopped["answer"] == free["answer"][: free["answer"].index(stop)].strip()
+
+
+def test_the_likeliest_option_is_chosen(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(["Which?"], store, ["clip-0.mp4"], option=["red", "blue"], as_json=True)
+    (found,) = lines(capsys)
+    assert found["answer"] == max(found["probabilities"], key=found["probabilities"].get)
+    assert sum(found["probabilities"].values()) == pytest.approx(1)
+    with pytest.raises(ConfigError, match="2 or more"):
+        ask(["Which?"], store, ["clip-0.mp4"], option=["red"])
+
+
+def test_several_videos_are_asked_about_only_on_request(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    both = ["clip-0.mp4", "clip-1.mp4"]
+    with pytest.raises(ConfigError, match="--approximate"):
+        ask(["What?"], store, both)
+    ask(["What?"], store, both, approximate=True, max_tokens=4, as_json=True)
+    (found,) = lines(capsys)
+    ask(["What?"], store, both[:1], max_tokens=4, as_json=True)
+    (one,) = lines(capsys)
+    assert one["kv_tokens"] < found["kv_tokens"] < 2 * one["kv_tokens"]
+    opened = Store.open(store)
+    assert found["identity"].split() == [opened.find(name).identity for name in both]
