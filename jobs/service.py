@@ -177,8 +177,10 @@ class Service:
         async with self._decoding:
             return Response(await frame_strip(manifest), media_type="image/jpeg")
 
-    async def healthz(self) -> dict[str, str]:
-        return {"status": "ok"}
+    async def healthz(self) -> Response:
+        """Whether questions are being answered: 200 or 503."""
+        is_alive = self.scheduler.is_alive
+        return JSONResponse({"status": "ok" if is_alive else "not answering"}, 200 if is_alive else 503)
 
     async def metrics_text(self) -> Response:
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")

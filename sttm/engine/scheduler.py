@@ -101,7 +101,7 @@ class Ticket:
 
 
 class Scheduler:
-    """Answers questions from many threads. Every submitted question hears exactly one `Ended` or exception at last.
+    """Answers questions from many threads. Every question that is not cancelled hears exactly one `Ended` or exception.
 
     Attributes:
         running: questions being answered.
@@ -122,6 +122,11 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         return self._accepted
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether questions are still being answered."""
+        return self._thread.is_alive()
 
     def submit(self, identity: str, query: Query, hear: Hear, options: Sequence[str] = ()) -> Ticket:
         """Ask about a video. `hear` is called from other threads; with `options` the likeliest is chosen.
