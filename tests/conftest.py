@@ -1,5 +1,10 @@
 """Fixtures that more than one test file uses."""
 
+import os
+
+# On busy cores OpenMP threads wait for each other: two can be ten times slower than one. Holds for child processes too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest
