@@ -199,7 +199,7 @@ def test_keys_size_and_type_are_checked_first(service: Service) -> None:
 
 
 def test_answers_stay_inside_their_limits_under_32_clients(service: Service, worker: QueryWorker) -> None:
-    load(service, seconds=5.0, worker=worker)
+    load(service, seconds=3.0, worker=worker)
 
 
 @pytest.mark.slow
