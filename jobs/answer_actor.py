@@ -14,7 +14,7 @@ from sttm.engine.answer import ReadyVideo
 from sttm.engine.cache_tier import CacheConfig
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.worker import Query, QueryWorker, open_checkpoint
-from sttm.errors import ArtifactError, ModelError
+from sttm.errors import ArtifactError, ModelError, QuestionError
 from sttm.settings import Settings
 from sttm.store.answer_table import AnswerRow
 from sttm.store.storage import MissingObjectError
@@ -121,7 +121,8 @@ class AnswerActor:
             return self._choose(video, asked) if asked[0].row.options else self._say(video, asked)
         except Exception as error:  # the boundary where one question's fault becomes its row
             if len(asked) == 1:
-                return [asked[0].error("failed", f"{type(error).__name__}: {error}", self._run_id)]
+                code = "bad_question" if isinstance(error, QuestionError) else "failed"
+                return [asked[0].error(code, f"{type(error).__name__}: {error}", self._run_id)]
         return [row for one in asked for row in self._answered(video, [one])]
 
     def _say(self, video: ReadyVideo, asked: list[Asked]) -> list[AnswerRow]:

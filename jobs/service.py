@@ -26,7 +26,7 @@ from jobs.reply import Reply
 from jobs.service_metrics import ServiceMetrics
 from sttm.engine.scheduler import BusyError, Ended, Piece, ScheduleConfig, Scheduler
 from sttm.engine.worker import QueryWorker
-from sttm.errors import ArtifactError, ModelError, StoreError, SttmError, VideoError
+from sttm.errors import ArtifactError, ModelError, QuestionError, StoreError, SttmError, VideoError
 from sttm.settings import Settings
 from sttm.store.catalog import CatalogRow
 from sttm.store.catalog_view import CatalogView
@@ -244,6 +244,8 @@ def _api_error(error: Exception) -> ApiError:
         return ApiError(error.status_code, str(error.detail), "http")
     if isinstance(error, BusyError):
         return ApiError(503, str(error), "busy")
+    if isinstance(error, QuestionError):
+        return ApiError(400, str(error), "bad_question")
     if isinstance(error, VideoError):
         return ApiError(422, str(error), error.code)
     if isinstance(error, ModelError):

@@ -84,6 +84,7 @@ def table() -> list[dict[str, Any]]:
         {"id": "unknown", "video": "no-such.mp4", "question": "What?", "options": []},
         {"id": "empty", "video": "clip-0.mp4", "question": "", "options": []},
         {"id": "one", "video": "clip-0.mp4", "question": "Which?", "options": ["only"]},
+        {"id": "control", "video": "clip-0.mp4", "question": "What?<|im_end|>", "options": []},
         {"id": "damaged", "video": "clip-2.mp4", "question": "What?", "options": []},
         {"id": "missing", "video": "clip-3.mp4", "question": "What?", "options": OPTIONS},
     ]
@@ -97,13 +98,14 @@ def test_every_row_is_answered_or_says_why_not_and_the_next_run_does_nothing(bro
     options = [*where, "--out", str(tmp_path / "out"), "--max-tokens", "6"]
     summary = job(*options)
     counts = {name: summary[name] for name in ("total", "done", "skipped", "failed", "left")}
-    assert counts == {"total": 13, "done": 8, "skipped": 0, "failed": 5, "left": 0}
+    assert counts == {"total": 14, "done": 8, "skipped": 0, "failed": 6, "left": 0}
     found = answers(tmp_path / "out")
     assert [row["id"] for row in found] == [row["id"] for row in rows]
     assert {row["id"]: row["error_code"] for row in found if row["status"] == "error"} == {
         "unknown": "no_video",
         "empty": "bad_row",
         "one": "bad_row",
+        "control": "bad_question",
         "damaged": "bad_artifact",
         "missing": "bad_artifact",
     }
@@ -112,7 +114,7 @@ def test_every_row_is_answered_or_says_why_not_and_the_next_run_does_nothing(bro
         if row["status"] == "ok":
             check(row, worker)
     again = job(*options)
-    assert (again["done"], again["skipped"], again["failed"]) == (0, 8, 5)
+    assert (again["done"], again["skipped"], again["failed"]) == (0, 8, 6)
     assert answers(tmp_path / "out")[0] == found[0]
 
 

@@ -8,6 +8,7 @@ from family_setup import HALF, Setup
 from sttm.engine.answer import Continuation, Generation, ReadyVideo, answer, ready
 from sttm.engine.conversation import Conversation, follow_up_ids, turns_ids
 from sttm.engine.sampling import SamplingConfig
+from sttm.errors import QuestionError
 
 TURNS = SamplingConfig(max_tokens=5)
 
@@ -53,6 +54,14 @@ def test_turns_as_text_are_the_template_rendered_at_once(one: Setup) -> None:
     assert one.family.tokenizer.decode(ids).removeprefix("<|vision_end|>") == question
     with pytest.raises(ValueError, match="2 turns do not end with a question"):
         turns_ids(one.family, turns[:2])
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_control_tokens_are_refused_in_every_turn(one: Setup, bad: int) -> None:
+    turns = ["What?", "The sea.", "Why?"]
+    turns[bad] += "<|im_end|>"
+    with pytest.raises(QuestionError, match="control token"):
+        turns_ids(one.family, turns)
 
 
 def test_a_row_samples_the_same_alone_and_in_a_batch(one: Setup, video: ReadyVideo) -> None:

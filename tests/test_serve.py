@@ -153,6 +153,8 @@ def test_models_and_catalog(client: openai.OpenAI, service: Service, store: Stor
         ({"presence_penalty": 0.5}, 400, "presence_penalty"),
         ({"tools": []}, 400, "tools"),
         ({"options": ["one"]}, 400, "options"),
+        ({"options": ["red<|im_end|>", "blue"]}, 400, "control token '<|im_end|>'"),
+        ({"messages": [{"role": "user", "content": content("?<|im_end|>")}]}, 400, "control token '<|im_end|>'"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(service: Service, change: dict[str, Any], status: int, words: str) -> None:
@@ -277,9 +279,10 @@ def test_limits_a_damaged_video_and_a_graceful_end(store: Store, tmp_path: Path,
             answer = service.post(body(video="clip-1.mp4"))
             assert (answer.status_code, answer.json()["error"]["code"]) == (502, "bad_artifact")
         assert httpx.get(f"{service.url}/videos", headers={"host": "evil.example"}).status_code == 400
-        codes = [service.get("/v1/models").status_code for _ in range(80)]
+        with httpx.Client(timeout=60) as client:
+            codes = [client.get(f"{service.url}/v1/models").status_code for _ in range(150)]
         assert set(codes[:50]) == {200}
-        assert codes[-1] == 429
+        assert 429 in codes
         assert service.get("/healthz").status_code == 200
         time.sleep(2.1)  # two more requests are allowed
         answer = service.post(body(max_tokens=90000))

@@ -6,15 +6,30 @@ import torch
 
 from sttm.engine.answer import Continuation, Generation, ReadyVideo
 from sttm.engine.sampling import SamplingConfig
-from sttm.errors import ModelError
+from sttm.errors import ModelError, QuestionError
 from sttm.models.base import Family
 from sttm.models.language_model import LanguageModel
 
 _ANSWER, _QUESTION = "\x00answer\x00", "\x00question\x00"  # stand for themselves while the template is rendered
 
 
+def text_ids(family: Family, text: str) -> list[int]:
+    """Ids of plain text, such as an answer or an option.
+
+    Raises:
+        QuestionError: it holds a control token, which would end its turn or stand for a video.
+    """
+    _refuse_control_tokens(family, text)
+    return list(family.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def follow_up_ids(family: Family, question: str) -> list[int]:
-    """Ids that follow an answer's text: the end of its turn, the next question, the start of the next answer."""
+    """Ids that follow an answer's text: the end of its turn, the next question, the start of the next answer.
+
+    Raises:
+        QuestionError: the question holds a control token.
+    """
+    _refuse_control_tokens(family, question)
     after = _between_turns(family).replace(_QUESTION, question)
     return list(family.tokenizer(after, add_special_tokens=False)["input_ids"])
 
@@ -24,12 +39,13 @@ def turns_ids(family: Family, turns: Sequence[str]) -> list[int]:
 
     Raises:
         ValueError: the turns do not end with a question.
+        QuestionError: one of them holds a control token.
     """
     if len(turns) % 2 == 0:
         raise ValueError(f"{len(turns)} turns do not end with a question")
     ids = family.question_ids(turns[0])
     for answer, question in zip(turns[1::2], turns[2::2], strict=True):
-        ids += [*family.tokenizer(answer, add_special_tokens=False)["input_ids"], *follow_up_ids(family, question)]
+        ids += [*text_ids(family, answer), *follow_up_ids(family, question)]
     return ids
 
 
@@ -64,6 +80,11 @@ class Conversation:
             if token is not None:
                 self._ids.append(token)
                 yield token
+
+
+def _refuse_control_tokens(family: Family, text: str) -> None:
+    if control := [token for token in family.tokenizer.get_added_vocab() if token in text]:
+        raise QuestionError(f"the text holds the control token {control[0]!r}; leave it out")
 
 
 def _between_turns(family: Family) -> str:

@@ -219,8 +219,7 @@ class Scheduler:
             answers = self._worker.start(tickets[0].video, [ticket.query for ticket in tickets])
         except Exception as error:
             if len(tickets) == 1:
-                _log.exception("a question cannot be begun")
-                tickets[0].tell(error)
+                _report(tickets[0], error)
             else:  # one that cannot be asked costs no other
                 for ticket in tickets:
                     self._start([ticket])
@@ -232,8 +231,7 @@ class Scheduler:
         try:
             (choice,) = self._worker.choose(ticket.video, [ticket.query.turns], [ticket.options])
         except Exception as error:
-            _log.exception("options cannot be scored")
-            ticket.tell(error)
+            _report(ticket, error)
             return
         ticket.first = time.perf_counter()
         ticket.tell(Piece(ticket.options[choice.index]))
@@ -280,6 +278,13 @@ class _Batch:
         ticket, answers = self._tickets.pop(row), self._answers
         reason = answers.ended(row) or "cut"
         ticket.tell(_ended(ticket, reason, answers.prompt_tokens[row], answers.completion_tokens[row]))
+
+
+def _report(ticket: Ticket, error: Exception) -> None:
+    """Tell the asker why a question cannot be begun; what is not the asker's fault is also logged."""
+    if not isinstance(error, SttmError):
+        _log.error("a question cannot be begun", exc_info=error)
+    ticket.tell(error)
 
 
 def _ended(ticket: Ticket, reason: str, prompt: int, completion: int, choice: Choice | None = None) -> Ended:

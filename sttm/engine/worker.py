@@ -15,7 +15,7 @@ import torch
 from sttm.engine.answer import Continuation, Generation, ReadyVideo, ready
 from sttm.engine.cache_tier import CacheConfig, CacheTier
 from sttm.engine.compose import compose
-from sttm.engine.conversation import Conversation, turns_ids
+from sttm.engine.conversation import Conversation, text_ids, turns_ids
 from sttm.engine.likelihood import score_options
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.text_stream import TextStream
@@ -157,6 +157,7 @@ class QueryWorker:
 
         Raises:
             ValueError: the turns of a query do not end with a question.
+            QuestionError: a text holds a control token of the model.
         """
         questions = [turns_ids(self.family, query.turns) for query in queries]
         return Answers(self.model, video, questions, queries, self.family.tokenizer, self.stop_ids)
@@ -164,10 +165,14 @@ class QueryWorker:
     def choose(
         self, video: ReadyVideo, turns: Sequence[Sequence[str]], options: Sequence[Sequence[str]]
     ) -> list[Choice]:
-        """For each question (its turns) the likeliest of its options, by likelihood of the whole answer."""
-        tokenizer, end = self.family.tokenizer, int(self.family.tokenizer.eos_token_id)
+        """For each question (its turns) the likeliest of its options, by likelihood of the whole answer.
+
+        Raises:
+            ValueError, QuestionError: as for `start`.
+        """
+        end = int(self.family.tokenizer.eos_token_id)
         questions = [turns_ids(self.family, turn) for turn in turns]
-        ids = [[[*tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in row] for row in options]
+        ids = [[[*text_ids(self.family, text), end] for text in row] for row in options]
         scores = score_options(self.model, video, questions, ids)
         return [
             Choice(int(s.argmax()), tuple(s.tolist()), tuple(s.softmax(0).tolist()), len(q))
