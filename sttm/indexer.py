@@ -152,7 +152,8 @@ class Indexer:
     def _pack(self, decoded: DecodedVideo, result: Prefilled, timings: dict[str, float]) -> EncodedVideo:
         started = time.perf_counter()
         merged, cache = result.merged, result.cache
-        kv = encode_kv(cache, self._config.store.kv_scheme, self._provenance)
+        stored_as = self._config.store
+        kv = encode_kv(cache, stored_as.kv_scheme, self._provenance, stored_as.kv_scheme_below)
         tokens = write_tokens(
             cache.boxes, cache.patches, merged.index.cpu(), cache.frame_seconds, merged.features.cpu(), cache.grid
         )

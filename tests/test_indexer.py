@@ -104,6 +104,7 @@ def test_certificate_of_an_exact_cache_finds_no_difference_and_of_a_coarse_one_d
     for scheme in ("exact", "int8", "int4"):
         job = Job(tmp_path / scheme, qwen2_vl_folder, scheme)
         found[scheme] = job.store.manifest(job.index(clip)).facts.details["certificate"]
+        assert job.store.find("clip.mp4").kl_mean == found[scheme]["kl_mean"]
     assert found["exact"]["kl_max"] == 0
     assert found["exact"]["top1_agreement"] == 1
     assert 0 < found["int8"]["kl_mean"] < found["int4"]["kl_mean"]

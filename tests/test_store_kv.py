@@ -286,3 +286,14 @@ def test_sizes_follow_the_scheme() -> None:
     assert math.isclose(ratios["exact"], 1.01, abs_tol=0.01)
     assert ratios["int8"] < 0.53
     assert ratios["int4"] < 0.33
+
+
+@pytest.mark.parametrize(("scheme", "below"), [("int8", "exact"), ("int4", "int8"), ("exact", "int4")])
+def test_layers_below_the_merge_can_have_a_scheme_of_their_own(scheme: str, below: str) -> None:
+    cache = make_cache(merge_layer=2)
+    mixed = decode_kv(encode_kv(cache, scheme, scheme_below=below).data)
+    plain = {name: decode_kv(encode_kv(cache, name).data) for name in (scheme, below)}
+    for layer, key in enumerate(mixed.keys):
+        expected = plain[scheme if layer >= 2 else below]
+        assert torch.equal(key, expected.keys[layer])
+        assert torch.equal(mixed.values[layer], expected.values[layer])

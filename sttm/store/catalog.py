@@ -44,6 +44,7 @@ class CatalogRow:
         kv_bytes, tokens_bytes: sizes of the artifact's files.
         tokens_before, tokens_after, retained_ratio: visual tokens entering and leaving the merge; after / before.
         thresholds, timings_s: as in `Facts`.
+        kl_mean, top1_agreement: of the fidelity certificate; None without one.
         error_code, error_message: of an error row.
         run_id, attempts: as in `Facts`.
         created_at: UTC, ISO 8601; of two rows of one video and recipe, the newer counts.
@@ -63,6 +64,8 @@ class CatalogRow:
     retained_ratio: float = 0.0
     thresholds: Mapping[str, float] = field(default_factory=dict)
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    kl_mean: float | None = None
+    top1_agreement: float | None = None
     error_code: str = ""
     error_message: str = ""
     run_id: str = ""
@@ -73,6 +76,7 @@ class CatalogRow:
     def of(cls, manifest: Manifest) -> "CatalogRow":
         """The row of a committed artifact."""
         source, facts = manifest.source, manifest.facts
+        certificate = facts.details.get("certificate") or {}
         return cls(
             video_id=source.video_id,
             uri=source.uri,
@@ -88,6 +92,8 @@ class CatalogRow:
             retained_ratio=facts.tokens_after / max(1, facts.tokens_before),
             thresholds=facts.thresholds,
             timings_s=facts.timings_s,
+            kl_mean=certificate.get("kl_mean"),
+            top1_agreement=certificate.get("top1_agreement"),
             run_id=facts.run_id,
             attempts=facts.attempts,
             created_at=manifest.created_at,
@@ -99,7 +105,7 @@ SCHEMA = pa.schema(
     {
         **dict.fromkeys(("video_id", "uri", "name", "status", "recipe_digest", "source_key", "identity"), pa.string()),
         **dict.fromkeys(("kv_bytes", "tokens_bytes", "tokens_before", "tokens_after"), pa.int64()),
-        "retained_ratio": pa.float64(),
+        **dict.fromkeys(("retained_ratio", "kl_mean", "top1_agreement"), pa.float64()),
         **dict.fromkeys(("thresholds", "timings_s"), _MAP),
         **dict.fromkeys(("error_code", "error_message", "run_id"), pa.string()),
         "attempts": pa.int64(),

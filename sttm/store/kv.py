@@ -43,18 +43,21 @@ class EncodedKV:
         return f"EncodedKV({len(self.data)} bytes, {self.header.layout.scheme})"
 
 
-def encode_kv(cache: KVCache, scheme: str, notes: Mapping[str, Any] | None = None) -> EncodedKV:
+def encode_kv(
+    cache: KVCache, scheme: str, notes: Mapping[str, Any] | None = None, scheme_below: str | None = None
+) -> EncodedKV:
     """Pack a cache, on whatever device it is, into the bytes of a file.
 
     Args:
         cache: keys before RoPE.
         scheme: name in `SCHEMES`.
         notes: JSON to carry along: rope parameters, provenance. At most a few kilobytes.
+        scheme_below: of the layers below `merge_layer`; None: the same.
 
     Raises:
         StoreError: the cache holds numbers that the scheme cannot store.
     """
-    layout = KVLayout.of(cache, scheme)
+    layout = KVLayout.of(cache, scheme, scheme_below)
     places = (cache.next_position, cache.reduced_next_position)
     draft = KVHeader(layout, *places, (_EMPTY_DIGEST,) * len(layout.regions), notes or {})
     start, on_gpu = len(draft.to_bytes()), cache.keys[0].is_cuda

@@ -59,7 +59,8 @@ class KVLayout:
     """The numbers that fix where everything is.
 
     Attributes:
-        scheme: name in `SCHEMES`.
+        scheme: name in `SCHEMES`, of the layers from `merge_layer` on.
+        scheme_below: of the layers below `merge_layer`, which hold every token.
         dtype: of the cache, as safetensors names it.
         heads, head_dims: of each layer.
         merge_layer: first layer of reduced tokens.
@@ -71,6 +72,7 @@ class KVLayout:
     """
 
     scheme: str
+    scheme_below: str
     dtype: str
     heads: tuple[int, ...]
     head_dims: tuple[int, ...]
@@ -85,7 +87,7 @@ class KVLayout:
     def __post_init__(self) -> None:
         count = len(self.heads)
         checks = {
-            "scheme": self.scheme in SCHEMES,
+            "scheme": self.scheme in SCHEMES and self.scheme_below in SCHEMES,
             "dtype": self.dtype in CACHE_DTYPES,
             "layers": 1 <= count <= MAX_LAYERS and len(self.head_dims) == count,
             "heads": all(1 <= heads <= MAX_HEADS for heads in self.heads),
@@ -102,15 +104,17 @@ class KVLayout:
                 raise ValueError(f"{name} out of range")
 
     @classmethod
-    def of(cls, cache: KVCache, scheme: str) -> "KVLayout":
-        """The layout of a cache under a scheme."""
+    def of(cls, cache: KVCache, scheme: str, scheme_below: str | None = None) -> "KVLayout":
+        """The layout of a cache under a scheme, or under one for either group of layers."""
+        scheme_below = scheme_below or scheme
         reduced, leading, trailing = cache.tokens[1], 0, 0
-        if SCHEMES[scheme].keeps_text:
+        if SCHEMES[scheme].keeps_text or SCHEMES[scheme_below].keeps_text:
             first, last = int(cache.visual[0]), int(cache.visual[-1])
             leading = min(max(first, ALWAYS_EXACT), min(cache.tokens) - 1)
             trailing = min(reduced - 1 - last, min(cache.tokens) - 1 - leading)
         return cls(
             scheme=scheme,
+            scheme_below=scheme_below,
             dtype=_DTYPE_NAMES[cache.keys[0].dtype],
             heads=tuple(key.shape[0] for key in cache.keys),
             head_dims=tuple(key.shape[2] for key in cache.keys),
@@ -123,13 +127,15 @@ class KVLayout:
             trailing=trailing,
         )
 
+    def scheme_of(self, layer: int) -> str:
+        """The scheme of one layer."""
+        return self.scheme if layer >= self.merge_layer else self.scheme_below
+
     def layer_shape(self, layer: int) -> LayerShape:
         """Shape of one layer's keys and values."""
-        tokens = self.tokens[layer >= self.merge_layer]
-        dtype = CACHE_DTYPES[self.dtype]
-        return LayerShape(
-            self.heads[layer], tokens, self.head_dims[layer], dtype, self.scheme, self.leading, self.trailing
-        )
+        tokens, scheme = self.tokens[layer >= self.merge_layer], self.scheme_of(layer)
+        ends = (self.leading, self.trailing) if SCHEMES[scheme].keeps_text else (0, 0)
+        return LayerShape(self.heads[layer], tokens, self.head_dims[layer], CACHE_DTYPES[self.dtype], scheme, *ends)
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:
@@ -197,14 +203,14 @@ class KVHeader:
         return len(text).to_bytes(8, "little") + text
 
     def _record(self) -> dict[str, Any]:
-        layout, rules = self.layout, SCHEMES[self.layout.scheme]
+        layout = self.layout
         fields = {name: value for name, value in layout.__dict__.items() if name != "regions"}
         layers = [
             {
                 "begin": region.begin,
                 "end": region.end,
                 "digest": digest,
-                "scheme": layout.scheme,
+                "scheme": layout.scheme_of(layer),
                 "tokens": layout.tokens[layer >= layout.merge_layer],
                 "attention": "full",
             }
@@ -213,10 +219,7 @@ class KVHeader:
         return {
             "version": VERSION,
             "layout": fields,
-            "quantization": {
-                "key": {"bits": rules.key_bits, "tokens_per_scale": rules.key_group, "axis": "channel"},
-                "value": {"bits": rules.value_bits, "channels_per_scale": rules.value_group, "axis": "token, head"},
-            },
+            "quantization": {name: _quantization(name) for name in {layout.scheme, layout.scheme_below}},
             "keys_before_rope": True,
             "next_position": self.next_position,
             "reduced_next_position": self.reduced_next_position,
@@ -224,6 +227,14 @@ class KVHeader:
             "layers": layers,
             "notes": dict(self.notes),
         }
+
+
+def _quantization(scheme: str) -> dict[str, Any]:
+    rules = SCHEMES[scheme]
+    return {
+        "key": {"bits": rules.key_bits, "tokens_per_scale": rules.key_group, "axis": "channel"},
+        "value": {"bits": rules.value_bits, "channels_per_scale": rules.value_group, "axis": "token, head"},
+    }
 
 
 def header_bytes(start: bytes, size_bytes: int, name: str) -> int:

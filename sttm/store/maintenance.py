@@ -180,14 +180,15 @@ def requantise(store: Store, identity: str, scheme: str) -> CatalogRow:
     from sttm.store.kv import encode_kv, read_header
 
     manifest = store.manifest(identity)
-    if manifest.recipe["store"]["kv_scheme"] != "exact":
+    said = manifest.recipe["store"]
+    if {said["kv_scheme"], said.get("kv_scheme_below") or "exact"} != {"exact"}:
         raise StoreError(
-            f"artifact {identity[:12]} is stored as {manifest.recipe['store']['kv_scheme']}; "
+            f"artifact {identity[:12]} is stored as {said['kv_scheme']}; "
             "only an exact one can be converted, otherwise losses add up: index the video again"
         )
     notes = read_header(store.storage, manifest.kv.key, manifest.kv_header_digest)[0].notes
     sections = {key: value for key, value in manifest.recipe.items() if key != "format_version"}
-    recipe = make_recipe(**{**sections, "store": {**sections["store"], "kv_scheme": scheme}})
+    recipe = make_recipe(**{**sections, "store": {**said, "kv_scheme": scheme, "kv_scheme_below": None}})
     details = {key: value for key, value in manifest.facts.details.items() if key != "certificate"}
     facts = replace(manifest.facts, details={**details, "converted_from": identity})
     tokens = store.storage.read(manifest.tokens.key)

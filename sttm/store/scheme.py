@@ -43,6 +43,8 @@ class StoreConfig(Settings):
     Attributes:
         kv_scheme: `exact` keeps every bit of the cache; `int8` (default) halves a bf16 cache; `k8v4` and `int4`
             are smaller and lose more.
+        kv_scheme_below: of the layers below the merge, which hold every token; None: the same.
     """
 
     kv_scheme: KVScheme = "int8"
+    kv_scheme_below: KVScheme | None = None

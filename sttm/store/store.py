@@ -75,8 +75,12 @@ class Store:
         Raises:
             StoreError: a write failed; nothing was committed.
         """
-        if recipe["store"]["kv_scheme"] != kv.header.layout.scheme:
-            raise ValueError(f"recipe says {recipe['store']['kv_scheme']}, the file is {kv.header.layout.scheme}")
+        scheme, below = recipe["store"]["kv_scheme"], recipe["store"].get("kv_scheme_below")
+        layout = kv.header.layout
+        if (scheme, below or scheme) != (layout.scheme, layout.scheme_below):
+            raise ValueError(
+                f"recipe says {scheme}, the file is {layout.scheme}, below the merge {layout.scheme_below}"
+            )
         manifest, ours = commit_artifact(self.storage, recipe, content_digest, source, kv, tokens, facts)
         return CatalogRow.of(manifest) if ours else self.row_for(manifest.identity, source)
 
