@@ -17,18 +17,10 @@ from pydantic import Field
 from ray import exceptions as ray_errors
 
 from jobs.answer_actor import AnswerActor, AnswerConfig, Asked
-from sttm.errors import StoreError, SttmError
+from jobs.faults import LOST, cause_of, first_line
+from sttm.errors import SttmError
 from sttm.settings import Settings
 from sttm.store.answer_table import AnswerRow
-
-_LOST = (
-    ray_errors.NodeDiedError,
-    ray_errors.ObjectLostError,
-    ray_errors.ActorUnavailableError,
-    ray_errors.ActorUnschedulableError,
-    OSError,  # of a network or a disk
-    StoreError,  # of an artifact's own faults the actor made rows before
-)
 
 
 class AnswerRunConfig(Settings):
@@ -184,9 +176,9 @@ class AnswerDriver:
             self._deaths_at_start = 0
         except Exception as error:
             self._deaths_at_start += 1
-            cause = _cause(error)
+            cause = cause_of(error)
             if isinstance(cause, SttmError) or self._deaths_at_start > 3 * len(self._workers):
-                raise AnswerStartError(f"no answer actor can start: {_first_line(cause)}") from error
+                raise AnswerStartError(f"no answer actor can start: {first_line(cause)}") from error
             self._replace(worker)
 
     def _end_chunk(self, worker: _Worker, done: Any) -> None:
@@ -209,8 +201,8 @@ class AnswerDriver:
         self._waiting.setdefault(chunk.identity, deque()).append(chunk)
 
     def _failed(self, chunk: _Chunk, error: Exception) -> None:
-        cause = _cause(error)
-        is_lost = isinstance(cause, _LOST)
+        cause = cause_of(error)
+        is_lost = isinstance(cause, LOST)
         if is_lost:
             chunk.losses += 1
         else:
@@ -229,7 +221,7 @@ class AnswerDriver:
                 self._put_back(part)
 
     def _give_up(self, chunk: _Chunk, code: str, tries: int, cause: BaseException) -> None:
-        message = f"{code} {tries} times, last: {type(cause).__name__}: {_first_line(cause)}"
+        message = f"{code} {tries} times, last: {type(cause).__name__}: {first_line(cause)}"
         self._hear([one.error(code, message, self._run_id) for one in chunk.asked])
 
 
@@ -238,16 +230,3 @@ def _halves(chunk: _Chunk) -> list[_Chunk]:
     middle = len(chunk.asked) // 2
     parts = (chunk.asked[:middle], chunk.asked[middle:])
     return [_Chunk(part, crashes=1, losses=chunk.losses, not_before=chunk.not_before) for part in parts]
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What was raised inside the task, however deep Ray wrapped it."""
-    while isinstance(error, ray_errors.RayTaskError) and isinstance(error.cause, BaseException):
-        if error.cause is error:
-            break
-        error = error.cause
-    return error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -21,11 +21,12 @@ import ray
 from ray import exceptions as ray_errors
 
 from jobs.config import JobConfig
+from jobs.faults import LOST, cause_of, first_line
 from jobs.limits import allocating_at_most, killed_after
 from jobs.metrics import IdleClock, Pipeline
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
-from sttm.errors import StoreError, SttmError, VideoError
+from sttm.errors import SttmError, VideoError
 from sttm.indexer import DecodedVideo, Indexer, VideoReader
 from sttm.store.catalog import CatalogRow
 from sttm.store.key import Recipe
@@ -247,9 +248,9 @@ class Driver:
             self._deaths_at_start = 0
         except Exception as error:
             self._deaths_at_start += 1
-            cause = _cause(error)
+            cause = cause_of(error)
             if isinstance(cause, SttmError) or self._deaths_at_start > 3 * len(self._workers):
-                raise StartError(f"no prefill actor can start: {_first_line(cause)}") from error
+                raise StartError(f"no prefill actor can start: {first_line(cause)}") from error
             self._replace(worker)
 
     def _replace(self, worker: _Worker) -> None:
@@ -263,44 +264,20 @@ class Driver:
         self._start_worker(worker.clock)
 
     def _failed(self, video: _Video, error: Exception) -> None:
-        cause = _cause(error)
+        cause = cause_of(error)
         if isinstance(cause, VideoError):
             self._listener.failed(video.ref, cause.code, cause.message)
             return
-        if isinstance(cause, _LOST):
+        if isinstance(cause, LOST):
             video.losses += 1
         else:
             video.crashes += 1
         if video.crashes >= self._run.crash_tries or video.losses >= self._run.lost_tries:
             code = "crashed" if video.crashes >= self._run.crash_tries else "lost"
             tries = video.crashes if code == "crashed" else video.losses
-            message = f"{video.ref.uri} {code} {tries} times, last: {type(cause).__name__}: {_first_line(cause)}"
+            message = f"{video.ref.uri} {code} {tries} times, last: {type(cause).__name__}: {first_line(cause)}"
             self._listener.failed(video.ref, code, message)
             return
         video.not_before = time.monotonic() + min(30.0, 0.5 * 2 ** (video.crashes + video.losses))
         video.decoded = None
         self._waiting.append(video)
-
-
-_LOST = (
-    ray_errors.NodeDiedError,
-    ray_errors.ObjectLostError,
-    ray_errors.ActorUnavailableError,
-    ray_errors.ActorUnschedulableError,
-    ray_errors.GetTimeoutError,
-    OSError,  # of a network or a disk; what is the video's own fault was made a VideoError before
-    StoreError,
-)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What was raised inside the task, however deep Ray wrapped it."""
-    while isinstance(error, ray_errors.RayTaskError) and isinstance(error.cause, BaseException):
-        if error.cause is error:
-            break
-        error = error.cause
-    return error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
