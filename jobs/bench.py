@@ -37,7 +37,7 @@ from sttm.models.base import Family, Prompt, VideoInputs
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.language_model import LanguageModel
 from sttm.models.shapes import SHAPES, build_shape
-from sttm.store.kv import decode_kv, encode_kv, read_kv
+from sttm.store.kv import ReadBuffer, decode_kv, encode_kv, read_kv
 from sttm.store.scheme import SCHEMES
 from sttm.store.storage import Storage
 from sttm.synthetic import HELD_OUT_SEED, questions, render, sample_scenes
@@ -116,7 +116,7 @@ def bench_store(
 ) -> None:
     """Time writing and reading a KV cache against a raw copy of as many bytes to and from the same storage."""
     storage, key = Storage(store), f"bench/{uuid.uuid4().hex}"
-    cache = _random_cache(tokens)
+    cache, buffer = _random_cache(tokens), ReadBuffer()
     rows = []
     for scheme in ("exact", "int8", "int4"):
         packed = encode_kv(cache, scheme)
@@ -125,7 +125,7 @@ def bench_store(
             "pack": partial(encode_kv, cache, scheme),
             "write": partial(storage.put, key, packed.data),
             "read_raw": partial(storage.read, key),
-            "read": partial(read_kv, storage, key, packed.header_digest),
+            "read": partial(read_kv, storage, key, packed.header_digest, len(packed.data), buffer=buffer),
             "write_raw": partial(storage.put, f"{key}-raw", raw),
         }
         seconds = {name: measure(step, torch.device("cpu"), repeats).seconds for name, step in steps.items()}

@@ -1,6 +1,7 @@
 """`sttm store`: what each command prints, changes, and answers with as exit code."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from indexed import index_clips
 
 from jobs import store as commands
 from jobs.explain import explain
+from sttm.engine.worker import provenance_differences
 from sttm.errors import StoreError
 from sttm.store.store import Store
 
@@ -119,3 +121,12 @@ def test_explain_names_hit_miss_and_the_field_that_differs(
     other.write_bytes(b"never seen")
     assert explain(str(other), url, str(settings)) == 1
     assert "holds nothing of this file" in capsys.readouterr().out
+
+
+def test_other_library_versions_are_told_not_hidden(url: str) -> None:
+    store = Store.open(url)
+    manifest = store.manifest(store.find("clip-0.mp4").identity)
+    assert provenance_differences(manifest) == []
+    made = {**manifest.facts.details, "provenance": {**manifest.facts.details["provenance"], "torch": "2.0.0"}}
+    older = replace(manifest, facts=replace(manifest.facts, details=made))
+    assert provenance_differences(older) == [f"made with torch 2.0.0, read with {torch.__version__}"]

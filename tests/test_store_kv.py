@@ -10,10 +10,10 @@ import safetensors
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_samples import make_cache
+from store_samples import T, make_cache
 
 from sttm.errors import ArtifactError
-from sttm.store.kv import EncodedKV, decode_kv, encode_kv, read_header, read_kv, read_layers
+from sttm.store.kv import EncodedKV, ReadBuffer, decode_kv, encode_kv, read_header, read_kv, read_layers
 from sttm.store.kv_header import PAGE_BYTES, parse_header
 from sttm.store.sealed import digest_of
 from sttm.store.storage import Storage
@@ -297,3 +297,25 @@ def test_layers_below_the_merge_can_have_a_scheme_of_their_own(scheme: str, belo
         expected = plain[scheme if layer >= 2 else below]
         assert torch.equal(key, expected.keys[layer])
         assert torch.equal(mixed.values[layer], expected.values[layer])
+
+
+@pytest.mark.parametrize("scheme", ["exact", "int8"])
+def test_caches_read_through_one_buffer_do_not_share_it(scheme: str) -> None:
+    first, second = make_cache(seed=1), make_cache(seed=2, frames=T + 1)
+    storage, buffer = Storage("memory://kv-buffer"), ReadBuffer()
+    for name, cache in (("a", first), ("b", second)):
+        storage.put(name, encode_kv(cache, scheme).data)
+    read = {name: read_kv(storage, name, buffer=buffer) for name in ("b", "a")}  # the larger first
+    for name, got in read.items():
+        alone = read_kv(storage, name)
+        for ours, expected in zip(got.keys + got.values, alone.keys + alone.values, strict=True):
+            assert torch.equal(ours, expected)
+
+
+def test_a_buffer_in_use_is_not_handed_out_twice() -> None:
+    buffer = ReadBuffer()
+    with buffer.take(4) as one, buffer.take(4) as other:
+        one[:], other[:] = b"abcd", b"efgh"
+        assert bytes(one) == b"abcd"
+    with buffer.take(2) as again:
+        assert bytes(again) == b"ab"

@@ -6,8 +6,10 @@ while answers.is_running:
     print(*answers.step())
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -25,7 +27,10 @@ from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.store.artifact import Manifest
 from sttm.store.disk_cache import DiskCache
 from sttm.store.key import differences
+from sttm.store.kv import ReadBuffer
 from sttm.store.store import Store
+
+_log = logging.getLogger("sttm.query")
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,7 @@ class QueryWorker:
         self.family = checkpoint.family(with_processor=False)
         self.stop_ids = self.family.stop_ids(checkpoint.generation_config)
         self.disk = None if cache.disk is None else DiskCache(cache.disk, cache.disk_bytes)
+        self._buffer = ReadBuffer()
         self.videos = CacheTier(self._read, self.device, cache.device_bytes, cache.host_bytes)
 
     def load(self, identity: str) -> ReadyVideo:
@@ -195,7 +201,7 @@ class QueryWorker:
         require_same_model(manifest, self.checkpoint)
         if self.disk is not None:
             return self.disk.load(self.store.storage, manifest, self.device)
-        return self.store.load_kv(identity, self.device)
+        return self.store.load_kv(identity, self.device, self._buffer)
 
 
 def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:
@@ -208,7 +214,18 @@ def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:
     settings = ModelConfig(path=path or provenance["model"], revision=provenance["commit"], dtype=recipe["dtype"])
     checkpoint = Checkpoint.open(settings)
     require_same_model(manifest, checkpoint)
+    for difference in provenance_differences(manifest):
+        _log.warning("%s: %s; answers can differ in the last digits", manifest.source.name, difference)
     return checkpoint
+
+
+def provenance_differences(manifest: Manifest) -> list[str]:
+    """What does not change an artifact's meaning, but its last digits: libraries of another version than made it."""
+    made = manifest.facts.details["provenance"]
+    here = {"torch": str(torch.__version__), "transformers": version("transformers")}
+    return [
+        f"made with {name} {made.get(name)}, read with {mine}" for name, mine in here.items() if made.get(name) != mine
+    ]
 
 
 def require_same_model(manifest: Manifest, checkpoint: Checkpoint) -> None:

@@ -5,8 +5,10 @@ all regions it needs in parallel ranges, and checks every region against a diges
 header's own digest comes from the artifact's manifest.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +43,35 @@ class EncodedKV:
 
     def __repr__(self) -> str:
         return f"EncodedKV({len(self.data)} bytes, {self.header.layout.scheme})"
+
+
+class ReadBuffer:
+    """Memory that one read after another goes through: faulting in fresh pages costs more than reading a local file.
+
+    Thread-safe: while it is taken, others get fresh memory.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    @contextmanager
+    def take(self, size_bytes: int) -> Iterator[memoryview]:
+        """At least this memory for the length of the block; what was in it before is undefined."""
+        if not self._lock.acquire(blocking=False):
+            yield _fresh(size_bytes).numpy().data
+            return
+        try:
+            if len(self._memory) < size_bytes:
+                self._memory = _fresh(size_bytes)
+            yield self._memory.numpy().data[:size_bytes]
+        finally:
+            self._lock.release()
+
+
+def _fresh(size_bytes: int) -> Tensor:
+    """Not a bytearray, which would first fill itself with zeros; page-locked where a GPU will copy from it."""
+    return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
 
 
 def encode_kv(
@@ -116,6 +147,7 @@ def read_kv(
     header_digest: str | None = None,
     size_bytes: int | None = None,
     device: torch.device | str = "cpu",
+    buffer: ReadBuffer | None = None,
 ) -> KVCache:
     """Read and verify a whole stored cache, with keys and values on `device` in the cache's dtype.
 
@@ -123,16 +155,17 @@ def read_kv(
         storage, key: where the file is.
         header_digest, size_bytes: what the header and the file must have, as for `read_header`.
         device: where to unpack; the packed bytes travel there.
+        buffer: memory for the packed bytes, for one who reads many files; the cache never shares it.
 
     Raises:
         ArtifactError: some byte is not what was committed; the message names the region.
         StoreError: the file cannot be read.
     """
     header, start = read_header(storage, key, header_digest, size_bytes)
-    # Not a bytearray, which would first fill itself with zeros.
-    body = torch.empty(header.layout.body_bytes, dtype=torch.uint8).numpy().data
-    storage.read_into(key, [(start, body)])
-    return _decode(header, body, f"{storage.url}/{key}", device)
+    with (buffer or ReadBuffer()).take(header.layout.body_bytes) as body:
+        storage.read_into(key, [(start, body)])
+        cache = _decode(header, body, f"{storage.url}/{key}", device)
+        return _own_memory(cache, header.layout) if buffer else cache
 
 
 def read_layers(
@@ -200,6 +233,15 @@ def _decode(header: KVHeader, body: memoryview, name: str, device: torch.device 
         grid=layout.grid,
         frame_seconds=seconds,
     )
+
+
+def _own_memory(cache: KVCache, layout: KVLayout) -> KVCache:
+    """The cache without views of the bytes it was read from, which exact layers on the CPU are."""
+    keys, values = (
+        tuple(t.clone() if t.is_cpu and layout.scheme_of(layer) == "exact" else t for layer, t in enumerate(tensors))
+        for tensors in (cache.keys, cache.values)
+    )
+    return replace(cache, keys=keys, values=values)
 
 
 def _layer(

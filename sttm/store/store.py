@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and finding a video needs no
     import torch
 
     from sttm.kv_cache import KVCache
-    from sttm.store.kv import EncodedKV
+    from sttm.store.kv import EncodedKV, ReadBuffer
     from sttm.store.tokens import Tokens
 
 _MARKER = "format.json"
@@ -101,8 +101,10 @@ class Store:
         """The newest artifact of a video by id, URI or name; errors as for `Catalog.find`."""
         return self.catalog.find(video, recipe_digest)
 
-    def load_kv(self, identity: str, device: "torch.device | str" = "cpu") -> "KVCache":
-        """The KV cache of a committed artifact, every byte verified against its manifest.
+    def load_kv(
+        self, identity: str, device: "torch.device | str" = "cpu", buffer: "ReadBuffer | None" = None
+    ) -> "KVCache":
+        """The KV cache of a committed artifact, every byte verified against its manifest; arguments as for `read_kv`.
 
         Raises:
             MissingObjectError: nothing is committed under this identity.
@@ -111,7 +113,8 @@ class Store:
         from sttm.store.kv import read_kv
 
         manifest = self.manifest(identity)
-        return read_kv(self.storage, manifest.kv.key, manifest.kv_header_digest, manifest.kv.size_bytes, device)
+        kv = manifest.kv
+        return read_kv(self.storage, kv.key, manifest.kv_header_digest, kv.size_bytes, device, buffer)
 
     def load_tokens(self, identity: str, with_features: bool = True) -> "Tokens":
         """The reduced tokens of a committed artifact; errors as for `load_kv`."""
