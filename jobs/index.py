@@ -51,6 +51,8 @@ def index(
     _ = checkpoint.family_class  # an unsupported model is an error before any work
     refs = list_corpus(corpus, limit=limit)
     opened = None if dry_run and not _store_exists(store) else Store.open(store, create=not dry_run)
+    if opened is not None and not dry_run:
+        opened.catalog.repair()  # rows that a killed run could not write
     plan = make_plan(refs, recipe, opened, retry_errors)
     print(
         f"{len(refs)} videos: {len(plan.todo)} to index, {plan.stored} stored already, {plan.known_bad} failed before"
@@ -82,10 +84,9 @@ class Plan:
 
 
 def make_plan(refs: list[VideoRef], recipe: Recipe, store: Store | None, retry_errors: bool) -> Plan:
-    """Compare a corpus with a store; reads no video. Rows lost by a killed run are repaired first."""
+    """Compare a corpus with a store; reads no video and writes nothing."""
     if store is None:
         return Plan(refs, 0, 0)
-    store.catalog.repair()
     status = {row.source_key: row.status for row in store.catalog.rows()}
     found = [(ref, status.get(key_of(ref, recipe))) for ref in refs]
     todo = [ref for ref, state in found if state is None or (state == "error" and retry_errors)]

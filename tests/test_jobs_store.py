@@ -1,6 +1,7 @@
 """`sttm store`: what each command prints, changes, and answers with as exit code."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from indexed import index_clips
 
 from jobs import store as commands
 from jobs.explain import explain
+from jobs.index import make_plan
+from sttm.corpus import list_corpus
 from sttm.engine.worker import provenance_differences
 from sttm.errors import StoreError
+from sttm.store.artifact import committed
 from sttm.store.store import Store
 
 
@@ -121,6 +125,17 @@ def test_explain_names_hit_miss_and_the_field_that_differs(
     other.write_bytes(b"never seen")
     assert explain(str(other), url, str(settings)) == 1
     assert "holds nothing of this file" in capsys.readouterr().out
+
+
+def test_planning_writes_nothing_even_where_rows_were_lost(url: str, tmp_path: Path) -> None:
+    shutil.rmtree(Path(url) / "catalog")
+    store, refs = Store.open(url), list_corpus(str(tmp_path / "corpus"))
+    recipe = store.manifest(committed(store.storage)[0]).recipe
+    before = sorted(Path(url).rglob("*"))
+    assert len(make_plan(refs, recipe, store, retry_errors=False).todo) == 2
+    assert sorted(Path(url).rglob("*")) == before
+    store.catalog.repair()
+    assert make_plan(refs, recipe, store, retry_errors=False).stored == 2
 
 
 def test_other_library_versions_are_told_not_hidden(url: str) -> None:
