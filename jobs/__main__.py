@@ -7,6 +7,7 @@ JOBS = {
     "index": "read a corpus of videos into a store of KV caches",
     "ask": "ask one question about a stored video",
     "bench": "time prefill, merge and store",
+    "config": "show every setting and where its value comes from",
     "explain": "why a video is, or is not, in a store under some settings",
     "store": "list, verify and clean a store, remove videos from it",
     "evaluate": "measure how much accuracy reducers keep, on the built-in or any other benchmark",

@@ -14,18 +14,21 @@ EXIT_TOO_MANY_FAILED = 3
 EXIT_TERMINATED = 143
 
 
-def run(**functions: Callable[..., int | None]) -> NoReturn:
+def run(*, is_group: bool = False, **functions: Callable[..., int | None]) -> NoReturn:
     """Run one function, or one of several as a subcommand, with the arguments of the command line, and exit.
 
     What it returns is the exit code (None is 0).
 
     Args:
+        is_group: a single function is a subcommand too.
         functions: by the name they have on the command line; a single one needs no subcommand.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=len(functions) > 1)
     for name, function in functions.items():
         app.command(name)(_guarded(function))
-    app()
+    if is_group:
+        app.callback()(lambda: None)
+    app(prog_name=sys.argv[0] if sys.argv[0].startswith("sttm ") else None)
     sys.exit(0)
 
 

@@ -1,8 +1,19 @@
-"""The settings file of the jobs: what an index holds, and how a run goes. Imports no Ray."""
+"""The settings file of the jobs: what an index holds, and how a run goes. Imports no Ray.
 
-from pydantic import Field
+python -m jobs.config show --config configs/tiny.yaml --set merge.budget=0.5    # every value, and where it is from
+"""
 
-from sttm.config import IndexConfig
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from pydantic import BaseModel, Field
+from rich.console import Console
+from rich.table import Table
+
+from jobs.command import run
+from sttm.config import IndexConfig, load_config
 from sttm.settings import Settings
 
 
@@ -44,3 +55,49 @@ class JobConfig(IndexConfig):
     def index(self) -> IndexConfig:
         """The part that decides what is stored."""
         return IndexConfig.model_validate(self.model_dump(exclude={"run"}))
+
+
+def show(
+    config: Annotated[str, typer.Option(help="YAML settings")] = "configs/tiny.yaml",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="override, such as merge.budget=0.5")] = None,
+) -> None:
+    """Print every setting that would be in force, and where its value comes from."""
+    table = Table("setting", "value", "from")
+    for name, value, source in effective(config, set_ or []):
+        table.add_row(name, str(value), source)
+    Console().print(table)
+
+
+def effective(config: str, overrides: list[str]) -> list[tuple[str, Any, str]]:
+    """Each setting's dotted name, its value, and `default`, the file, `preset=...` or the override it comes from."""
+    loaded = load_config(JobConfig, config, overrides)
+    data = yaml.safe_load(Path(config).read_text("utf-8")) or {}
+    presets = data.pop("presets", {})
+    sources = dict.fromkeys(_leaves(data), config)
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if name == "preset":
+            sections = presets[value]
+            sources = {k: v for k, v in sources.items() if k.split(".")[0] not in sections}
+            sources |= dict.fromkeys(_leaves(sections), override)
+    sources |= {o.partition("=")[0]: f"--set {o}" for o in overrides if not o.startswith("preset=")}
+    return [(name, value, sources.get(name, "default")) for name, value in _leaves(loaded).items()]
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted names of all values in nested settings or mappings."""
+    fields = tree if isinstance(tree, dict) else {name: getattr(tree, name) for name in type(tree).model_fields}
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        is_section = isinstance(value, dict | BaseModel)
+        found |= _leaves(value, f"{prefix}{name}.") if is_section else {f"{prefix}{name}": value}
+    return found
+
+
+def command() -> None:
+    """Entry point."""
+    run(is_group=True, show=show)
+
+
+if __name__ == "__main__":
+    command()

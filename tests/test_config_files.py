@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.config import JobConfig
+from jobs.config import JobConfig, effective
 from sttm.config import load_config
 from sttm.errors import ConfigError
 
@@ -50,3 +50,13 @@ def test_unknown_preset_names_the_known_ones(stem: str, message: str) -> None:
     path = next(path for path in FILES if path.stem == stem)
     with pytest.raises(ConfigError, match=f"no preset 'video-mme-10'; {message}"):
         load_config(JobConfig, path, ["preset=video-mme-10"])
+
+
+def test_every_value_says_where_it_is_from() -> None:
+    path = str(Path(__file__).parent.parent / "configs" / "llava_video_7b.yaml")
+    rows = {name: (value, source) for name, value, source in effective(path, ["preset=mlvu-30", "video.fps=3"])}
+    assert rows["video.fps"] == (3, "--set video.fps=3")
+    assert rows["merge.temporal_threshold"] == (0.55, "preset=mlvu-30")
+    assert rows["merge.budget"] == (None, "default")
+    assert rows["video.max_frames"] == (128, path)
+    assert rows["run.crash_tries"] == (3, "default")
