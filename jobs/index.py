@@ -35,7 +35,7 @@ from sttm.store.store import Store
 
 def index(
     corpus: Annotated[str, typer.Option(help="folder, glob, file or manifest of videos, on any fsspec URL")],
-    store: Annotated[str, typer.Option(help="where to put the artifacts, any fsspec URL")],
+    store: Annotated[str, typer.Option(help="where to put the artifacts: a folder, s3:// or gs://")],
     config: Annotated[str, typer.Option(help="YAML settings")] = "configs/tiny.yaml",
     set_: Annotated[list[str] | None, typer.Option("--set", help="override, such as merge.budget=0.5")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first so many videos")] = None,
