@@ -1,0 +1,1 @@
+"""The benchmarks behind `jobs.bench`, one file each."""
