@@ -1,14 +1,19 @@
 """Prefill and answering against the installed transformers: the same logits as the plain model's own forward."""
 
+from collections import Counter
+from copy import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from checkpoints import FAMILIES
 from family_setup import HALF, NO_MERGE, Setup
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sttm.engine.answer import Continuation, SamplingConfig, answer, generate, ready
+from sttm.engine.decoder import rotary, run_layer
 from sttm.engine.prefill import PrefillConfig, prefill
 from sttm.errors import QuestionError
 from sttm.kv_cache import KVCache
@@ -96,6 +101,43 @@ def test_chunked_prefill_equals_unchunked(setup: Setup, chunk: int, proportional
     torch.testing.assert_close(parts.hidden, whole.hidden, rtol=1e-4, atol=1e-4)
     for ours, theirs in zip(parts.cache.keys, whole.cache.keys, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+class CountOperations(TorchDispatchMode):
+    """Counts the operators that run, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_prefilled_layer_copies_only_the_keys_and_values_it_keeps(setup: Setup) -> None:
+    """Beside the layer itself: two copies, and nothing that would wait for the GPU or compute what all layers share."""
+    prompt, text = setup.prompt, setup.model.text
+
+    def prefill_through(layers: int) -> Counter[str]:
+        cut = copy(text)
+        cut._modules = {**text._modules, "layers": text.layers[:layers]}
+        with CountOperations() as operations:
+            prefill(
+                replace(setup.model, text=cut), replace(prompt, deepstack=()), NO_MERGE, PrefillConfig(merge_layer=0)
+            )
+        return operations.counts
+
+    class NoCache:
+        def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            return keys, values
+
+    angles = rotary(setup.model, prompt.embeds[None], prompt.positions[:, None])
+    with torch.inference_mode(), CountOperations() as alone:
+        run_layer(setup.model, 3, prompt.embeds[None], None, angles, NoCache())
+    added = prefill_through(4) - prefill_through(3) - alone.counts
+    free = {"select", "slice", "view", "transpose", "unsqueeze", "alias", "detach", "empty"}
+    assert {name: count for name, count in added.items() if name not in free} == {"contiguous": 2}
 
 
 def test_stored_cache_answers_as_the_live_one(setup: Setup) -> None:

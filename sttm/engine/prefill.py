@@ -64,87 +64,115 @@ def prefill(model: LanguageModel, prompt: Prompt, merging: MergeConfig, config: 
     if not 0 <= k < depth:
         raise ValueError(f"merge_layer {k} is outside this model's layers 0..{depth - 1}")
     ones = torch.ones(len(prompt.ids), dtype=torch.int32, device=prompt.embeds.device)
-    state = _State(prompt.embeds, prompt.positions, prompt.visual, prompt.deepstack, prompt.next_position, ones)
-    reduced, merged = state, None
+    sequence = _Sequence(prompt.positions, prompt.visual, prompt.next_position, ones)
+    state = _State(sequence, prompt.embeds, prompt.deepstack, _angles(model, prompt.embeds, prompt.positions))
+    merged = None
     keys, values = [], []
     for layer in range(depth):
         if layer == k:
-            merged = merge(state.hidden[state.visual].view(*prompt.grid, -1), merging)
-            reduced = state = _reduce(state, merged, config)
+            merged = merge(state.hidden[sequence.visual].view(*prompt.grid, -1), merging)
+            state = _reduce(model, state, merged, config)
         hidden, layer_keys, layer_values = _prefill_layer(model, layer, state, config.chunk_tokens)
         state = state.after_layer(hidden)
         keys.append(layer_keys)
         values.append(layer_values)
     assert merged is not None
-    cache = _cache(prompt, reduced, merged, k, keys, values)
-    return Prefilled(cache, merged, state.hidden)
+    return Prefilled(_cache(prompt, state.sequence, merged, k, keys, values), merged, state.hidden)
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Where the tokens stand: positions [A, L], places of the visual ones [N], multiplicity [L]."""
+
+    positions: Tensor
+    visual: Tensor
+    next_position: int
+    multiplicity: Tensor
 
 
 @dataclass(frozen=True)
 class _State:
-    """The sequence between two layers; `deepstack` holds the levels of the layers still to come."""
+    """Between two layers: hidden states [L, C], and what is the same for all layers up to the merge.
 
+    `deepstack` holds the levels of the layers still to come; `angles` are [1, L, D]; `bias` is of the keys, [L].
+    """
+
+    sequence: _Sequence
     hidden: Tensor
-    positions: Tensor
-    visual: Tensor
     deepstack: tuple[Tensor, ...]
-    next_position: int
-    multiplicity: Tensor
+    angles: tuple[Tensor, Tensor]
+    bias: Tensor | None = None
 
     def after_layer(self, hidden: Tensor) -> "_State":
-        """One layer further: its output, plus the deepstack level that belongs behind it."""
+        """One layer further: its output (overwritten), plus the deepstack level that belongs behind it."""
         if self.deepstack:
-            hidden = hidden.index_add(0, self.visual, self.deepstack[0].to(hidden))
+            hidden.index_add_(0, self.sequence.visual, self.deepstack[0].to(hidden))
         return replace(self, hidden=hidden, deepstack=self.deepstack[1:])
 
 
-def _reduce(state: _State, merged: Merged, config: PrefillConfig) -> _State:
-    """The same sequence with merged visual tokens; whatever rides on the tokens is merged with the same weights."""
-    length = len(state.hidden)
-    first_cells = state.visual[merged.index]
-    hidden = state.hidden.index_copy(0, first_cells, merged.features.to(state.hidden))
-    keep = torch.ones(length, dtype=torch.bool, device=hidden.device)
-    keep[state.visual] = False
-    keep[first_cells] = True
-    positions, next_position, rule = state.positions, state.next_position, config.position_rule
+def _angles(model: LanguageModel, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    return rotary(model, hidden[None], positions[:, None])
+
+
+def _reduce(model: LanguageModel, state: _State, merged: Merged, config: PrefillConfig) -> _State:
+    """The same with merged visual tokens; whatever rides on the tokens is merged with the same weights."""
+    before = state.sequence
+    first_cells = before.visual[merged.index]
+    is_kept = torch.ones(len(state.hidden), dtype=torch.bool, device=state.hidden.device)
+    is_kept[before.visual] = False
+    is_kept[first_cells] = True
+    kept = is_kept.nonzero().squeeze(1)
+    visual = (torch.cumsum(is_kept, 0) - 1)[first_cells]
+    positions, next_position = _positions(before, merged, kept, config.position_rule)
+    multiplicity, bias = before.multiplicity[kept], None
+    if config.proportional_attention:
+        multiplicity[visual] = merged.patches.to(multiplicity)
+        bias = key_bias(multiplicity)
+    hidden = state.hidden[kept]
+    hidden[visual] = merged.features.to(hidden)
+    deepstack = tuple(merged.apply(level) for level in state.deepstack)
+    sequence = _Sequence(positions, visual, next_position, multiplicity)
+    return _State(sequence, hidden, deepstack, _angles(model, hidden, positions), bias)
+
+
+def _positions(before: _Sequence, merged: Merged, kept: Tensor, rule: str) -> tuple[Tensor, int]:
+    """Positions [A, L'] of the tokens `kept` and the next one, see `PrefillConfig.position_rule`."""
+    positions = before.positions
     if rule == "auto":
         rule = "survived" if len(positions) == 3 else "reassigned"
-    if rule == "merged":
-        mean = merged.apply(positions[:, state.visual].T.float()).round().long()
-        positions = positions.index_copy(1, first_cells, mean.T)
-    positions = positions[:, keep]
     if rule == "reassigned":
-        next_position = positions.shape[1]
-        positions = torch.arange(next_position, device=hidden.device).expand(len(positions), -1)
-    visual = (torch.cumsum(keep, 0) - 1)[first_cells]
-    deepstack = tuple(merged.apply(level) for level in state.deepstack)
-    multiplicity = state.multiplicity
-    if config.proportional_attention:
-        multiplicity = multiplicity.index_copy(0, first_cells, merged.patches.to(multiplicity))
-    return _State(hidden[keep], positions, visual, deepstack, next_position, multiplicity[keep])
+        length = len(kept)
+        return torch.arange(length, device=kept.device).expand(len(positions), -1), length
+    if rule == "merged":
+        mean = merged.apply(positions[:, before.visual].T.float()).round().long()
+        positions = positions.index_copy(1, before.visual[merged.index], mean.T)
+    return positions[:, kept], before.next_position
 
 
 def _prefill_layer(
     model: LanguageModel, layer: int, state: _State, chunk_tokens: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One layer over the whole sequence: hidden [L, C], keys before RoPE and values, both [heads, L, D]."""
-    hidden = state.hidden[None]
-    angles = rotary(model, hidden, state.positions[:, None])
+    hidden, (cos, sin) = state.hidden[None], state.angles
     length = hidden.shape[1]
     step = min(chunk_tokens or length, length)
     cache = _OneLayer(length)
-    pad = torch.zeros(1, dtype=torch.long, device=hidden.device)
-    out, bias = [], key_bias(state.multiplicity)
+    out = []
     with unrotated_keys(model, layer) as unrotated:
         for start in range(0, length, step):
             stop = min(start + step, length)
             # A square causal chunk needs no mask (SDPA then takes its fast kernel); a chunk over a cache does.
-            mask = causal_mask(start, pad, stop - start) if start else None
-            part = (angles[0][:, start:stop], angles[1][:, start:stop])
-            out.append(run_layer(model, layer, hidden[:, start:stop], mask, part, cache, bias=bias))
+            mask = causal_mask(start, hidden.new_zeros(1, dtype=torch.long), stop - start) if start else None
+            part = (cos[:, start:stop], sin[:, start:stop])
+            out.append(run_layer(model, layer, hidden[:, start:stop], mask, part, cache, bias=state.bias))
     values = cache.values[0]
-    keys = torch.cat(unrotated, dim=1)[0].view(length, values.shape[0], -1).transpose(0, 1).contiguous()
-    return torch.cat(out, dim=1)[0], keys, values.contiguous()
+    keys = _joined(unrotated)[0].view(length, values.shape[0], -1).transpose(0, 1).contiguous()
+    return _joined(out)[0], keys, values.contiguous()
+
+
+def _joined(chunks: list[Tensor]) -> Tensor:
+    """Chunks [1, tokens, ...] behind one another; a single one is not copied."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
 
 
 class _OneLayer:
@@ -171,7 +199,7 @@ class _OneLayer:
 
 
 def _cache(
-    prompt: Prompt, reduced: _State, merged: Merged, merge_layer: int, keys: list[Tensor], values: list[Tensor]
+    prompt: Prompt, reduced: _Sequence, merged: Merged, merge_layer: int, keys: list[Tensor], values: list[Tensor]
 ) -> KVCache:
     def table(x: Tensor) -> Tensor:
         return x.to("cpu", torch.int32)
