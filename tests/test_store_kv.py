@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from store_samples import T, make_cache
 
 from sttm.errors import ArtifactError
-from sttm.store.kv import EncodedKV, ReadBuffer, decode_kv, encode_kv, read_header, read_kv, read_layers
+from sttm.store.kv import EncodedKV, decode_kv, encode_kv, read_header, read_kv, read_layers
 from sttm.store.kv_header import PAGE_BYTES, parse_header
+from sttm.store.read_buffer import ReadBuffer
 from sttm.store.sealed import digest_of
 from sttm.store.storage import Storage
 

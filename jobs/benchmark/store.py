@@ -12,7 +12,8 @@ from torch import Tensor
 
 from jobs.benchmark.timing import measure, show
 from sttm.kv_cache import KVCache
-from sttm.store.kv import ReadBuffer, encode_kv, read_kv
+from sttm.store.kv import encode_kv, read_kv
+from sttm.store.read_buffer import ReadBuffer
 from sttm.store.storage import Storage
 
 

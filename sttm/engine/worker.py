@@ -27,7 +27,7 @@ from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.store.artifact import Manifest
 from sttm.store.disk_cache import DiskCache
 from sttm.store.key import differences
-from sttm.store.kv import ReadBuffer
+from sttm.store.read_buffer import ReadBuffer
 from sttm.store.store import Store
 
 _log = logging.getLogger("sttm.query")
@@ -200,7 +200,7 @@ class QueryWorker:
         manifest = self.store.manifest(identity)
         require_same_model(manifest, self.checkpoint)
         if self.disk is not None:
-            return self.disk.load(self.store.storage, manifest, self.device)
+            return self.disk.load(self.store.storage, manifest, self.device, self._buffer)
         return self.store.load_kv(identity, self.device, self._buffer)
 
 

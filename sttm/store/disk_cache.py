@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from sttm.kv_cache import KVCache
+    from sttm.store.read_buffer import ReadBuffer
 
 _log = logging.getLogger(__name__)
 _ABANDONED = timedelta(hours=1)  # a half-written copy this old has no writer any more
@@ -49,7 +50,13 @@ class DiskCache:
         """Bytes of all copies."""
         return self._held.size_bytes
 
-    def load(self, remote: Storage, manifest: Manifest, device: "torch.device | str" = "cpu") -> "KVCache":
+    def load(
+        self,
+        remote: Storage,
+        manifest: Manifest,
+        device: "torch.device | str" = "cpu",
+        buffer: "ReadBuffer | None" = None,
+    ) -> "KVCache":
         """The KV cache of a committed artifact, every byte verified, from the disk if it is there and sound.
 
         Raises:
@@ -61,7 +68,7 @@ class DiskCache:
         file = manifest.kv
         if self._has(file.key):
             try:
-                cache = read_kv(self._storage, file.key, manifest.kv_header_digest, file.size_bytes, device)
+                cache = read_kv(self._storage, file.key, manifest.kv_header_digest, file.size_bytes, device, buffer)
                 self.hits += 1
                 return cache
             except StoreError as error:

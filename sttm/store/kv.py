@@ -5,9 +5,8 @@ all regions it needs in parallel ranges, and checks every region against a diges
 header's own digest comes from the artifact's manifest.
 """
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,11 +17,13 @@ from sttm.errors import ArtifactError
 from sttm.kv_cache import KVCache
 from sttm.store.kv_header import KVHeader, KVLayout, Region, header_bytes, parse_header
 from sttm.store.quantize import pack, unpack
+from sttm.store.read_buffer import ReadBuffer
 from sttm.store.sealed import digest_of
 from sttm.store.storage import Storage
 
 FIRST_READ_BYTES = 64 << 10  # holds the header of a 32-layer model
 _EMPTY_DIGEST = "0" * 64
+_READERS = 16  # threads that read and check regions: one thread copies from the page cache far below memory speed
 
 
 @dataclass(frozen=True)
@@ -43,35 +44,6 @@ class EncodedKV:
 
     def __repr__(self) -> str:
         return f"EncodedKV({len(self.data)} bytes, {self.header.layout.scheme})"
-
-
-class ReadBuffer:
-    """Memory that one read after another goes through: faulting in fresh pages costs more than reading a local file.
-
-    Thread-safe: while it is taken, others get fresh memory.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._memory = torch.empty(0, dtype=torch.uint8)
-
-    @contextmanager
-    def take(self, size_bytes: int) -> Iterator[memoryview]:
-        """At least this memory for the length of the block; what was in it before is undefined."""
-        if not self._lock.acquire(blocking=False):
-            yield _fresh(size_bytes).numpy().data
-            return
-        try:
-            if len(self._memory) < size_bytes:
-                self._memory = _fresh(size_bytes)
-            yield self._memory.numpy().data[:size_bytes]
-        finally:
-            self._lock.release()
-
-
-def _fresh(size_bytes: int) -> Tensor:
-    """Not a bytearray, which would first fill itself with zeros; page-locked where a GPU will copy from it."""
-    return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
 
 
 def encode_kv(
@@ -113,7 +85,9 @@ def decode_kv(
     view = memoryview(data)
     start = header_bytes(bytes(view[:8]), len(view), name)
     header = parse_header(bytes(view[:start]), len(view), name)
-    return _decode(header, view[start:], name, device)
+    body = view[start:]
+    regions = enumerate(header.layout.regions)
+    return _decode(header, (_checked(header, i, body[r.begin : r.end], name) for i, r in regions), name, device)
 
 
 def read_header(
@@ -162,9 +136,18 @@ def read_kv(
         StoreError: the file cannot be read.
     """
     header, start = read_header(storage, key, header_digest, size_bytes)
-    with (buffer or ReadBuffer()).take(header.layout.body_bytes) as body:
-        storage.read_into(key, [(start, body)])
-        cache = _decode(header, body, f"{storage.url}/{key}", device)
+    name, regions = f"{storage.url}/{key}", header.layout.regions
+    with (buffer or ReadBuffer()).take(header.layout.body_bytes) as body, ThreadPoolExecutor(_READERS) as readers:
+
+        def fetch(index: int) -> list[Tensor]:
+            data = body[regions[index].begin : regions[index].end]
+            storage.read_into(key, [(start + regions[index].begin, data)])
+            return _checked(header, index, data, name)
+
+        # While one layer is unpacked, those behind it are read and checked.
+        cache = _decode(header, readers.map(fetch, range(len(regions))), name, device)
+        if cache.keys[0].is_cuda:  # copies from page-locked memory are under way until the device says so
+            torch.cuda.current_stream(cache.keys[0].device).synchronize()
         return _own_memory(cache, header.layout) if buffer else cache
 
 
@@ -176,7 +159,8 @@ def read_layers(
     regions, name = header.layout.regions[1 + first : 1 + last], f"{storage.url}/{key}"
     buffers = [memoryview(bytearray(region.end - region.begin)) for region in regions]
     storage.read_into(key, [(start + region.begin, buffer) for region, buffer in zip(regions, buffers, strict=True)])
-    return [_layer(header, layer, buffer, name, "cpu") for layer, buffer in enumerate(buffers, first)]
+    parts = (_checked(header, 1 + layer, buffer, name) for layer, buffer in enumerate(buffers, first))
+    return [_layer(header, layer, part, "cpu") for layer, part in enumerate(parts, first)]
 
 
 def verify_kv(storage: Storage, key: str, header_digest: str) -> None:
@@ -209,12 +193,11 @@ def _fill(out: Tensor, region: Region, tensors: Sequence[Tensor]) -> None:
     out[filled:] = 0
 
 
-def _decode(header: KVHeader, body: memoryview, name: str, device: torch.device | str) -> KVCache:
-    layout = header.layout
-    parts = [body[region.begin : region.end] for region in layout.regions]
-    head = _verified(header, 0, parts[0], name)
-    layers = [_layer(header, layer, part, name, device) for layer, part in enumerate(parts[1:])]
-    tables = (table.clone() for table in head)
+def _decode(header: KVHeader, parts: Iterable[list[Tensor]], name: str, device: torch.device | str) -> KVCache:
+    """The cache of all regions' checked tensors, which are taken one region after the other."""
+    layout, rest = header.layout, iter(parts)
+    tables = [table.clone() for table in next(rest)]
+    layers = [_layer(header, layer, part, device) for layer, part in enumerate(rest)]
     seconds, prefix_ids, positions, reduced_positions, visual, boxes, patches, multiplicity = tables
     _check_tables(layout, seconds, visual, boxes, patches, multiplicity, name)
     return KVCache(
@@ -244,24 +227,25 @@ def _own_memory(cache: KVCache, layout: KVLayout) -> KVCache:
     return replace(cache, keys=keys, values=values)
 
 
-def _layer(
-    header: KVHeader, layer: int, data: memoryview, name: str, device: torch.device | str
-) -> tuple[Tensor, Tensor]:
-    parts = _verified(header, 1 + layer, data, name)
-    for placed, part in zip(header.layout.regions[1 + layer].tensors, parts, strict=False):
-        kind = placed.part.name.rpartition("_")[2]
-        lowest = {"scale": 0.0, "zero": -torch.inf}.get(kind)
-        if lowest is not None and not ((part > lowest) & (part < torch.inf)).all():
-            raise _damaged(f"{name}, layer {layer}", "a scale or zero is out of range")
-    return unpack(tuple(part.to(device) for part in parts), header.layout.layer_shape(layer))
+def _layer(header: KVHeader, layer: int, parts: list[Tensor], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Keys and values on `device`; from page-locked memory the copies run behind, in the order of its stream."""
+    return unpack(tuple(part.to(device, non_blocking=True) for part in parts), header.layout.layer_shape(layer))
 
 
-def _verified(header: KVHeader, index: int, data: memoryview, name: str) -> list[Tensor]:
+def _checked(header: KVHeader, index: int, data: memoryview, name: str) -> list[Tensor]:
     """The tensors of one region, without its padding, as views of `data`."""
     _require_digest(header, index, data, name)
-    region = header.layout.regions[index]
-    tensors = [placed for placed in region.tensors if not placed.part.name.endswith(".pad")]
-    return [_tensor(data, placed.part.dtype, placed.part.shape, placed.begin - region.begin) for placed in tensors]
+    region, tensors = header.layout.regions[index], []
+    for placed in region.tensors:
+        part, kind = placed.part, placed.part.name.rpartition("_")[2]
+        if part.name.endswith(".pad"):
+            continue
+        tensor = _tensor(data, part.dtype, part.shape, placed.begin - region.begin)
+        lowest = {"scale": 0.0, "zero": -torch.inf}.get(kind)
+        if lowest is not None and not ((tensor > lowest) & (tensor < torch.inf)).all():
+            raise _damaged(f"{name}, layer {index - 1}", "a scale or zero is out of range")
+        tensors.append(tensor)
+    return tensors
 
 
 def _require_digest(header: KVHeader, index: int, data: bytes | memoryview, name: str) -> None:

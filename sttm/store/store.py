@@ -15,7 +15,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and finding a video needs no
     import torch
 
     from sttm.kv_cache import KVCache
-    from sttm.store.kv import EncodedKV, ReadBuffer
+    from sttm.store.kv import EncodedKV
+    from sttm.store.read_buffer import ReadBuffer
     from sttm.store.tokens import Tokens
 
 _MARKER = "format.json"
