@@ -5,9 +5,9 @@ all regions it needs in parallel ranges, and checks every region against a diges
 header's own digest comes from the artifact's manifest.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,35 +15,15 @@ from torch import Tensor
 
 from sttm.errors import ArtifactError
 from sttm.kv_cache import KVCache
-from sttm.store.kv_header import KVHeader, KVLayout, Region, header_bytes, parse_header
-from sttm.store.quantize import pack, unpack
+from sttm.store.kv_header import KVHeader, KVLayout, header_bytes, parse_header
+from sttm.store.kv_pack import EncodedKV, pack_kv
+from sttm.store.quantize import unpack
 from sttm.store.read_buffer import ReadBuffer
 from sttm.store.sealed import digest_of
 from sttm.store.storage import Storage
 
 FIRST_READ_BYTES = 64 << 10  # holds the header of a 32-layer model
-_EMPTY_DIGEST = "0" * 64
 _READERS = 16  # threads that read and check regions: one thread copies from the page cache far below memory speed
-
-
-@dataclass(frozen=True)
-class EncodedKV:
-    """A finished `kv.safetensors`.
-
-    Attributes:
-        data: all bytes of the file; page-locked if the cache was on a GPU.
-        header: as the file begins with it.
-        header_digest: blake3 of the bytes before the body; it covers the digests of all regions.
-        digest: blake3 of the whole file.
-    """
-
-    data: memoryview
-    header: KVHeader
-    header_digest: str
-    digest: str
-
-    def __repr__(self) -> str:
-        return f"EncodedKV({len(self.data)} bytes, {self.header.layout.scheme})"
 
 
 def encode_kv(
@@ -60,22 +40,7 @@ def encode_kv(
     Raises:
         StoreError: the cache holds numbers that the scheme cannot store.
     """
-    layout = KVLayout.of(cache, scheme, scheme_below)
-    places = (cache.next_position, cache.reduced_next_position)
-    draft = KVHeader(layout, *places, (_EMPTY_DIGEST,) * len(layout.regions), notes or {})
-    start, on_gpu = len(draft.to_bytes()), cache.keys[0].is_cuda
-    # PyTorch keeps freed page-locked memory for the next video: copies into it run at the full rate of the bus.
-    whole = torch.empty(start + layout.body_bytes, dtype=torch.uint8, pin_memory=on_gpu)
-    for index, region in enumerate(layout.regions):
-        tensors = _head_tensors(cache) if index == 0 else _layer_tensors(cache, layout, index - 1)
-        _fill(whole[start + region.begin : start + region.end], region, tensors)
-    if on_gpu:
-        torch.cuda.current_stream(cache.keys[0].device).synchronize()
-    data = whole.numpy().data
-    digests = tuple(digest_of(data[start + region.begin : start + region.end]) for region in layout.regions)
-    header = KVHeader(layout, *places, digests, notes or {})
-    data[:start] = header.to_bytes()
-    return EncodedKV(data, header, digest_of(data[:start]), digest_of(data))
+    return pack_kv(cache, scheme, notes, scheme_below).encode()
 
 
 def decode_kv(
@@ -169,28 +134,6 @@ def verify_kv(storage: Storage, key: str, header_digest: str) -> None:
     for index, region in enumerate(header.layout.regions):
         (data,) = storage.read_ranges(key, [(start + region.begin, start + region.end)])
         _require_digest(header, index, data, f"{storage.url}/{key}")
-
-
-def _head_tensors(cache: KVCache) -> tuple[Tensor, ...]:
-    places = (cache.positions, cache.reduced_positions, cache.visual, cache.boxes)
-    tables = (cache.prefix_ids, *places, cache.patches, cache.multiplicity)
-    return (cache.frame_seconds.double(), *(table.to(torch.int32) for table in tables))
-
-
-def _layer_tensors(cache: KVCache, layout: KVLayout, layer: int) -> tuple[Tensor, ...]:
-    return pack(cache.keys[layer], cache.values[layer], layout.layer_shape(layer))
-
-
-def _fill(out: Tensor, region: Region, tensors: Sequence[Tensor]) -> None:
-    """Copy the tensors of a region to their places in `out`, uint8 [bytes]; from a GPU without waiting."""
-    filled = 0
-    for placed, tensor in zip(region.tensors, tensors, strict=False):  # the region may end in padding
-        if tuple(tensor.shape) != placed.part.shape or tensor.dtype != placed.part.dtype:
-            raise ValueError(f"{placed.part.name}: {tensor.dtype} {tuple(tensor.shape)}, planned {placed.part}")
-        filled = placed.end - region.begin
-        target = out[placed.begin - region.begin : filled]
-        target.view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
-    out[filled:] = 0
 
 
 def _decode(header: KVHeader, parts: Iterable[list[Tensor]], name: str, device: torch.device | str) -> KVCache:

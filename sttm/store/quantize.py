@@ -86,21 +86,41 @@ def pack(key: Tensor, value: Tensor, shape: LayerShape) -> tuple[Tensor, ...]:
     Raises:
         StoreError: a number is not finite, or too large for an fp16 scale and zero.
     """
+    parts, extremes = pack_unchecked(key, value, shape)
+    require_storable(extremes.cpu(), shape)
+    return parts
+
+
+def pack_unchecked(key: Tensor, value: Tensor, shape: LayerShape) -> tuple[tuple[Tensor, ...], Tensor]:
+    """As `pack`, without waiting for a GPU: what `require_storable` has to look at comes back beside the parts.
+
+    Returns:
+        The parts, and extremes float32 [2, 4] of keys and values: lowest and highest number, lowest zero, largest
+        scale. NaN if any number is.
+    """
     if shape.scheme == "exact":
-        _require_finite("key", *key.aminmax())
-        _require_finite("value", *value.aminmax())
-        return key, value
+        return (key, value), torch.stack([_extremes(*tensor.aminmax()) for tensor in (key, value)])
     rules, end = shape.rules, shape.tokens - shape.trailing
     middle_key, middle_value = key[:, shape.leading : end].float(), value[:, shape.leading : end].float()
-    key_codes, key_scale, key_zero = _pack_keys(middle_key, rules.key_group, rules.key_bits)
-    value_codes, value_scale, value_zero = _pack_values(middle_value, shape.value_group, rules.value_bits)
+    key_codes, key_scale, key_zero, of_keys = _pack_keys(middle_key, rules.key_group, rules.key_bits)
+    value_codes, value_scale, value_zero, of_values = _pack_values(middle_value, shape.value_group, rules.value_bits)
     packed = (key_scale, key_zero, value_scale, value_zero, key_codes, value_codes)
     if shape.leading + shape.trailing == 0:
-        return packed
+        return packed, torch.stack((of_keys, of_values))
     ends = [torch.cat((tensor[:, : shape.leading], tensor[:, end:]), dim=1) for tensor in (key, value)]
-    _require_finite("key", *ends[0].aminmax())
-    _require_finite("value", *ends[1].aminmax())
-    return (*ends, *packed)
+    of_ends = [_extremes(*tensor.aminmax()) for tensor in ends]
+    return (*ends, *packed), torch.stack((_widest([of_keys, of_ends[0]]), _widest([of_values, of_ends[1]])))
+
+
+def require_storable(extremes: Tensor, shape: LayerShape) -> None:
+    """Refuse a packed layer by its extremes [2, 4] on the CPU; errors as for `pack`."""
+    bits = (shape.rules.key_bits, shape.rules.value_bits)
+    for what, row, width in zip(("key", "value"), extremes, bits, strict=True):
+        if not torch.isfinite(row[:2]).all():
+            raise StoreError(f"a {what} is NaN or infinite: the prefill that made it went wrong; nothing was stored")
+        if not torch.isfinite(row[2:]).all():
+            peak = float(row[:2].abs().max())
+            raise StoreError(f"{what}s up to {peak:.3g} are too large for {width}-bit storage; use kv_scheme: exact")
 
 
 def unpack(parts: tuple[Tensor, ...], shape: LayerShape) -> tuple[Tensor, Tensor]:
@@ -121,18 +141,19 @@ def unpack(parts: tuple[Tensor, ...], shape: LayerShape) -> tuple[Tensor, Tensor
     return key, value
 
 
-def _pack_keys(key: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+def _pack_keys(key: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Per channel, in groups of tokens; the last group may be shorter."""
     whole = key.shape[1] // group * group
-    scales, zeros, codes = [], [], []
+    scales, zeros, codes, extremes = [], [], [], []
     for tokens, size in ((key[:, :whole], group), (key[:, whole:], key.shape[1] - whole)):
         if tokens.shape[1]:
             grouped = tokens.unflatten(1, (-1, size))  # [H, G, group, D]
-            scale, zero = _range_of(grouped, 2, bits, "key")
+            scale, zero, found = _range_of(grouped, 2, bits)
             codes.append(_encode(grouped, scale[:, :, None], zero[:, :, None]).flatten(1, 2))
             scales.append(scale)
             zeros.append(zero)
-    return _narrow(torch.cat(codes, dim=1), bits), torch.cat(scales, dim=1), torch.cat(zeros, dim=1)
+            extremes.append(found)
+    return _narrow(torch.cat(codes, dim=1), bits), torch.cat(scales, dim=1), torch.cat(zeros, dim=1), _widest(extremes)
 
 
 def _unpack_keys(codes: Tensor, scale: Tensor, zero: Tensor, group: int, out: Tensor) -> None:
@@ -145,26 +166,41 @@ def _unpack_keys(codes: Tensor, scale: Tensor, zero: Tensor, group: int, out: Te
         out[:, whole:] = _decode(codes[:, whole:], scale[:, groups:], zero[:, groups:])
 
 
-def _pack_values(value: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+def _pack_values(value: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grouped = value.unflatten(-1, (-1, group))  # [H, N, G, group]
-    scale, zero = _range_of(grouped, 3, bits, "value")
-    return _narrow(_encode(grouped, scale[..., None], zero[..., None]).flatten(-2), bits), scale, zero
+    scale, zero, extremes = _range_of(grouped, 3, bits)
+    return _narrow(_encode(grouped, scale[..., None], zero[..., None]).flatten(-2), bits), scale, zero, extremes
 
 
-def _range_of(grouped: Tensor, axis: int, bits: int, what: str) -> tuple[Tensor, Tensor]:
-    """fp16 scale and zero of each group; rounded outwards, so that no number of the group is clipped."""
+def _range_of(grouped: Tensor, axis: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """fp16 scale and zero of each group, rounded outwards so that no number of it is clipped; extremes of all."""
     low, high = grouped.amin(axis), grouped.amax(axis)
-    _require_finite(what, low, high)
     zero = low.half()
     zero = torch.where(zero.float() > low, _below(zero), zero)
     # Divided by a tensor: on a GPU, division by a Python number is a product with its rounded inverse.
     exact_scale = (high - zero.float()) / high.new_full((), 2**bits - 1)
     scale = exact_scale.half()
     scale = torch.where(scale.float() < exact_scale, -_below(-scale), scale).clamp_min(SMALLEST_SCALE)
-    if not (torch.isfinite(zero).all() and torch.isfinite(scale).all()):
-        peak = float(torch.maximum(low.abs(), high.abs()).max())
-        raise StoreError(f"{what}s up to {peak:.3g} are too large for {bits}-bit storage; use kv_scheme: exact")
-    return scale, zero
+    return scale, zero, _extremes(low.amin(), high.amax(), zero.amin(), scale.amax())
+
+
+def _extremes(low: Tensor, high: Tensor, zero: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+    """float32 [4]; what is kept exact has no zero and no scale."""
+    nothing = torch.zeros_like(low)
+    return torch.stack(
+        [
+            low.float(),
+            high.float(),
+            (nothing if zero is None else zero).float(),
+            (nothing if scale is None else scale).float(),
+        ]
+    )
+
+
+def _widest(extremes: list[Tensor]) -> Tensor:
+    """The extremes of several parts of one tensor together."""
+    low, high, zero, scale = torch.stack(extremes).unbind(1)
+    return torch.stack((low.amin(), high.amax(), zero.amin(), scale.amax()))
 
 
 def _below(numbers: Tensor) -> Tensor:
@@ -193,9 +229,3 @@ def _widen(codes: Tensor, bits: int) -> Tensor:
         return codes
     words = codes.to(torch.int16)
     return ((words << 4).bitwise_or_(words)).bitwise_and_(0x0F0F).view(torch.uint8)
-
-
-def _require_finite(what: str, low: Tensor, high: Tensor) -> None:
-    """Check smallest and largest numbers only: they are NaN if any number is, and one pass finds them."""
-    if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
-        raise StoreError(f"a {what} is NaN or infinite: the prefill that made it went wrong; nothing was stored")

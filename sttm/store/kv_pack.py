@@ -1,0 +1,124 @@
+"""Packing a cache into the bytes of a `kv.safetensors`: first what needs the cache's device, then what does not.
+
+A GPU is given all its work at once (packing on its current stream, the copies on another) and goes on to the next
+video; checking and digesting the bytes waits for them in whatever thread publishes them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sttm.kv_cache import KVCache
+from sttm.store.download import Download, Downloaded, empty_for_copies
+from sttm.store.kv_header import KVHeader, KVLayout, Region
+from sttm.store.quantize import pack_unchecked, require_storable
+from sttm.store.sealed import digest_of
+
+_EMPTY_DIGEST = "0" * 64
+
+
+@dataclass(frozen=True)
+class EncodedKV:
+    """A finished `kv.safetensors`.
+
+    Attributes:
+        data: all bytes of the file; page-locked if the cache was on a GPU.
+        header: as the file begins with it.
+        header_digest: blake3 of the bytes before the body; it covers the digests of all regions.
+        digest: blake3 of the whole file.
+    """
+
+    data: memoryview
+    header: KVHeader
+    header_digest: str
+    digest: str
+
+    def __repr__(self) -> str:
+        return f"EncodedKV({len(self.data)} bytes, {self.header.layout.scheme})"
+
+
+@dataclass(frozen=True)
+class PackedKV:
+    """A `kv.safetensors` whose bytes are on their way to the CPU and whose digests are still to be taken.
+
+    Attributes:
+        layout: what is where.
+        places: next position in layers below and from `merge_layer`.
+        notes: as for `encode_kv`.
+        whole: uint8 [bytes of the file], to be read when `arrived`; the header is still missing.
+        extremes: float32 [2, 4] a layer, of `pack_unchecked`; likewise.
+        arrived: the copies into both.
+    """
+
+    layout: KVLayout
+    places: tuple[int, int]
+    notes: Mapping[str, Any]
+    whole: Tensor
+    extremes: tuple[Tensor, ...]
+    arrived: Downloaded
+
+    def encode(self) -> EncodedKV:
+        """Wait for the bytes, check and digest them; needs no GPU.
+
+        Raises:
+            StoreError: the cache holds numbers that the scheme cannot store.
+        """
+        layout, data = self.layout, self.whole.numpy().data
+        self.arrived.wait()
+        for layer, found in enumerate(self.extremes):
+            require_storable(found, layout.layer_shape(layer))
+        start = len(data) - layout.body_bytes
+        digests = tuple(digest_of(data[start + region.begin : start + region.end]) for region in layout.regions)
+        header = KVHeader(layout, *self.places, digests, self.notes)
+        data[:start] = header.to_bytes()
+        return EncodedKV(data, header, digest_of(data[:start]), digest_of(data))
+
+
+def pack_kv(
+    cache: KVCache,
+    scheme: str,
+    notes: Mapping[str, Any] | None = None,
+    scheme_below: str | None = None,
+    download: Download | None = None,
+) -> PackedKV:
+    """The part of `encode_kv` that needs the cache's device; a GPU is given the work, and not waited for.
+
+    Args:
+        cache, scheme, notes, scheme_below: as for `encode_kv`.
+        download: what copies from a GPU; None: one of its own.
+    """
+    layout, download = KVLayout.of(cache, scheme, scheme_below), download or Download()
+    places = (cache.next_position, cache.reduced_next_position)
+    draft = KVHeader(layout, *places, (_EMPTY_DIGEST,) * len(layout.regions), notes or {})
+    start = len(draft.to_bytes())
+    whole = empty_for_copies((start + layout.body_bytes,), torch.uint8, cache.keys[0].is_cuda)
+    extremes = []
+    for index, region in enumerate(layout.regions):
+        tensors = _head_tensors(cache)
+        if index:
+            layer = index - 1
+            tensors, found = pack_unchecked(cache.keys[layer], cache.values[layer], layout.layer_shape(layer))
+            extremes.append(download.fetch(found))
+        _fill(whole[start + region.begin : start + region.end], region, tensors, download)
+    return PackedKV(layout, places, notes or {}, whole, tuple(extremes), download.started())
+
+
+def _head_tensors(cache: KVCache) -> tuple[Tensor, ...]:
+    places = (cache.positions, cache.reduced_positions, cache.visual, cache.boxes)
+    tables = (cache.prefix_ids, *places, cache.patches, cache.multiplicity)
+    return (cache.frame_seconds.double(), *(table.to(torch.int32) for table in tables))
+
+
+def _fill(out: Tensor, region: Region, tensors: Sequence[Tensor], download: Download) -> None:
+    """Copy the tensors of a region to their places in `out`, uint8 [bytes]; from a GPU without waiting."""
+    filled = 0
+    for placed, tensor in zip(region.tensors, tensors, strict=False):  # the region may end in padding
+        if tuple(tensor.shape) != placed.part.shape or tensor.dtype != placed.part.dtype:
+            raise ValueError(f"{placed.part.name}: {tensor.dtype} {tuple(tensor.shape)}, planned {placed.part}")
+        filled = placed.end - region.begin
+        target = out[placed.begin - region.begin : filled]
+        download.copy(tensor, target.view(tensor.dtype).view(tensor.shape))
+    out[filled:] = 0
