@@ -24,6 +24,7 @@ class RunConfig(Settings):
         gpus: how many to use, one not there yet included; default those the cluster has when the job starts. Say it
             where an autoscaler adds GPUs on demand.
         gpus_per_model: GPUs of one prefill actor; ignored where the cluster has none.
+        in_flight: videos an actor holds at one time: one on its GPU, others on their way to it or to the store.
         decode_ahead: videos decoded or being decoded ahead of each actor.
         decode_ahead_bytes: bytes of decoded videos waiting at one time, over all actors.
         decode_timeout_s: a decode that takes longer is killed and counts as a crash.
@@ -36,7 +37,8 @@ class RunConfig(Settings):
 
     gpus: int | None = Field(default=None, ge=0)
     gpus_per_model: int = 1
-    decode_ahead: int = 3
+    in_flight: int = Field(default=3, ge=1)
+    decode_ahead: int = 8
     decode_ahead_bytes: int = 4 << 30
     decode_timeout_s: float = 300.0
     decode_memory_bytes: int = 8 << 30

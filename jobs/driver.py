@@ -22,7 +22,7 @@ from ray import exceptions as ray_errors
 from jobs.config import JobConfig
 from jobs.faults import LOST, cause_of, first_line
 from jobs.metrics import IdleClock, Pipeline
-from jobs.prefill_actor import PrefillActor, decode_video
+from jobs.prefill_actor import Indexed, PrefillActor, decode_video
 from sttm.corpus import VideoRef
 from sttm.errors import SttmError, VideoError
 from sttm.store.catalog import CatalogRow
@@ -78,9 +78,9 @@ class _Worker:
     is_ready: bool = False
     running: dict[Any, _Video] = field(default_factory=dict)
 
-    def takes(self, video: _Video) -> bool:
+    def takes(self, video: _Video, in_flight: int) -> bool:
         """A suspect runs alone, so that its crash costs nobody else."""
-        if not self.is_ready or len(self.running) >= 2:
+        if not self.is_ready or len(self.running) >= in_flight:
             return False
         return not self.running or not (video.is_suspect or any(v.is_suspect for v in self.running.values()))
 
@@ -123,9 +123,9 @@ class Driver:
         return bool(self._waiting or self._decoding or self._decoded or running)
 
     def _observe(self) -> Pipeline:
-        """What is where until the next thing happens; the clocks must hear of it after work was handed out."""
+        """What is where until the next thing happens; for clocks, counts and gauges."""
         for worker in self._workers:
-            worker.clock.turn("absent" if not worker.is_ready else "busy" if worker.running else "idle")
+            worker.clock.turn(worker.is_ready)
         places = {
             "queue": len(self._waiting),
             "decoding": len(self._decoding),
@@ -137,7 +137,7 @@ class Driver:
 
     def _start_worker(self, clock: IdleClock) -> None:
         resources = {"num_gpus": self._run.gpus_per_model} if self._gpus else {"num_cpus": 1}
-        options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": 2, **resources}
+        options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": self._run.in_flight, **resources}
         actor = ray.remote(**options)(PrefillActor).remote(*self._actor_args)
         self._workers.append(_Worker(actor, actor.ready.remote(), clock))
 
@@ -159,11 +159,14 @@ class Driver:
             self._decoding[size] = (due, decoded)
 
     def _start_prefills(self) -> None:
-        for worker in self._workers:
-            while self._decoded and not self.stopping.is_set() and worker.takes(self._decoded[0]):
-                video = self._decoded.popleft()
-                worker.running[worker.actor.index.remote(video.decoded)] = video
-                video.decoded = None
+        while self._decoded and not self.stopping.is_set():
+            free = [worker for worker in self._workers if worker.takes(self._decoded[0], self._run.in_flight)]
+            if not free:
+                return
+            worker = min(free, key=lambda worker: len(worker.running))
+            video = self._decoded.popleft()
+            worker.running[worker.actor.index.remote(video.decoded)] = video
+            video.decoded = None
 
     def _collect(self) -> None:
         """Wait for something to end, and deal with it."""
@@ -196,11 +199,15 @@ class Driver:
     def _end_prefill(self, worker: _Worker, done: Any) -> None:
         video = worker.running.pop(done)
         try:
-            self._listener.stored(video.ref, ray.get(done))
+            self._stored(worker, video, ray.get(done))
         except Exception as error:  # as above
             self._failed(video, error)
             if isinstance(error, ray_errors.RayActorError) and worker in self._workers:
                 self._replace(worker)
+
+    def _stored(self, worker: _Worker, video: _Video, indexed: Indexed) -> None:
+        worker.clock.worked(indexed.gpu_s)
+        self._listener.stored(video.ref, indexed.row)
 
     def _end_start(self, worker: _Worker) -> None:
         try:
@@ -218,7 +225,7 @@ class Driver:
         ray.kill(worker.actor)  # an unavailable actor may still hold its GPU
         for ref, video in worker.running.items():
             try:
-                self._listener.stored(video.ref, ray.get(ref, timeout=0))
+                self._stored(worker, video, ray.get(ref, timeout=0))
             except Exception as error:
                 self._failed(video, error)
         self._start_worker(worker.clock)

@@ -53,25 +53,42 @@ METRICS = (
     Metric("counter", "sttm_bytes_written", "Bytes of artifacts put into the store."),
     Metric("histogram", "sttm_stage_seconds", "Seconds one video spent in one stage.", ("stage",)),
     Metric("gauge", "sttm_videos_waiting", "Videos not done; place is queue, decoding, decoded or gpu.", ("place",)),
-    Metric("gauge", "sttm_gpu_idle_share", "Share of a prefill actor's time without a video, since ready.", ("actor",)),
+    Metric(
+        "gauge",
+        "sttm_gpu_idle_share",
+        "Share of a prefill actor's time without work for its GPU, since ready.",
+        ("actor",),
+    ),
 )
 
 
 class IdleClock:
-    """Adds up how long the prefill actors of one place were ready, and how long of that without a video."""
+    """Adds up how long the prefill actors of one place were ready, and how long of that their GPU did nothing.
+
+    Attributes:
+        ready_s: seconds an actor was ready.
+        busy_s: seconds its GPU worked, as far as the actors have said; they say so with each finished video.
+    """
 
     def __init__(self) -> None:
-        self.ready_s = self.idle_s = 0.0
-        self._state: Literal["absent", "idle", "busy"] = "absent"
+        self.ready_s = self.busy_s = 0.0
+        self._is_ready = False
         self._since = 0.0
 
-    def turn(self, state: Literal["absent", "idle", "busy"], now: float | None = None) -> None:
-        """What it was until now has ended; from now on it is `state`."""
+    @property
+    def idle_s(self) -> float:
+        """Seconds without work, what is under way counting as idle until it is finished."""
+        return max(0.0, self.ready_s - self.busy_s)
+
+    def turn(self, is_ready: bool, now: float | None = None) -> None:
+        """What it was until now has ended; from now on an actor is ready or not."""
         now = time.monotonic() if now is None else now
-        passed = now - self._since
-        self.ready_s += passed if self._state != "absent" else 0.0
-        self.idle_s += passed if self._state == "idle" else 0.0
-        self._state, self._since = state, now
+        self.ready_s += now - self._since if self._is_ready else 0.0
+        self._is_ready, self._since = is_ready, now
+
+    def worked(self, seconds: float) -> None:
+        """The GPU has worked so long on a video that is finished now."""
+        self.busy_s += seconds
 
 
 @dataclass(frozen=True)

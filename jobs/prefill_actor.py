@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -9,7 +10,7 @@ import ray
 from jobs.limits import allocating_at_most, killed_after
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
-from sttm.indexer import DecodedVideo, Indexer, VideoReader
+from sttm.indexer import GPU_STAGES, DecodedVideo, Indexer, VideoReader
 from sttm.store.catalog import CatalogRow
 from sttm.store.key import Recipe
 
@@ -29,8 +30,24 @@ def decode_video(ref: VideoRef, config_json: str, timeout_s: float, memory_bytes
     return (decoded.inputs.pixels.nbytes, len(decoded.details["seconds"])), decoded
 
 
+@dataclass(frozen=True)
+class Indexed:
+    """What the actor did about one video.
+
+    Attributes:
+        row: its catalog row.
+        gpu_s: seconds of the GPU's time (the CPU's, where there is none) that went into it just now.
+    """
+
+    row: CatalogRow
+    gpu_s: float
+
+
 class PrefillActor:
-    """One model on one GPU (or CPU). Two videos at a time: one is stored while the next is prefilled."""
+    """One model on one GPU (or CPU), a few videos at a time, only one of them on the GPU.
+
+    While one is prefilled, the bytes of the one before are digested and stored, and the pixels of the next laid ready.
+    """
 
     def __init__(self, config_json: str, recipe: Recipe, store_url: str, run_id: str, timeout_s: float) -> None:
         config = IndexConfig.model_validate_json(config_json)
@@ -42,10 +59,17 @@ class PrefillActor:
         """Returns once the model is loaded."""
         return True
 
-    def index(self, decoded: DecodedVideo) -> CatalogRow:
-        """Prefill and store one decoded video; its catalog row. Content that is stored already is not prefilled."""
+    def index(self, decoded: DecodedVideo) -> Indexed:
+        """Prefill and store one decoded video. Content that is stored already is not prefilled."""
         if row := self._indexer.stored(decoded):
-            return row
+            return Indexed(row, 0.0)
+        staged = self._indexer.stage(decoded)
         with self._gpu, killed_after(self._timeout_s):
-            prefilled = self._indexer.prefill(decoded)
-        return self._indexer.publish(decoded, prefilled)
+            prefilled = self._indexer.prefill(staged)
+        encoded = self._indexer.encode(prefilled)
+        if prefilled.live is not None:
+            with self._gpu, killed_after(self._timeout_s):
+                encoded = self._indexer.certify(staged, prefilled, encoded)
+        del staged, prefilled  # the memory of pixels and cache is the next video's
+        row = self._indexer.publish(decoded, encoded)
+        return Indexed(row, sum(row.timings_s[stage] for stage in GPU_STAGES if stage in row.timings_s))

@@ -1,10 +1,12 @@
-"""One video's way into the store, without Ray: read (CPU), prefill (GPU), publish (network).
+"""One video's way into the store, without Ray: read, prefill (GPU), encode, certify (GPU), publish.
 
-The index job runs the same three steps in different processes; the evaluation and the tests run them in one.
+The index job runs the same steps in different processes and threads; the evaluation and the tests run them in one.
 """
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -20,13 +22,18 @@ from sttm.kv_cache import KVCache
 from sttm.models.base import VideoInputs
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.language_model import LanguageModel
+from sttm.stage_clock import StageClock
 from sttm.store.artifact import Facts, Source
 from sttm.store.catalog import CatalogRow
+from sttm.store.download import Download, Downloaded
 from sttm.store.key import Recipe, identity
-from sttm.store.kv import EncodedKV, decode_kv, encode_kv
+from sttm.store.kv import decode_kv
+from sttm.store.kv_pack import EncodedKV, PackedKV, pack_kv
 from sttm.store.store import Store
 from sttm.store.tokens import write_tokens
 from sttm.video import read_video
+
+GPU_STAGES = ("encode", "prefill", "pack", "certify")  # of an artifact's `timings_s`: those the model's device works in
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,25 @@ class DecodedVideo:
     content_digest: str
     details: dict[str, Any]
     decode_s: float
+
+
+@dataclass(frozen=True)
+class PrefilledVideo:
+    """A prefilled video whose packed bytes are on their way from the GPU.
+
+    Attributes:
+        kv: the packed cache.
+        write_tokens: makes the bytes of `tokens.parquet`, once `arrived`.
+        arrived: the copies of what `write_tokens` needs.
+        facts: what was found so far.
+        live: the cache itself, if probes will be asked of it.
+    """
+
+    kv: PackedKV
+    write_tokens: Callable[[], bytes]
+    arrived: Downloaded
+    facts: Facts
+    live: KVCache | None
 
 
 @dataclass(frozen=True)
@@ -111,6 +137,7 @@ class Indexer:
         checkpoint = Checkpoint.open(config.model)
         self._family = checkpoint.family()
         self._model = checkpoint.load_model(device)
+        self._devices = {parameter.device for parameter in self._model.parameters()}
         self._language_model = LanguageModel.of(self._model)
         self._probes = [self._family.question_ids(probe) for probe in config.fidelity.probes]
         self._provenance = {
@@ -127,55 +154,72 @@ class Indexer:
         name = identity(self._recipe, decoded.content_digest)
         return self._store.row_for(name, decoded.source) if self._store.has(name) else None
 
-    def prefill(self, decoded: DecodedVideo) -> EncodedVideo:
-        """Run the vision tower and the prefill, pack the result on the device it is on, and certify it.
+    def stage(self, decoded: DecodedVideo) -> DecodedVideo:
+        """The same, with pixels where a GPU takes them fastest; worth doing while the GPU is at work on another."""
+        is_on_gpu = any(device.type == "cuda" for device in self._devices)
+        return replace(decoded, inputs=decoded.inputs.page_locked()) if is_on_gpu else decoded
 
-        Raises:
-            VideoError: the packed cache is less faithful than `fidelity.max_kl` allows.
-        """
-        started = time.perf_counter()
+    def read_in(self, decoded: DecodedVideo, clock: StageClock) -> Prefilled:
+        """Vision tower and prefill, which is all of a video's work that its answers need; does not wait for a GPU."""
         prompt = self._family.prompt(self._model, decoded.inputs)
-        _wait(prompt.embeds.device)
-        encoded = time.perf_counter()
+        clock.end("encode")
         result = prefill(self._language_model, prompt, self._config.merge, self._config.prefill)
-        _wait(prompt.embeds.device)
-        prefilled = time.perf_counter()
-        timings = {"decode": decoded.decode_s, "encode": encoded - started, "prefill": prefilled - encoded}
-        return self._pack(decoded, result, timings)
+        clock.end("prefill")
+        return result
 
-    def publish(self, decoded: DecodedVideo, encoded: EncodedVideo) -> CatalogRow:
-        """Write the artifact and commit it; its catalog row, which the caller adds to the catalog."""
-        return self._store.publish(
-            self._recipe, decoded.content_digest, decoded.source, encoded.kv, encoded.tokens, encoded.facts
-        )
+    def clock(self) -> StageClock:
+        """Starts now, on the model's devices."""
+        return StageClock(self._devices)
 
-    def _pack(self, decoded: DecodedVideo, result: Prefilled, timings: dict[str, float]) -> EncodedVideo:
-        started = time.perf_counter()
+    def prefill(self, decoded: DecodedVideo) -> PrefilledVideo:
+        """Run the vision tower and the prefill and pack the result on the device it is on; returns when that is done.
+
+        What travels to the CPU may still be on its way.
+        """
+        clock, download = self.clock(), Download()
+        result = self.read_in(decoded, clock)
         merged, cache = result.merged, result.cache
-        stored_as = self._config.store
-        kv = encode_kv(cache, stored_as.kv_scheme, self._provenance, stored_as.kv_scheme_below)
-        tokens = write_tokens(
-            cache.boxes, cache.patches, merged.index.cpu(), cache.frame_seconds, merged.features.cpu(), cache.grid
-        )
-        packed = time.perf_counter()
-        certificate = self._certify(decoded, cache, kv) if self._probes else {}
-        timings |= {"pack": packed - started, "certify": time.perf_counter() - packed}
+        features, index = download.fetch(merged.features), download.fetch(merged.index)
+        scheme, below = self._config.store.kv_scheme, self._config.store.kv_scheme_below
+        kv = pack_kv(cache, scheme, self._provenance, below, download)
+        clock.end("pack")
         thresholds = {"spatial": merged.spatial_threshold, "temporal": merged.temporal_threshold}
         facts = Facts(
             tokens_before=decoded.inputs.tokens,
             tokens_after=len(merged.patches),
             thresholds={name: float(value) for name, value in thresholds.items() if value is not None},
-            timings_s=timings,
+            timings_s={"decode": decoded.decode_s, **clock.seconds()},
             run_id=self._run_id,
-            details={"sampling": decoded.details, "provenance": self._provenance, "certificate": certificate},
+            details={"sampling": decoded.details, "provenance": self._provenance},
         )
-        return EncodedVideo(kv, tokens, facts)
+        tables = (cache.boxes, cache.patches, index, cache.frame_seconds, features, cache.grid)
+        live = cache if self._probes else None
+        return PrefilledVideo(kv, partial(write_tokens, *tables), download.started(), facts, live)
 
-    def _certify(self, decoded: DecodedVideo, cache: KVCache, kv: EncodedKV) -> dict[str, float]:
-        """Ask the probes of the live cache and of the file's bytes."""
-        model, fidelity = self._language_model, self._config.fidelity
-        stored = decode_kv(kv.data, decoded.source.uri, model.device)
-        found = certify(model, ready(model, cache), ready(model, stored), self._probes, fidelity.tokens)
+    def encode(self, prefilled: PrefilledVideo) -> EncodedVideo:
+        """Wait for the packed bytes and digest them; needs no GPU.
+
+        Raises:
+            StoreError: the cache holds numbers that its scheme cannot store.
+        """
+        started = time.perf_counter()
+        kv = prefilled.kv.encode()
+        prefilled.arrived.wait()
+        tokens = prefilled.write_tokens()
+        return EncodedVideo(kv, tokens, _timed(prefilled.facts, "digest", time.perf_counter() - started))
+
+    def certify(self, decoded: DecodedVideo, prefilled: PrefilledVideo, encoded: EncodedVideo) -> EncodedVideo:
+        """Ask the probes, if there are any, of the live cache and of the file's bytes.
+
+        Raises:
+            VideoError: the packed cache is less faithful than `fidelity.max_kl` allows.
+        """
+        if prefilled.live is None:
+            return encoded
+        model, fidelity, clock = self._language_model, self._config.fidelity, self.clock()
+        stored = decode_kv(encoded.kv.data, decoded.source.uri, model.device)
+        found = certify(model, ready(model, prefilled.live), ready(model, stored), self._probes, fidelity.tokens)
+        clock.end("certify")
         if fidelity.max_kl is not None and not found.kl_mean <= fidelity.max_kl:
             scheme = self._config.store.kv_scheme
             raise VideoError(
@@ -183,9 +227,21 @@ class Indexer:
                 f"{decoded.source.uri}: the {scheme} cache differs from the live one by {found.kl_mean:.3g} nats a "
                 f"token, more than fidelity.max_kl={fidelity.max_kl:g}; choose a finer store.kv_scheme, such as exact",
             )
-        return asdict(found)
+        facts = _timed(encoded.facts, "certify", clock.seconds()["certify"])
+        return replace(encoded, facts=replace(facts, details={**facts.details, "certificate": asdict(found)}))
+
+    def publish(self, decoded: DecodedVideo, encoded: EncodedVideo) -> CatalogRow:
+        """Write the artifact and commit it; its catalog row, which the caller adds to the catalog."""
+        return self._store.publish(
+            self._recipe, decoded.content_digest, decoded.source, encoded.kv, encoded.tokens, encoded.facts
+        )
+
+    def index(self, decoded: DecodedVideo) -> CatalogRow:
+        """All steps behind the reading, one after another; errors as of each."""
+        prefilled = self.prefill(decoded)
+        encoded = self.certify(decoded, prefilled, self.encode(prefilled))
+        return self.publish(decoded, encoded)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _timed(facts: Facts, stage: str, seconds: float) -> Facts:
+    return replace(facts, timings_s={**facts.timings_s, stage: seconds})

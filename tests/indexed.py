@@ -33,5 +33,5 @@ def index_clips(folder: Path, model: Path, *, count: int, scheme: str = "int8", 
     indexer = Indexer(config, index_recipe(config, Checkpoint.open(config.model)), url, "run", device="cpu")
     for ref in list_corpus(str(corpus)):
         decoded = reader.read(ref)
-        store.catalog.append([indexer.publish(decoded, indexer.prefill(decoded))])
+        store.catalog.append([indexer.index(decoded)])
     return url

@@ -47,7 +47,7 @@ class Job:
     def index(self, path: Path) -> str:
         """Index one file; its identity."""
         decoded = self.reader.read(VideoRef.from_uri(str(path)))
-        row = self.indexer.publish(decoded, self.indexer.prefill(decoded))
+        row = self.indexer.index(decoded)
         self.store.catalog.append([row])
         return row.identity
 

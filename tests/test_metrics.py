@@ -9,18 +9,14 @@ from jobs.video_log import log_video
 from sttm.store.catalog import CatalogRow
 
 
-def test_idle_clock_counts_only_while_an_actor_is_ready() -> None:
+def test_idle_is_what_an_actor_was_ready_without_work_for_its_gpu() -> None:
     clock = IdleClock()
-    for state, now in [
-        ("absent", 5.0),
-        ("idle", 10.0),
-        ("busy", 12.0),
-        ("absent", 18.0),
-        ("busy", 30.0),
-        ("busy", 32.0),
-    ]:
-        clock.turn(state, now)  # type: ignore[arg-type]
-    assert (clock.ready_s, clock.idle_s) == (2 + 6 + 2, 2)
+    for is_ready, now in [(False, 5.0), (True, 10.0), (True, 12.0), (False, 18.0), (True, 30.0), (True, 32.0)]:
+        clock.turn(is_ready, now)
+    assert clock.idle_s == clock.ready_s == 8 + 2
+    clock.worked(3.0)
+    clock.worked(4.5)
+    assert (clock.ready_s, clock.idle_s) == (10, 2.5)
 
 
 def test_idle_share_is_over_all_actors_and_unknown_before_one_was_ready() -> None:

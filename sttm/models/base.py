@@ -7,7 +7,7 @@ separators), L prefix tokens, A position axes (1 for RoPE, 3 for M-RoPE), C hidd
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,6 +46,18 @@ class VideoInputs:
         """Visual tokens before the merge."""
         t, h, w = self.grid
         return t * h * w
+
+    def page_locked(self) -> "VideoInputs":
+        """The same, with pixels in memory from which a GPU takes them at the full rate of the bus."""
+        pixels = torch.empty(self.pixels.shape, dtype=torch.uint8, pin_memory=True).numpy()
+        np.copyto(pixels, self.pixels)
+        return replace(self, pixels=pixels)
+
+    def pixels_on(self, device: torch.device) -> Tensor:
+        """The pixels on a device; page-locked ones arrive there before later work of its current stream."""
+        # Ray's object store gives out read-only memory, which torch shares only with a warning.
+        pixels = torch.from_numpy(self.pixels) if self.pixels.flags.writeable else torch.tensor(self.pixels)
+        return pixels.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Llava(Family):
     def _normalised(self, inputs: VideoInputs, model: Any) -> Tensor:
         """Rescale and normalise on the model's device with the official processor's own arithmetic."""
         p = self.processor
-        frames = torch.tensor(inputs.pixels, device=model.device)
+        frames = inputs.pixels_on(model.device)
         frames = p.rescale_and_normalize(
             frames, p.do_rescale, p.rescale_factor, p.do_normalize, tuple(p.image_mean), tuple(p.image_std)
         )

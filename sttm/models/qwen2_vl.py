@@ -79,7 +79,7 @@ class Qwen2VL(Family):
     def _normalised(self, inputs: VideoInputs, model: Any) -> Tensor:
         """Rescale and normalise on the model's device with the official processor's own arithmetic."""
         p = self.processor
-        patches = torch.tensor(inputs.pixels, device=model.device)
+        patches = inputs.pixels_on(model.device)
         planes = patches.view(len(patches), 3, -1, p.patch_size)
         planes = p.rescale_and_normalize(
             planes, p.do_rescale, p.rescale_factor, p.do_normalize, tuple(p.image_mean), tuple(p.image_std)
