@@ -320,3 +320,31 @@ def test_a_buffer_in_use_is_not_handed_out_twice() -> None:
         assert bytes(one) == b"abcd"
     with buffer.take(2) as again:
         assert bytes(again) == b"ab"
+
+
+def test_a_file_read_in_several_pieces_comes_back_and_its_damage_is_named() -> None:
+    cache = make_cache(layers=4, merge_layer=0, heads=8, frames=400)
+    encoded = encode_kv(cache, "exact")
+    assert len(encoded.data) > 3 * (8 << 20)
+    loaded = read_kv(stored(encoded.data, "pieces"), "pieces", encoded.header_digest)
+    for ours, expected in zip(loaded.keys + loaded.values, cache.keys + cache.values, strict=True):
+        assert torch.equal(ours, expected)
+    damaged = bytearray(encoded.data)
+    damaged[-5000] ^= 1
+    with pytest.raises(ArtifactError, match="layer 3"):
+        read_kv(stored(damaged, "pieces"), "pieces", encoded.header_digest)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scheme", ["exact", "int8", "int4"])
+def test_a_gpu_reads_one_cache_after_another_through_one_buffer(scheme: str) -> None:
+    """Copies run behind: the buffer must not be used again before they have arrived."""
+    storage, buffer = Storage("memory://kv-gpu"), ReadBuffer()
+    caches = [make_cache(layers=4, merge_layer=2, heads=8, frames=400, seed=seed) for seed in range(4)]
+    for name, cache in enumerate(caches):
+        storage.put(str(name), encode_kv(cache, scheme).data)
+    read = [read_kv(storage, str(name), device="cuda", buffer=buffer) for name in range(4)]
+    for name, got in enumerate(read):
+        alone = read_kv(storage, str(name))
+        for ours, expected in zip(got.keys + got.values, alone.keys + alone.values, strict=True):
+            torch.testing.assert_close(ours.cpu(), expected, rtol=0, atol=0)

@@ -53,7 +53,7 @@ def bench_prefill(
         raise ConfigError(f"no shape {shape!r}; known: {', '.join(SHAPES)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, family = build_shape(shape, device)
-    inputs, prompt = _video(model, family, frames)
+    inputs, prompt = sample_video(model, family, frames)
     clock = partial(measure, device=device, repeats=repeats)
     vision = clock(lambda: family.encode(model, inputs))
     rows: list[PrefillRow] = []
@@ -82,7 +82,7 @@ def bench_prefill(
     print(json.dumps(report))
 
 
-def _video(model: Any, family: Family, frames: int) -> tuple[VideoInputs, Prompt]:
+def sample_video(model: Any, family: Family, frames: int) -> tuple[VideoInputs, Prompt]:
     """Pixels for the vision tower, and a prompt whose visual tokens resemble video."""
     pixels = np.random.default_rng(0).integers(0, 255, (frames, 392, 392, 3), dtype=np.uint8)
     inputs = family.preprocess(pixels, np.arange(frames, dtype=np.float64))
@@ -90,7 +90,7 @@ def _video(model: Any, family: Family, frames: int) -> tuple[VideoInputs, Prompt
     t, h, w = inputs.grid
     visual = video_like(t, h, w, embedding.shape[1], embedding.device) * embedding.float().std()
     length = PREFIX_TOKENS + inputs.tokens
-    ids = torch.randint(0, 1000, (length,), device=embedding.device)
+    ids = torch.randint(0, 500, (length,), device=embedding.device)
     embeds = embedding[ids]
     places = torch.arange(PREFIX_TOKENS, length, device=embedding.device)
     embeds[places] = visual.flatten(0, 2).to(embeds)

@@ -5,9 +5,10 @@ all regions it needs in parallel ranges, and checks every region against a diges
 header's own digest comes from the artifact's manifest.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from sttm.errors import ArtifactError
 from sttm.kv_cache import KVCache
-from sttm.store.kv_header import KVHeader, KVLayout, header_bytes, parse_header
+from sttm.store.kv_header import KVHeader, KVLayout, Region, header_bytes, parse_header
 from sttm.store.kv_pack import EncodedKV, pack_kv
 from sttm.store.quantize import unpack
 from sttm.store.read_buffer import ReadBuffer
@@ -23,7 +24,8 @@ from sttm.store.sealed import digest_of
 from sttm.store.storage import Storage
 
 FIRST_READ_BYTES = 64 << 10  # holds the header of a 32-layer model
-_READERS = 16  # threads that read and check regions: one thread copies from the page cache far below memory speed
+_READERS = 16  # threads that read and check: one copies from the page cache far below memory speed
+_PIECE_BYTES = 8 << 20  # read at once, at least, so that a small file is one request
 
 
 def encode_kv(
@@ -104,16 +106,27 @@ def read_kv(
     name, regions = f"{storage.url}/{key}", header.layout.regions
     with (buffer or ReadBuffer()).take(header.layout.body_bytes) as body, ThreadPoolExecutor(_READERS) as readers:
 
-        def fetch(index: int) -> list[Tensor]:
-            data = body[regions[index].begin : regions[index].end]
-            storage.read_into(key, [(start + regions[index].begin, data)])
-            return _checked(header, index, data, name)
+        def fetch(piece: range) -> list[list[Tensor]]:
+            begin, end = regions[piece[0]].begin, regions[piece[-1]].end
+            storage.read_into(key, [(start + begin, body[begin:end])])
+            return [_checked(header, i, body[regions[i].begin : regions[i].end], name) for i in piece]
 
         # While one layer is unpacked, those behind it are read and checked.
-        cache = _decode(header, readers.map(fetch, range(len(regions))), name, device)
+        parts = chain.from_iterable(readers.map(fetch, _pieces(regions)))
+        cache = _decode(header, parts, name, device)
         if cache.keys[0].is_cuda:  # copies from page-locked memory are under way until the device says so
             torch.cuda.current_stream(cache.keys[0].device).synchronize()
         return _own_memory(cache, header.layout) if buffer else cache
+
+
+def _pieces(regions: Sequence[Region]) -> list[range]:
+    """Indices of regions to read together, in order."""
+    pieces, first = [], 0
+    for index, region in enumerate(regions):
+        if region.end - regions[first].begin >= _PIECE_BYTES or index + 1 == len(regions):
+            pieces.append(range(first, index + 1))
+            first = index + 1
+    return pieces
 
 
 def read_layers(
