@@ -13,6 +13,11 @@ from pydantic import ValidationError
 
 from sttm.errors import ConfigError
 from sttm.merging import MergeConfig, Merged, merge
+from sttm.merging.grid import make_grid
+from sttm.merging.merged import weighted_sum
+from sttm.merging.quadtree import cover_cosine, nodes_of
+from sttm.merging.similarity import measure
+from sttm.merging.temporal import best_overlaps
 
 DATA = Path(__file__).parent / "data"
 CASES = json.loads((DATA / "merge_golden.json").read_text())
@@ -123,7 +128,7 @@ def test_chunks_of_frames_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     x, config = video(7, 9, 6), MergeConfig(spatial_threshold=0.7, temporal_threshold=0.6)
     whole = merge(x, config)
     monkeypatch.setattr("sttm.merging.similarity._ELEMENTS_AT_ONCE", {"cpu": 1})
-    monkeypatch.setattr("sttm.merging.merged._ELEMENTS_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr("sttm.merging.merged._ELEMENTS_AT_ONCE", 1)
     chunked = merge(x, config)
     assert torch.equal(whole.survivor, chunked.survivor)
     torch.testing.assert_close(whole.features, chunked.features)
@@ -252,7 +257,52 @@ def test_features_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "root_level"), [((5, 14, 14), 1), ((3, 14, 14), 0), ((2, 5, 7), 1), ((4, 2, 2), 1), ((2, 13, 9), 0)]
+)
+def test_kernels_equal_plain_torch(shape: tuple[int, int, int], root_level: int, dtype: torch.dtype) -> None:
+    from sttm.merging import kernels
+
+    x = video(*shape, C=72).to(dtype)
+    grid = make_grid(*shape[1:], root_level, x.device)
+    expected = measure(x.flatten(1, 2), grid, temporal=True, head_dim=None, compare_missing=False)
+    on_cuda = make_grid(*shape[1:], root_level, torch.device("cuda"))
+    assert kernels.fits(on_cuda)
+    found = measure(x.cuda().flatten(1, 2), on_cuda, temporal=True, head_dim=None, compare_missing=False)
+    torch.testing.assert_close(found.split.cpu(), expected.split, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.cross.cpu(), expected.cross, atol=1e-5, rtol=0)
+    cover = cover_cosine(expected.split, grid)
+    covered, coarse = cover > 0.7, expected.cross.mul(4).round() / 4  # many are equal
+    links = best_overlaps(nodes_of(covered, grid), coarse, grid)
+    on_gpu = best_overlaps(nodes_of(covered.cuda(), on_cuda), coarse.cuda(), on_cuda)
+    assert torch.equal(on_gpu.earlier.cpu(), links.earlier)
+    assert torch.equal(on_gpu.similarity.cpu(), links.similarity)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 3, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_kernel_sums_equal_plain_torch(rows: int, dtype: torch.dtype) -> None:
+    x, row = torch.rand(1000, 72).to(dtype), torch.randint(-1, rows, (1000,))
+    weight = torch.rand(len(row)) / 300
+    expected = weighted_sum(x, row, weight, rows)
+    found = weighted_sum(x.cuda(), row.cuda(), weight.cuda(), rows)
+    assert torch.equal(found, weighted_sum(x.cuda(), row.cuda(), weight.cuda(), rows))
+    torch.testing.assert_close(found.cpu(), expected)
+
+
+@pytest.mark.gpu
+def test_not_a_number_stays_where_it_is_on_cuda() -> None:
+    x = video(4, 6, 6, C=32)
+    x[1, 2, 3] = torch.nan
+    config = MergeConfig(budget=0.5)
+    on_cpu, on_cuda = merge(x, config), merge(x.cuda(), config)
+    assert torch.equal(on_cpu.survivor, on_cuda.survivor.cpu())
+    assert int(on_cuda.features.isnan().any(1).sum()) == 1
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     "config", [MergeConfig(budget=0.3), MergeConfig(spatial_threshold=0.7, temporal_threshold=0.6)]
 )

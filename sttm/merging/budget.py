@@ -25,11 +25,12 @@ from sttm.merging.temporal import LinkRule, Links, collapse, find_links
 class _Probe:
     """The spatial step at one wanted count, and what the temporal step could make of it."""
 
-    covered: Tensor  # bool [T, I]
     nodes: Nodes
     links: Links
     count: int  # nodes
-    fewest: int  # survivors if every link above the floor is made
+    usable: int  # links no less similar than the floor
+    fewest: int  # survivors if all of these are made
+    spatial_threshold: float | None  # lowest cosine of a covered node
 
 
 def decide_by_budget(
@@ -47,23 +48,29 @@ def decide_by_budget(
         covered = covered_first(cover, grid, cells - wanted, floor)
         nodes = nodes_of(covered, grid)
         links = find_links(nodes, similarity.cross, grid, rule)
-        return _Probe(covered, nodes, links, *_counts(nodes, links, floor, rule))
+        return _probe(cover, covered, nodes, links, floor, rule)
 
     best = probe(round(cells * (target / cells) ** spatial_share))
     if best.fewest > target:
         best = _relax(probe, best, len(cover) * grid.roots, target)
-    chosen = _choose(best, target, floor, rule)
-    into = collapse(best.links, chosen, best.nodes, rule)
-    return Decision(best.nodes, into, *_lowest((cover, best.covered), (best.links.similarity, chosen)))
+    ranked, order = best.links.similarity.sort(descending=True, stable=True)  # of equal ones the first listed
+    taken = _count_links(best, order, target, rule)
+    into = collapse(best.links, _first(order, taken), best.nodes, rule)
+    return Decision(best.nodes, into, best.spatial_threshold, ranked[taken - 1] if taken else None)
 
 
-def _counts(nodes: Nodes, links: Links, floor: float, rule: LinkRule) -> list[int]:
-    """Nodes, and survivors if every link above the floor is made."""
-    count = nodes.is_first.sum()
+def _probe(cover: Tensor, covered: Tensor, nodes: Nodes, links: Links, floor: float, rule: LinkRule) -> _Probe:
+    """All that is counted is fetched at once: a GPU is waited for a single time."""
     usable = links.similarity >= floor
-    if rule == "best":
-        return torch.stack([count, count - usable.sum()]).tolist()
-    return torch.stack([count, _survivors(nodes, collapse(links, usable, nodes, rule)).sum()]).tolist()
+    found = [nodes.is_first.sum(dtype=torch.float64), usable.sum(dtype=torch.float64)]
+    if rule != "best":
+        found.append(_survivors(nodes, collapse(links, usable, nodes, rule)).sum(dtype=torch.float64))
+    if cover.numel():
+        found.append(torch.where(covered, cover, torch.inf).amin().double())
+    count, links_usable, *rest = torch.stack(found).tolist()
+    fewest = count - links_usable if rule == "best" else rest[0]
+    lowest = rest[-1] if cover.numel() else torch.inf
+    return _Probe(nodes, links, int(count), int(links_usable), int(fewest), None if lowest == torch.inf else lowest)
 
 
 def _relax(probe: Callable[[int], _Probe], start: _Probe, fewest_nodes: int, target: int) -> _Probe:
@@ -82,30 +89,26 @@ def _relax(probe: Callable[[int], _Probe], start: _Probe, fewest_nodes: int, tar
     return best
 
 
-def _choose(probe: _Probe, target: int, floor: float, rule: LinkRule) -> Tensor:
-    """bool [E]: the most similar links, as many as lead to `target` survivors."""
-    usable = probe.links.similarity >= floor
-    rank = probe.links.ranked()
+def _count_links(probe: _Probe, order: Tensor, target: int, rule: LinkRule) -> int:
+    """How many of the links, the most similar first, lead to `target` survivors."""
     if rule == "best":
-        return usable & (rank < probe.count - target)
-    low, high = -1, len(rank)
+        return max(0, min(probe.usable, probe.count - target))
+    low, high = -1, probe.usable
     while high - low > 1:
         middle = (low + high) // 2
-        into = collapse(probe.links, usable & (rank < middle), probe.nodes, rule)
+        into = collapse(probe.links, _first(order, middle), probe.nodes, rule)
         if int(_survivors(probe.nodes, into).sum()) <= target:
             high = middle
         else:
             low = middle
-    return usable & (rank < high)
+    return high
+
+
+def _first(order: Tensor, count: int) -> Tensor:
+    """bool [E]: the first `count` in this order."""
+    return torch.zeros_like(order, dtype=torch.bool).index_fill_(0, order[:count], True)
 
 
 def _survivors(nodes: Nodes, into: Tensor) -> Tensor:
     """bool [N]: places of the nodes that go into none other."""
     return nodes.is_first.flatten() & (into == torch.arange(len(into), device=into.device))
-
-
-def _lowest(*steps: tuple[Tensor, Tensor]) -> list[float | None]:
-    """The lowest cosine each step took; None if it took none."""
-    lowest = [torch.where(taken, cosine, torch.inf).flatten() for cosine, taken in steps]
-    values = torch.stack([v.amin() if len(v) else v.new_tensor(torch.inf) for v in lowest]).tolist()
-    return [None if v == torch.inf else v for v in values]

@@ -18,13 +18,14 @@ class Decision:
     Attributes:
         nodes: what the spatial step leaves.
         into: int64 [N], place of the node that the node at each place collapses into (its own: it survives).
-        spatial_threshold, temporal_threshold: lowest cosines accepted; None where a step was off or did nothing.
+        spatial_threshold, temporal_threshold: lowest cosines accepted; None where a step was off or did nothing. The
+            second may be a tensor of one number, so that nobody waits for it before the merge is done.
     """
 
     nodes: Nodes
     into: Tensor
     spatial_threshold: float | None
-    temporal_threshold: float | None
+    temporal_threshold: float | Tensor | None
 
 
 def decide_by_thresholds(

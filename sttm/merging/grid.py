@@ -19,30 +19,34 @@ class Grid:
     Attributes:
         sizes: (h, w) of every level, finest first.
         node: int64 [L, P], the node that covers each cell at each level.
+        inner: int64 [L-1, P], the same for the levels above the cells, counted from the first inner node.
         first: int64 [Q], top-left cell of each node.
         box: int32 [Q, 4], half-open (y0, x0, y1, x1) of each node.
         patches: int64 [Q], cells each node covers.
-        parent: int64 [Q], the node above each node; a root is its own.
         children: int64 [I, 4], nodes below each inner node; a missing child repeats the first.
         child_count: int64 [I], 1 to 4.
+        lineage: int64 [I, L-1], each inner node and those above it, counted from the first inner node; a root repeats.
         weight: float32 [L, P], weight of each cell in the mean that is its node of each level.
         slot_cell: int64 [R, S*S], the cell in each slot; an empty slot repeats a cell of its root.
         pool: float32 [R, K, S*S], the nodes of each root as linear maps of its slots; 0 at empty slots.
         node_slot: int64 [Q], root * K + position of each node among the K of its root.
+        child_cosine: int64 [I, 4], where the cosine of each inner node with each child is among the R*K*K of a frame.
     """
 
     sizes: tuple[tuple[int, int], ...]
     node: Tensor
+    inner: Tensor
     first: Tensor
     box: Tensor
     patches: Tensor
-    parent: Tensor
     children: Tensor
     child_count: Tensor
+    lineage: Tensor
     weight: Tensor
     slot_cell: Tensor
     pool: Tensor
     node_slot: Tensor
+    child_cosine: Tensor
 
     @property
     def levels(self) -> int:
@@ -85,8 +89,12 @@ def make_grid(H: int, W: int, root_level: int, device: torch.device) -> Grid:
     first, box, patches = _extents(node, starts[-1], W)
     parent, children, child_count = _family(node, first, starts)
     weight = _weights(node, child_count, H * W)
-    slots = _slots(node, first, weight, slot_y, slot_x, starts)
-    tables = (node, first, box, patches, parent, children, child_count, weight, *slots)
+    slot_cell, pool, node_slot = _slots(node, first, weight, slot_y, slot_x, starts)
+    K = pool.shape[1]
+    child_cosine = node_slot[H * W :, None] * K + node_slot[children] % K
+    lineage = _lineage(parent, H * W, len(sizes) - 1)
+    slots = (slot_cell, pool, node_slot, child_cosine)
+    tables = (node, node[1:] - H * W, first, box, patches, children, child_count, lineage, weight, *slots)
     return Grid(sizes, *(table.to(device) for table in tables))
 
 
@@ -129,6 +137,14 @@ def _family(node_LP: Tensor, first_Q: Tensor, starts: list[int]) -> tuple[Tensor
             children[up - starts[1], count[up - starts[1]]] = child
             count[up - starts[1]] += 1
     return parent, torch.where(children < 0, children[:, :1], children), count
+
+
+def _lineage(parent_Q: Tensor, cells: int, inner_levels: int) -> Tensor:
+    """`lineage`."""
+    line = [torch.arange(cells, len(parent_Q))]
+    for _ in range(inner_levels - 1):
+        line.append(parent_Q[line[-1]])
+    return torch.stack(line, 1) - cells
 
 
 def _weights(node_LP: Tensor, child_count_I: Tensor, cells: int) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_ELEMENTS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 24}  # keeps the float32 copy in cache, resp. small beside the input
+_ELEMENTS_AT_ONCE = 1 << 20  # keeps the float32 copy in cache
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,14 @@ class Merged:
 
 def weighted_sum(x_NC: Tensor, row_N: Tensor, weight_N: Tensor, rows: int) -> Tensor:
     """[rows, C]: sum of weight * x over the cells of each row, in float32; cells of row -1 are left out."""
+    if x_NC.is_cuda and x_NC.is_floating_point():
+        from sttm.merging import kernels
+
+        return kernels.row_sums(x_NC, row_N, weight_N, rows)
     N, C = x_NC.shape
     to_row_N = torch.where(row_N < 0, rows, row_N)
     out_MC = torch.zeros(rows + 1, C, dtype=torch.float32, device=x_NC.device)
-    step = max(1, _ELEMENTS_AT_ONCE.get(x_NC.device.type, 1 << 22) // max(1, C))
+    step = max(1, _ELEMENTS_AT_ONCE // max(1, C))
     for start in range(0, N, step):
         part = slice(start, start + step)
         out_MC.index_add_(0, to_row_N[part], (x_NC[part] * weight_N[part, None]).float())

@@ -34,14 +34,7 @@ class Nodes:
 
 def cover_cosine(split_TI: Tensor, grid: Grid) -> Tensor:
     """[T, I]: the highest threshold at which each inner node is covered."""
-    cover = split_TI.clone()
-    end = cover.shape[1]
-    for h, w in grid.sizes[:0:-1]:
-        ids = slice(end - h * w, end)
-        above = grid.parent[grid.cells :][ids] - grid.cells
-        cover[:, ids] = torch.maximum(cover[:, ids], cover[:, above])
-        end -= h * w
-    return cover
+    return split_TI[:, grid.lineage].amax(-1)
 
 
 def covered_first(cover_TI: Tensor, grid: Grid, removed: int, floor: float) -> Tensor:
@@ -52,16 +45,15 @@ def covered_first(cover_TI: Tensor, grid: Grid, removed: int, floor: float) -> T
     """
     cosine, order = cover_TI.T.flatten().sort(descending=True, stable=True)
     lost = (grid.child_count - 1)[order // len(cover_TI)].cumsum(0)
-    covered = torch.zeros_like(order, dtype=torch.bool)
-    covered[order] = (lost <= removed) & (cosine >= floor)
-    return covered.view(cover_TI.T.shape).T
+    taken = (lost <= removed) & (cosine >= floor)
+    return torch.empty_like(taken).scatter_(0, order, taken).view(cover_TI.T.shape).T
 
 
 def nodes_of(covered_TI: Tensor, grid: Grid) -> Nodes:
     """The nodes left when these inner nodes are covered."""
     T, P = len(covered_TI), grid.cells
-    level = covered_TI[:, grid.node[1:] - P].sum(1)
+    level = covered_TI[:, grid.inner].sum(1)
     node = grid.node.gather(0, level)
-    place = grid.first[node] + torch.arange(0, T * P, P, device=node.device)[:, None]
     cell = torch.arange(T * P, device=node.device).view(T, P)
+    place = grid.first[node] + cell[:, :1]
     return Nodes(level, node, place, place == cell)

@@ -39,6 +39,12 @@ def measure(x_TPC: Tensor, grid: Grid, *, temporal: bool, head_dim: int | None, 
     """
     T, _, C = x_TPC.shape
     heads = C // (head_dim or C)
+    if x_TPC.is_cuda and heads == 1 and not compare_missing:
+        from sttm.merging import kernels
+
+        if kernels.fits(grid):
+            own, cross = kernels.cosines(x_TPC, grid, temporal=temporal)
+            return Similarity(_lowest_child_cosine(own.flatten(1), grid, single_decides=False), cross)
     slots = grid.roots * grid.slot_cell.shape[1]
     step = max(1, _ELEMENTS_AT_ONCE.get(x_TPC.device.type, 1 << 22) // max(1, slots * C))
     splits, crosses = [], []
@@ -104,9 +110,7 @@ def _cross_cosines(slots: Tensor, norm: Tensor, grid: Grid) -> Tensor:
 
 def _lowest_child_cosine(own_F: Tensor, grid: Grid, *, single_decides: bool) -> Tensor:
     """[F, I] from the flattened own cosines [F, R*K*K]."""
-    K = grid.pool.shape[1]
-    parent_slot = grid.node_slot[grid.cells :, None]
-    cosine = own_F[:, parent_slot * K + grid.node_slot[grid.children] % K].amin(-1)
+    cosine = own_F[:, grid.child_cosine].amin(-1)
     return cosine if single_decides else cosine.masked_fill(grid.child_count == 1, float("-inf"))
 
 

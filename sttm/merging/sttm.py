@@ -65,11 +65,9 @@ def _assemble(x_TPC: Tensor, grid: Grid, decision: Decision, config: MergeConfig
     survives = is_node & (into == torch.arange(N, device=into.device))
     index = survives.nonzero().squeeze(1)
     M = len(index)
-    row_of_place = (survives.cumsum(0) - 1)[into]
-    survivor = row_of_place[nodes.place.flatten()]
-    patches = torch.zeros(M, dtype=torch.int32, device=into.device).index_add_(
-        0, survivor, torch.ones(N, dtype=torch.int32, device=into.device)
-    )
+    survivor = (survives.cumsum(0) - 1)[into[nodes.place.flatten()]]
+    one = torch.ones((), dtype=torch.int32, device=into.device)
+    patches = torch.zeros(M, dtype=torch.int32, device=into.device).index_add_(0, survivor, one.expand(N))
     within = grid.weight.gather(0, nodes.level).flatten()
     if config.is_weighted:
         share = grid.patches[nodes.id].flatten() / patches[survivor]
@@ -78,14 +76,16 @@ def _assemble(x_TPC: Tensor, grid: Grid, decision: Decision, config: MergeConfig
         share = 1 / members[survivor]
     weights = within * share
     boxes = torch.cat([(index // grid.cells)[:, None].int(), grid.box[nodes.id.flatten()[index]]], 1)
+    features = weighted_sum(x_TPC.flatten(0, 1), survivor, weights, M)
+    temporal = decision.temporal_threshold
     return Merged(
-        features=weighted_sum(x_TPC.flatten(0, 1), survivor, weights, M),
+        features=features,
         boxes=boxes,
         patches=patches,
         index=index,
         survivor=survivor,
         weights=weights,
         spatial_threshold=decision.spatial_threshold,
-        temporal_threshold=decision.temporal_threshold,
+        temporal_threshold=None if temporal is None else float(temporal),
         target=config.target(N),
     )

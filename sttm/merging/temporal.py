@@ -32,11 +32,6 @@ class Links:
     earlier: Tensor
     similarity: Tensor
 
-    def ranked(self) -> Tensor:
-        """int64 [E]: rank of each link, most similar first; of equal ones the first listed."""
-        order = self.similarity.sort(descending=True, stable=True).indices
-        return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-
 
 def find_links(nodes: Nodes, cross: Tensor, grid: Grid, rule: LinkRule) -> Links:
     """The links that a threshold or a budget chooses from. `cross` is `Similarity.cross`, [T-1, R, K, K]."""
@@ -57,6 +52,10 @@ def all_overlaps(nodes: Nodes, cross: Tensor, grid: Grid) -> Links:
 
 def best_overlaps(nodes: Nodes, cross: Tensor, grid: Grid) -> Links:
     """For every place [N] the link to the most similar overlap in the frame before; of equal ones the top-left."""
+    if cross.is_cuda:
+        from sttm.merging import kernels
+
+        return Links(*kernels.best_overlaps(nodes.place, nodes.id, cross, grid))
     N = nodes.place.numel()
     later, earlier, cosine = _at_each_cell(nodes, cross, grid)
     best = cosine.new_full((N,), float("-inf")).scatter_reduce(0, later, cosine, "amax")
