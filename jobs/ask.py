@@ -23,7 +23,7 @@ from sttm.engine.cache_tier import CacheConfig
 from sttm.engine.conversation import Conversation
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.text_stream import TextStream
-from sttm.engine.worker import QueryWorker, open_checkpoint
+from sttm.engine.worker import QueryWorker, joined, open_checkpoint
 from sttm.errors import ConfigError
 from sttm.store.store import Store
 
@@ -58,7 +58,7 @@ def ask(
 
     started = time.perf_counter()
     identities = [row.identity for row in rows]
-    prepared = worker.load(identities[0]) if len(rows) == 1 else worker.together(identities)
+    prepared = worker.load(joined(identities))
     load_s = time.perf_counter() - started
     talk = worker.talk(prepared)
     for question in questions:

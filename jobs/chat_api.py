@@ -2,7 +2,8 @@
 
 What would change an answer and cannot be honoured is refused, never ignored. Beyond the API: a video part
 (`{"type": "video_url", "video_url": {"url": id, URI or name}}` or `{"type": "video", "video": ...}`), `options` to
-choose from, and `sttm` in the response with times and the artifact's identity.
+choose from, `approximate` to ask about several videos at once, and `sttm` in the response with times and the
+artifact's identity. What `approximate` costs is measured in `sttm.engine.compose`.
 """
 
 import time
@@ -15,7 +16,7 @@ from sttm.engine.sampling import SamplingConfig
 from sttm.engine.scheduler import Ended
 from sttm.engine.worker import Query
 
-MAX_MESSAGES, MAX_PARTS, MAX_CHARS, MAX_OPTIONS, MAX_STOPS = 100, 32, 32_000, 64, 4
+MAX_MESSAGES, MAX_PARTS, MAX_CHARS, MAX_OPTIONS, MAX_STOPS, MAX_VIDEOS = 100, 32, 32_000, 64, 4, 8
 _FINISH = {"stop": "stop", "length": "length", "cut": "stop"}
 
 
@@ -120,6 +121,7 @@ class ChatRequest(_Strict):
     options: (
         Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2, max_length=MAX_OPTIONS)] | None
     ) = None
+    approximate: bool | None = None
     # Taken with the value that changes nothing.
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
@@ -144,17 +146,18 @@ class ChatRequest(_Strict):
             raise ApiError(400, f"{place}: {first['msg'][:300]}", "invalid_request") from None
 
     @property
-    def video(self) -> str:
-        """The one video all messages are about."""
+    def asked_about(self) -> list[str]:
+        """The videos all messages are about, in the order in which they are named; one, unless `approximate`."""
         named = list(dict.fromkeys(name for message in self.messages for name in message.videos))
-        if len(named) != 1:
-            raise ApiError(
-                400,
-                f"the messages name {len(named)} videos; name exactly one: "
-                '{"type": "video_url", "video_url": {"url": "<id, URI or file name>"}}',
-                "one_video_needed",
-            )
-        return named[0]
+        if len(named) == 1 or (self.approximate and 1 < len(named) <= MAX_VIDEOS):
+            return named
+        several = f'up to {MAX_VIDEOS} with "approximate": true, which puts together caches that never saw each other'
+        raise ApiError(
+            400,
+            f"the messages name {len(named)} videos; name exactly one: "
+            f'{{"type": "video_url", "video_url": {{"url": "<id, URI or file name>"}}}}; or {several}',
+            "one_video_needed",
+        )
 
     def query(self, max_tokens: int, default_tokens: int) -> Query:
         """What to ask; the cached prefix ends with the video, so a system text goes before the first question."""
@@ -191,10 +194,16 @@ class ChatRequest(_Strict):
 
 
 class Completion:
-    """The shapes of one answer: whole, or chunk by chunk."""
+    """The shapes of one answer: whole, or chunk by chunk.
 
-    def __init__(self, request: ChatRequest, model: str, identity: str) -> None:
-        self._request, self._identity = request, identity
+    Args:
+        request: what was asked.
+        model: what it is called in the API.
+        videos: identity to id of the videos that answer, in their order.
+    """
+
+    def __init__(self, request: ChatRequest, model: str, videos: dict[str, str]) -> None:
+        self._request, self._videos = request, videos
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def whole(self, text: str, ended: Ended) -> dict[str, Any]:
@@ -224,7 +233,9 @@ class Completion:
 
     def _about(self, ended: Ended) -> dict[str, Any]:
         times = {name: round(getattr(ended, name), 4) for name in ("load_s", "ttft_s", "total_s")}
-        about = {"identity": self._identity, "kv_tokens": ended.kv_tokens, **times}
+        about = {"identity": " ".join(self._videos), "kv_tokens": ended.kv_tokens, **times}
+        if len(self._videos) > 1:
+            about |= {"approximate": True, "videos": list(self._videos.values())}
         if ended.choice is not None and self._request.options is not None:
             about["choice"] = ended.choice.index
             about["probabilities"] = [round(p, 6) for p in ended.choice.probabilities]

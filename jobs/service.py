@@ -25,7 +25,7 @@ from jobs.guard import Guard, GuardConfig
 from jobs.reply import Reply
 from jobs.service_metrics import ServiceMetrics
 from sttm.engine.scheduler import BusyError, Ended, Piece, ScheduleConfig, Scheduler
-from sttm.engine.worker import QueryWorker
+from sttm.engine.worker import QueryWorker, joined
 from sttm.errors import ArtifactError, ModelError, QuestionError, StoreError, SttmError, VideoError
 from sttm.settings import Settings
 from sttm.store.catalog import CatalogRow
@@ -119,15 +119,16 @@ class Service:
         self._metrics.requests.labels(route, str(status)).inc()
 
     async def chat(self, request: Request) -> Response:
-        """Answer about one video: whole, or streamed as server-sent events."""
+        """Answer about a video, or several: whole, or streamed as server-sent events."""
         asked = ChatRequest.parse(await request.body())
         if asked.model != self.model:
             raise ApiError(404, f"no model {asked.model[:100]!r}; this service has {self.model!r}", "model_not_found")
         query = asked.query(self._config.max_tokens, self._config.default_tokens)
-        row = await self._find(asked.video)
+        rows = [await self._find(name) for name in asked.asked_about]
+        videos = {row.identity: row.video_id for row in rows}
         options, timeout_s = asked.options or (), self._config.timeout_s
-        reply = Reply(self.scheduler, row.identity, query, options, self._metrics, timeout_s)
-        completion = Completion(asked, self.model, row.identity)
+        reply = Reply(self.scheduler, joined(tuple(videos)), query, options, self._metrics, timeout_s)
+        completion = Completion(asked, self.model, videos)
         is_streaming = False
         try:
             event = await reply.next(request)  # an error before the first token has its own status

@@ -16,7 +16,8 @@ from service import Service, serving
 
 from jobs.guard import Guard, GuardConfig
 from jobs.serve import serve
-from sttm.engine.worker import Query, QueryWorker, open_checkpoint
+from sttm.engine.sampling import SamplingConfig
+from sttm.engine.worker import Query, QueryWorker, joined, open_checkpoint
 from sttm.errors import ConfigError
 from sttm.store.store import Store
 
@@ -176,7 +177,37 @@ def test_a_name_is_only_ever_looked_up_in_the_catalog(service: Service, video: s
 def test_two_videos_in_one_question_are_refused(service: Service) -> None:
     asked = body()
     asked["messages"][0]["content"].insert(0, {"type": "video", "video": "clip-1.mp4"})
-    assert "name 2 videos" in service.post(asked).json()["error"]["message"]
+    message = service.post(asked).json()["error"]["message"]
+    assert "name 2 videos" in message
+    assert '"approximate": true' in message
+
+
+def test_two_videos_are_answered_together_when_approximate_is_asked_for(
+    service: Service, client: openai.OpenAI, worker: QueryWorker
+) -> None:
+    messages: Any = [{"role": "user", "content": content("What?", "clip-1.mp4")}]
+    messages[0]["content"].insert(0, {"type": "video_url", "video_url": {"url": "clip-0.mp4"}})
+    answer = client.chat.completions.create(
+        model=MODEL, messages=messages, max_tokens=8, extra_body={"approximate": True}
+    )
+    rows = [worker.store.find(name) for name in ("clip-0.mp4", "clip-1.mp4")]
+    together = worker.load(joined([row.identity for row in rows]))
+    both = worker.start(together, [Query(("What?",), SamplingConfig(max_tokens=8))])
+    while both.is_running:
+        both.step()
+    assert answer.choices[0].message.content == both.texts[0]
+    about = answer.model_extra["sttm"]  # type: ignore[index]
+    assert about["videos"] == [row.video_id for row in rows]
+    assert about["approximate"] is True
+    assert about["kv_tokens"] > worker.load(rows[0].identity).keys[-1].shape[1]
+    again = service.post(body(video="clip-0.mp4", approximate=True)).json()
+    assert "approximate" not in again["sttm"]  # one video is answered exactly
+
+
+def test_a_question_beyond_the_models_positions_is_refused_with_numbers(service: Service) -> None:
+    answer = service.post(body("why? " * 3900, max_tokens=500))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_question")
+    assert "the model has 4096 positions" in answer.json()["error"]["message"]
 
 
 def test_keys_size_and_type_are_checked_first(service: Service) -> None:
@@ -264,7 +295,9 @@ def test_metrics_tell_what_happened(service: Service) -> None:
     assert service.metric('sttm_answers_total{outcome="length"}') > 0
     assert service.metric("sttm_ttft_seconds_count") > 0
     assert service.metric('sttm_cache_bytes{tier="device"}') > 0
-    assert service.metric('sttm_cache_gets_total{tier="load"}') <= 3  # three videos, however many questions
+    assert (
+        service.metric('sttm_cache_gets_total{tier="load"}') <= 4
+    )  # three videos and one pair, however many questions
 
 
 def test_limits_a_damaged_video_and_a_graceful_end(store: Store, tmp_path: Path, qwen2_vl_folder: Path) -> None:
@@ -285,7 +318,7 @@ def test_limits_a_damaged_video_and_a_graceful_end(store: Store, tmp_path: Path,
         assert 429 in codes
         assert service.get("/healthz").status_code == 200
         time.sleep(2.1)  # two more requests are allowed
-        answer = service.post(body(max_tokens=90000))
+        answer = service.post(body(max_tokens=3800))
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
         with httpx.stream(
             "POST", f"{service.url}/v1/chat/completions", json=body(max_tokens=20, stream=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from sttm.engine.answer import Continuation, Generation, ReadyVideo
+from sttm.engine.context import require_room
 from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ModelError, QuestionError
 from sttm.models.base import Family
@@ -65,13 +66,19 @@ class Conversation:
         self._continuation: Continuation | None = None
 
     def ask(self, question: str, sampling: SamplingConfig) -> Iterator[int]:
-        """Token ids of the answer, as they come. Leaving early is fine: the answer then is what came so far."""
+        """Token ids of the answer, as they come. Leaving early is fine: the answer then is what came so far.
+
+        Raises:
+            QuestionError: the question holds a control token, or all turns so far are too long for the model.
+        """
+        follows = self._continuation is not None
+        asked = follow_up_ids(self._family, question) if follows else self._family.question_ids(question)
+        require_room(self._model, self._video, len(self._ids) + len(asked), sampling.max_tokens)
+        self._ids += asked
         if self._continuation is None:
-            self._ids = self._family.question_ids(question)
             self._continuation = Continuation(self._model, self._video, [self._ids.copy()], sampling.max_tokens)
             logits = self._continuation.start()
         else:
-            self._ids += follow_up_ids(self._family, question)
             new = torch.tensor([self._ids[self._continuation.fed :]], device=self._model.device)
             logits = self._continuation.feed(new)
         generation = Generation(self._continuation, logits, self._stop_ids, [sampling])

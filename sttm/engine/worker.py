@@ -17,11 +17,12 @@ import torch
 from sttm.engine.answer import Continuation, Generation, ReadyVideo, ready
 from sttm.engine.cache_tier import CacheConfig, CacheTier
 from sttm.engine.compose import compose
+from sttm.engine.context import require_room
 from sttm.engine.conversation import Conversation, text_ids, turns_ids
 from sttm.engine.likelihood import score_options
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.text_stream import TextStream
-from sttm.errors import ModelError
+from sttm.errors import ModelError, QuestionError
 from sttm.kv_cache import KVCache
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.store.artifact import Manifest
@@ -31,6 +32,7 @@ from sttm.store.read_buffer import ReadBuffer
 from sttm.store.store import Store
 
 _log = logging.getLogger("sttm.query")
+_AND = "+"  # between the identities of videos that are asked about together
 
 
 @dataclass(frozen=True)
@@ -151,10 +153,15 @@ class QueryWorker:
     def load(self, identity: str) -> ReadyVideo:
         """A stored video, ready to be asked about; kept for the next question.
 
+        Args:
+            identity: of an artifact, or of several as `joined` writes it: one video of several, approximately, see
+                `sttm.engine.compose`.
+
         Raises:
             MissingObjectError: nothing is committed under this identity.
             ArtifactError: a file is damaged.
             ModelError: another model made it.
+            QuestionError: several that were indexed by different recipes.
         """
         return self.videos.get(identity)
 
@@ -163,9 +170,11 @@ class QueryWorker:
 
         Raises:
             ValueError: the turns of a query do not end with a question.
-            QuestionError: a text holds a control token of the model.
+            QuestionError: a text holds a control token of the model, or is too long for it.
         """
         questions = [turns_ids(self.family, query.turns) for query in queries]
+        for ids, query in zip(questions, queries, strict=True):
+            require_room(self.model, video, len(ids), query.sampling.max_tokens)
         return Answers(self.model, video, questions, queries, self.family.tokenizer, self.stop_ids)
 
     def choose(
@@ -179,6 +188,8 @@ class QueryWorker:
         end = int(self.family.tokenizer.eos_token_id)
         questions = [turns_ids(self.family, turn) for turn in turns]
         ids = [[[*text_ids(self.family, text), end] for text in row] for row in options]
+        for question, row in zip(questions, ids, strict=True):
+            require_room(self.model, video, len(question), max(map(len, row)))
         scores = score_options(self.model, video, questions, ids)
         return [
             Choice(int(s.argmax()), tuple(s.tolist()), tuple(s.softmax(0).tolist()), len(q))
@@ -189,12 +200,14 @@ class QueryWorker:
         """Several turns about a video that reuse the tokens of the earlier ones."""
         return Conversation(self.model, video, self.family, self.stop_ids)
 
-    def together(self, identities: Sequence[str]) -> ReadyVideo:
-        """Several stored videos as one, approximately, see `sttm.engine.compose`; errors as for `load`."""
-        return compose(self.model, [self._cache(identity) for identity in identities])
-
-    def _read(self, identity: str) -> ReadyVideo:
-        return ready(self.model, self._cache(identity))
+    def _read(self, identities: str) -> ReadyVideo:
+        caches = [self._cache(identity) for identity in identities.split(_AND)]
+        if len(caches) == 1:
+            return ready(self.model, caches[0])
+        try:
+            return compose(self.model, caches)
+        except ValueError as error:
+            raise QuestionError(f"these videos cannot be asked about together: {error}") from None
 
     def _cache(self, identity: str) -> KVCache:
         manifest = self.store.manifest(identity)
@@ -202,6 +215,11 @@ class QueryWorker:
         if self.disk is not None:
             return self.disk.load(self.store.storage, manifest, self.device, self._buffer)
         return self.store.load_kv(identity, self.device, self._buffer)
+
+
+def joined(identities: Sequence[str]) -> str:
+    """What `QueryWorker.load` takes for several videos shown one after the other."""
+    return _AND.join(identities)
 
 
 def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:
