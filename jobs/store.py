@@ -1,6 +1,6 @@
 """Looking after a store.
 
-    python -m jobs.store ls --store URL                 what it holds
+    python -m jobs.store ls --store URL [--sources]     what it holds; whether the videos are still there
     python -m jobs.store stat --store URL               sizes, and how long loading a cache will take
     python -m jobs.store verify --store URL             every byte against its digest; exit code 1 if something is wrong
     python -m jobs.store gc --store URL [--delete]      what no reader needs any more; deletes only when told to
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.command import EXIT_ERROR, run
+from jobs.sources import source_states
 from sttm.errors import StoreError
 from sttm.store import maintenance
 from sttm.store.scheme import KVScheme
@@ -34,21 +35,26 @@ Video = Annotated[str, typer.Argument(help="id, URI or file name of the video")]
 PROBE_BYTES = 64 << 20
 
 
-def ls(store: StoreUrl, as_json: Annotated[bool, typer.Option("--json", help="one JSON line a row")] = False) -> None:
-    """List videos and their artifacts."""
-    rows = Store.open(store).catalog.rows()
-    if as_json:
-        for row in rows:
-            print(json.dumps(row.__dict__))
-        return
-    table = Table("video", "status", "tokens", "retained", "KV cache", "identity or cause")
-    for row in rows:
-        if row.status == "ok":
-            counts = (str(row.tokens_after), f"{row.retained_ratio:.1%}", f"{row.kv_bytes / 1e6:.1f} MB")
-            table.add_row(row.video_id, row.status, *counts, row.identity[:12])
-        else:
-            table.add_row(row.video_id, row.status, "", "", "", row.error_code)
-    Console().print(table)
+def ls(
+    store: StoreUrl,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON line a row")] = False,
+    sources: Annotated[bool, typer.Option("--sources", help="also look whether the videos are still there")] = False,
+) -> None:
+    """List videos and their artifacts, superseded ones too."""
+    opened = Store.open(store)
+    found = [(s.row, "superseded", s.by.identity or s.by.error_code) for s in maintenance.superseded(opened)]
+    found += [(row, row.status, "") for row in opened.catalog.rows()]
+    states = source_states(opened, [row for row, _, _ in found]) if sources else [""] * len(found)
+    table = Table("video", "status", "tokens", "retained", "KV cache", "identity or cause", *["source"] * sources)
+    for (row, status, by), state in zip(found, states, strict=True):
+        if as_json:
+            extra = {"superseded_by": by} if by else {}
+            print(json.dumps({**row.__dict__, "status": status, **extra, **({"source": state} if sources else {})}))
+        counts = (str(row.tokens_after), f"{row.retained_ratio:.1%}", f"{row.kv_bytes / 1e6:.1f} MB")
+        cause = f"{row.identity[:12]}, by {by[:12]}" if by else row.identity[:12] or row.error_code
+        table.add_row(row.video_id, status, *(counts if row.identity else ("", "", "")), cause, *[state] * sources)
+    if not as_json:
+        Console().print(table)
 
 
 def stat(store: StoreUrl) -> None:
@@ -61,6 +67,8 @@ def stat(store: StoreUrl) -> None:
         "videos": counts.videos,
         "artifacts": counts.artifacts,
         "errors": counts.errors,
+        "superseded": counts.superseded,
+        "superseded_bytes": counts.superseded_bytes,
         "kv_bytes": counts.kv_bytes,
         "tokens_bytes": counts.tokens_bytes,
         "retained_ratio": round(counts.tokens_after / max(1, counts.tokens_before), 4),

@@ -104,6 +104,11 @@ def list_corpus(url: str, *, limit: int | None = None, storage_options: dict[str
     return refs
 
 
+def look_again(uris: list[str]) -> list[VideoRef]:
+    """Each source as it is now; `size_bytes` is None where it is gone or may not be read."""
+    return _with_infos([VideoRef.from_uri(uri) for uri in uris], None)
+
+
 def _derived_id(uri: str, name: str) -> str:
     """`file:///data/My clip.mp4` -> `My_clip-<12 hex digits>`: readable, and distinct for equal names elsewhere."""
     stem = re.sub(r"[^A-Za-z0-9_]+", "_", posixpath.splitext(name)[0]).strip("_")[:48]

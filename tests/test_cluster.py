@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from media import encode_video
 from s3_server import S3Server
+
+from sttm.store.store import Store
 
 ROOT = Path(__file__).parent.parent
 CLIPS = Path(__file__).parent / "data" / "clips"
@@ -84,8 +87,6 @@ def test_dry_run_of_another_recipe_plans_everything_and_writes_nothing(indexed: 
 
 @pytest.mark.parametrize("by", ["name", "uri", "id"])
 def test_ask_finds_the_video_by_name_uri_and_id(indexed: Indexed, by: str) -> None:
-    from sttm.store.store import Store
-
     row = Store.open(str(indexed.store)).find("good.mp4")
     video = {"name": row.name, "uri": row.uri, "id": row.video_id}[by]
     line = last_json(
@@ -137,3 +138,59 @@ def test_index_ask_verify_and_gc_on_a_real_s3_server(corpus: Path, qwen2_vl_fold
     assert "as it was committed" in job("store", "verify", "--store", store).stdout
     job("store", "rm", "av1.mp4", "--store", store)
     assert "no video" in job("ask", "--store", store, "--video", "av1.mp4", "What?", code=1).stderr
+
+
+@pytest.mark.slow
+def test_changed_videos_are_superseded_and_deleted_ones_reported(tmp_path: Path, qwen2_vl_folder: Path) -> None:
+    corpus, store = tmp_path / "corpus", str(tmp_path / "store")
+    corpus.mkdir()
+    for number in range(3):
+        (corpus / f"v{number}.mp4").write_bytes(encode_video(count=20 + number))
+    options = ["--corpus", str(corpus), "--store", store, "--set", f"model.path={qwen2_vl_folder}"]
+    settings = ["--set", f"model.path={qwen2_vl_folder}"]
+    job("index", *options)
+    (old,) = [row for row in listed(store) if row["name"] == "v0.mp4"]
+
+    (corpus / "v0.mp4").write_bytes(encode_video(count=30))
+    (corpus / "v1.mp4").unlink()
+    assert {row["name"]: row["source"] for row in listed(store, "--sources")} == {
+        "v0.mp4": "changed",
+        "v1.mp4": "gone",
+        "v2.mp4": "there",
+    }
+    assert "content is" in job("explain", str(corpus / "v0.mp4"), "--store", store, *settings, code=1).stdout
+    # Under another recipe: the old content must count under none.
+    again = last_json(job("index", *options, "--set", "merge.budget=0.5"))
+    assert (again["total"], again["done"]) == (2, 2)
+
+    rows = {(row["name"], row["status"]): row for row in listed(store, "--sources") if row["name"] != "v2.mp4"}
+    assert {name: row["source"] for name, row in rows.items()} == {
+        ("v0.mp4", "superseded"): "changed",
+        ("v0.mp4", "ok"): "there",
+        ("v1.mp4", "ok"): "gone",
+    }
+    new = rows["v0.mp4", "ok"]["identity"]
+    assert rows["v0.mp4", "superseded"]["superseded_by"] == new
+    counts = last_json(job("store", "stat", "--store", store))
+    assert (counts["videos"], counts["artifacts"], counts["superseded"]) == (3, 4, 1)
+    assert f"superseded: {old['identity'][:12]}" in explained(store, corpus / "v0.mp4", settings)
+    assert "still answers questions" in explained(store, corpus / "v1.mp4", settings)
+    answer = job("ask", "--store", store, "--video", "v0.mp4", "What?", "--json", "--max-tokens", "1")
+    assert last_json(answer)["identity"] == new
+
+    job("store", "gc", "--store", store, "--min-age-hours", "0", "--delete")
+    assert old["identity"] not in {row["identity"] for row in listed(store)}
+    assert not Store.open(store).has(old["identity"])
+    assert {row["name"] for row in listed(store)} == {"v0.mp4", "v1.mp4", "v2.mp4"}
+    assert "as it was committed" in job("store", "verify", "--store", store).stdout
+
+
+def listed(store: str, *options: str) -> list[dict[str, Any]]:
+    """What `jobs.store ls` says."""
+    return list(map(json.loads, job("store", "ls", "--store", store, "--json", *options).stdout.splitlines()))
+
+
+def explained(store: str, video: Path, settings: list[str]) -> str:
+    """What `jobs.explain` says, whether or not it is a hit."""
+    command = [sys.executable, "-m", "jobs.explain", str(video), "--store", store, *settings]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240).stdout

@@ -6,12 +6,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from store_samples import publish
 
 from sttm.errors import ArtifactError, StoreError
 from sttm.store import catalog as catalog_module
 from sttm.store.catalog import Catalog, CatalogRow
+from sttm.store.catalog_history import split_history
 from sttm.store.storage import Storage
 from sttm.store.store import Store
 
@@ -81,6 +83,39 @@ def test_find_takes_id_uri_or_name_and_explains_a_miss(catalog: Catalog) -> None
 def test_a_removed_video_is_gone(catalog: Catalog) -> None:
     catalog.append([row("a", 1), row("a", 2, status="removed")])
     assert catalog.rows() == []
+
+
+def test_a_changed_file_supersedes_its_artifacts_under_every_recipe(catalog: Catalog) -> None:
+    old = [row("a", n, recipe_digest=f"r{n}", content_digest="old") for n in (1, 2)]
+    other = row("b", 3, content_digest="of b")
+    same = row("a", 4, recipe_digest="r3", content_digest="old")
+    catalog.append([*old, other, same])
+    assert catalog.rows() == [*old, other, same], "of one content there may be many artifacts"
+    new = row("a", 5, recipe_digest="r1", content_digest="new")
+    catalog.append([new])
+    assert catalog.rows() == [other, new]
+    with pytest.raises(StoreError, match="no video"):
+        catalog.find("a", recipe_digest="r2")
+    counting, superseded = split_history(catalog.history())
+    assert counting == catalog.rows()
+    assert [(s.row, s.by) for s in superseded] == [(old[0], new), (old[1], new), (same, new)]
+
+
+def test_what_a_file_went_back_to_is_not_superseded(catalog: Catalog) -> None:
+    contents = ["old", "new", "old"]
+    catalog.append([row("a", n, identity=f"of {c}", content_digest=c) for n, c in enumerate(contents)])
+    counting, superseded = split_history(catalog.history())
+    assert [r.identity for r in counting] == ["of old"]
+    assert [(s.row.identity, s.by.identity) for s in superseded] == [("of new", "of old")]
+
+
+def test_rows_of_older_and_newer_programs_are_read(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [field for field in catalog_module.SCHEMA if field.name not in ("content_digest", "duration_s")]
+    monkeypatch.setattr(catalog_module, "SCHEMA", pa.schema([*kept, pa.field("later", pa.string())]))
+    monkeypatch.setattr(CatalogRow, "later", "a column of the future", raising=False)
+    catalog.append([row("a", content_digest="x", source_bytes=5)])
+    monkeypatch.undo()
+    assert catalog.rows() == [row("a", source_bytes=5)]
 
 
 def test_a_reader_of_an_old_snapshot_is_not_disturbed(catalog: Catalog) -> None:

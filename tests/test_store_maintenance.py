@@ -10,7 +10,7 @@ from store_samples import make_cache, make_tokens, publish, recipe_for, source_f
 from sttm.errors import StoreError
 from sttm.store.artifact import Facts, manifest_key
 from sttm.store.kv import encode_kv
-from sttm.store.maintenance import collect_garbage, count, find_garbage, remove, requantise, verify
+from sttm.store.maintenance import collect_garbage, count, find_garbage, remove, requantise, superseded, verify
 from sttm.store.store import Store
 
 NOW = timedelta(0)
@@ -101,6 +101,24 @@ def test_garbage_is_what_was_replaced_and_what_was_never_committed(store: Store)
     assert store.storage.keys("tmp") == []
     assert store.catalog.repair() == []
     assert find_garbage(store, NOW).artifacts == ()
+
+
+def test_a_superseded_artifact_is_counted_until_it_is_collected_or_its_video_removed(store: Store) -> None:
+    for name in ("a", "b"):
+        publish(store, name, "exact")
+        republish(store, name, f"changed {name}")
+    assert [(s.row.video_id, s.by.identity) for s in superseded(store)] == [
+        (name, store.find(name).identity) for name in ("a", "b")
+    ]
+    assert (count(store).artifacts, count(store).superseded) == (2, 2)
+    assert count(store).superseded_bytes > 0
+    remove(store, "a")
+    assert [s.row.video_id for s in superseded(store)] == ["b"]
+    assert len(store.storage.keys("commit")) == 2, "nothing of the removed video is left"
+    assert store.catalog.repair() == []
+    collect_garbage(store, find_garbage(store, NOW))
+    assert superseded(store) == []
+    assert (count(store).artifacts, count(store).superseded, count(store).superseded_bytes) == (1, 0, 0)
 
 
 def test_garbage_collection_can_be_killed_and_repeated(store: Store) -> None:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from sttm.errors import ArtifactError, StoreError
 from sttm.store.artifact import Manifest, committed, load_manifest, utc_now
+from sttm.store.catalog_history import split_history
 from sttm.store.key import recipe_digest, source_key
 from sttm.store.sealed import digest_of, read_sealed, seal
 from sttm.store.storage import MissingObjectError, Storage
@@ -41,6 +42,7 @@ class CatalogRow:
         recipe_digest: of the recipe that was applied.
         source_key: of the file and recipe, for skipping it without reading it; see `key.source_key`.
         identity: of the artifact; empty in an error row.
+        content_digest, source_bytes, duration_s: of the video; empty or 0 in an error row and in older programs' rows.
         kv_bytes, tokens_bytes: sizes of the artifact's files.
         tokens_before, tokens_after, retained_ratio: visual tokens entering and leaving the merge; after / before.
         thresholds, timings_s: as in `Facts`.
@@ -57,6 +59,9 @@ class CatalogRow:
     recipe_digest: str
     source_key: str
     identity: str = ""
+    content_digest: str = ""
+    source_bytes: int = 0
+    duration_s: float = 0.0
     kv_bytes: int = 0
     tokens_bytes: int = 0
     tokens_before: int = 0
@@ -77,6 +82,7 @@ class CatalogRow:
         """The row of a committed artifact."""
         source, facts = manifest.source, manifest.facts
         certificate = facts.details.get("certificate") or {}
+        sampling = facts.details.get("sampling") or {}
         return cls(
             video_id=source.video_id,
             uri=source.uri,
@@ -85,6 +91,9 @@ class CatalogRow:
             recipe_digest=recipe_digest(manifest.recipe),
             source_key=source_key(source.uri, source.size_bytes, source.version, manifest.recipe),
             identity=manifest.identity,
+            content_digest=manifest.content_digest,
+            source_bytes=source.size_bytes,
+            duration_s=sampling.get("duration_s", 0.0),
             kv_bytes=manifest.kv.size_bytes,
             tokens_bytes=manifest.tokens.size_bytes,
             tokens_before=facts.tokens_before,
@@ -104,6 +113,9 @@ _MAP = pa.map_(pa.string(), pa.float64())
 SCHEMA = pa.schema(
     {
         **dict.fromkeys(("video_id", "uri", "name", "status", "recipe_digest", "source_key", "identity"), pa.string()),
+        "content_digest": pa.string(),
+        "source_bytes": pa.int64(),
+        "duration_s": pa.float64(),
         **dict.fromkeys(("kv_bytes", "tokens_bytes", "tokens_before", "tokens_after"), pa.int64()),
         **dict.fromkeys(("retained_ratio", "kl_mean", "top1_agreement"), pa.float64()),
         **dict.fromkeys(("thresholds", "timings_s"), _MAP),
@@ -141,7 +153,7 @@ class Catalog:
         return Snapshot(int(newest[1]), tuple(read_sealed(self.storage, newest[0])["parts"]))
 
     def append(self, rows: Iterable[CatalogRow]) -> None:
-        """Add rows; a row replaces older ones of its video and recipe. Rows of other writers are never lost."""
+        """Add rows; a row supersedes older ones of its video and recipe. Rows of other writers are never lost."""
         rows = list(rows)
         if not rows:
             return
@@ -169,19 +181,8 @@ class Catalog:
         return sorted(rows, key=lambda row: row.created_at)
 
     def rows(self) -> list[CatalogRow]:
-        """The row that counts of each video and recipe, oldest first.
-
-        An error never hides an artifact of the very same file: of two runs at once, one may fail.
-        """
-        newest: dict[tuple[str, str], CatalogRow] = {}
-        for row in self.history():
-            key = (row.video_id, row.recipe_digest)
-            old = newest.get(key)
-            if row.status == "error" and old and old.status == "ok" and old.source_key == row.source_key:
-                continue
-            newest.pop(key, None)
-            newest[key] = row
-        return [row for row in newest.values() if row.status != "removed"]
+        """The row that counts of each video and recipe, oldest first; the rules are `split_history`'s."""
+        return split_history(self.history())[0]
 
     def find(self, text: str, recipe_digest: str | None = None) -> CatalogRow:
         """The newest artifact of the video with this id, URI or name.
@@ -245,6 +246,7 @@ class Catalog:
         columns = pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False).to_pydict()
         for name in ("thresholds", "timings_s"):
             columns[name] = [dict(value) for value in columns[name]]
+        columns = {name: columns[name] for name in SCHEMA.names if name in columns}  # of newer and older programs, too
         return [CatalogRow(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from sttm.errors import ArtifactError, StoreError
 from sttm.store.artifact import Manifest, committed, load_manifest, manifest_key, utc_now
 from sttm.store.catalog import CatalogRow
+from sttm.store.catalog_history import Superseded, split_history
 from sttm.store.key import make_recipe
 from sttm.store.sealed import digest_of, read_sealed
 from sttm.store.storage import Entry, MissingObjectError
@@ -42,6 +43,7 @@ class StoreCounts:
         kv_bytes, tokens_bytes: of these artifacts.
         tokens_before, tokens_after: visual tokens entering and leaving the merge, summed.
         recipes: artifacts by recipe digest.
+        superseded, superseded_bytes: further artifacts, which wait for `gc`, and the size of their files.
     """
 
     videos: int
@@ -52,6 +54,8 @@ class StoreCounts:
     tokens_before: int
     tokens_after: int
     recipes: Mapping[str, int]
+    superseded: int
+    superseded_bytes: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Garbage:
     """What can be deleted.
 
     Attributes:
-        artifacts: identities that newer ones of the same video and recipe replaced.
+        artifacts: identities of superseded ones.
         objects: all objects to delete: manifests first, then files that nothing names.
     """
 
@@ -95,6 +99,7 @@ def verify(store: Store) -> Iterator[Problem]:
 
 def count(store: Store) -> StoreCounts:
     """Count what the catalog names; reads no artifact."""
+    old = {s.row.identity: s.row for s in superseded(store)}.values()
     rows = store.catalog.rows()
     usable = [row for row in rows if row.status == "ok"]
     artifacts = {row.identity: row for row in usable}.values()
@@ -107,11 +112,20 @@ def count(store: Store) -> StoreCounts:
         tokens_before=sum(row.tokens_before for row in artifacts),
         tokens_after=sum(row.tokens_after for row in artifacts),
         recipes=dict(Counter(row.recipe_digest for row in artifacts)),
+        superseded=len(old),
+        superseded_bytes=sum(row.kv_bytes + row.tokens_bytes for row in old),
     )
 
 
+def superseded(store: Store) -> list[Superseded]:
+    """Artifacts that newer ones of their videos, or errors of changed files, took the place of; `gc` deletes them."""
+    there = set(committed(store.storage))
+    found = split_history(store.catalog.history())[1]
+    return [s for s in found if s.row.identity in there and s.by.status != "removed"]
+
+
 def remove(store: Store, video: str) -> list[CatalogRow]:
-    """Remove a video under every recipe and delete its artifacts; returns the rows it had.
+    """Remove a video under every recipe and delete its artifacts, superseded ones too; returns the rows that counted.
 
     Killed half-way, it leaves files that `collect_garbage` finds.
 
@@ -122,20 +136,20 @@ def remove(store: Store, video: str) -> list[CatalogRow]:
     Raises:
         StoreError: no video or several fit.
     """
-    rows = store.catalog.rows()
-    video_id = store.catalog.identify(video)
-    gone = [row for row in rows if row.video_id == video_id]
-    store.catalog.append([replace(row, status="removed", created_at=utc_now()) for row in gone])
+    video_id, history = store.catalog.identify(video), store.catalog.history()
+    rows = split_history(history)[0]
+    last = {row.recipe_digest: row for row in history if row.video_id == video_id}
+    store.catalog.append([replace(row, status="removed", created_at=utc_now()) for row in last.values()])
     kept = {row.identity for row in rows if row.video_id != video_id}
-    for identity in {row.identity for row in gone if row.identity} - kept:
+    for identity in {row.identity for row in history if row.video_id == video_id and row.identity} - kept:
         _delete_artifact(store, identity)
-    return gone
+    return [row for row in rows if row.video_id == video_id]
 
 
 def find_garbage(store: Store, min_age: timedelta = timedelta(days=1)) -> Garbage:
     """What no reader needs any more; changes nothing.
 
-    That is: artifacts replaced at least `min_age` ago; files of writers that never committed, temporary files, and
+    That is: artifacts superseded at least `min_age` ago; files of writers that never committed, temporary files, and
     old versions of the catalog, all untouched for `min_age`. Files of a damaged manifest stay, for `verify` to report.
 
     Args:
@@ -235,15 +249,12 @@ def _manifests(store: Store) -> tuple[dict[str, Manifest], set[str]]:
 
 
 def _replaced(store: Store, cutoff: datetime) -> list[str]:
-    """Identities that rows name, but no row that counts, nor any row newer than `cutoff`."""
+    """Identities that rows name, but no row that counts, superseded or removed before `cutoff`."""
     history = store.catalog.history()
-    current = {row.identity for row in store.catalog.rows()}
-    recent = {row.identity for row in history if _time(row) >= cutoff}
-    newest: dict[tuple[str, str], datetime] = {}
-    for row in history:
-        newest[row.video_id, row.recipe_digest] = _time(row)
-    replaced_recently = {row.identity for row in history if newest[row.video_id, row.recipe_digest] >= cutoff}
-    return sorted({row.identity for row in history if row.identity} - current - recent - replaced_recently)
+    counting, superseded = split_history(history)
+    recent = {s.row.identity for s in superseded if _time(s.by) >= cutoff}
+    recent |= {row.identity for row in history if _time(row) >= cutoff}
+    return sorted({row.identity for row in history if row.identity} - {row.identity for row in counting} - recent)
 
 
 def _old_catalog(store: Store, cutoff: datetime) -> list[Entry]:

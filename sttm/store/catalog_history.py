@@ -1,0 +1,55 @@
+"""Which rows of a catalog's history count, and what each of the others was superseded by."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sttm.store.catalog import CatalogRow
+
+
+@dataclass(frozen=True)
+class Superseded:
+    """A row whose artifact stands for its video no more.
+
+    Attributes:
+        row: of the artifact.
+        by: of the same video, newer: another artifact, an error of a changed file, or `removed`.
+    """
+
+    row: "CatalogRow"
+    by: "CatalogRow"
+
+
+def split_history(history: Iterable["CatalogRow"]) -> tuple[list["CatalogRow"], list[Superseded]]:
+    """The row that counts of each video and recipe, and the superseded ones whose artifact no other row needs.
+
+    The newest row of a video and recipe counts, with two exceptions. An error never hides an artifact of the very same
+    file: of two runs at once, one may fail. And once a changed file is indexed under any recipe, artifacts of its
+    earlier content count under none.
+
+    Args:
+        history: all rows, oldest first. Both results are in that order too.
+    """
+    newest: dict[tuple[str, str], CatalogRow] = {}
+    superseded: list[Superseded] = []
+    for row in history:
+        old = newest.get((row.video_id, row.recipe_digest))
+        is_ours = old is not None and old.status == "ok"
+        if old and is_ours and row.status == "error" and old.source_key == row.source_key:
+            continue
+        if old and is_ours and (row.status, row.identity) != ("ok", old.identity):
+            superseded.append(Superseded(old, row))
+        newest.pop((row.video_id, row.recipe_digest), None)
+        newest[row.video_id, row.recipe_digest] = row
+    latest = {row.video_id: row for row in newest.values() if row.status == "ok" and row.content_digest}
+    counting = []
+    for row in newest.values():
+        by = latest.get(row.video_id)
+        if by and row.status == "ok" and row.content_digest not in ("", by.content_digest):
+            superseded.append(Superseded(row, by))
+        elif row.status != "removed":
+            counting.append(row)
+    needed = {row.identity for row in counting}
+    last = {(s.row.video_id, s.row.identity): s for s in superseded if s.row.identity not in needed}
+    return counting, sorted(last.values(), key=lambda s: s.row.created_at)
