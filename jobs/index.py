@@ -13,7 +13,6 @@ import random
 import signal
 import time
 import uuid
-from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -24,8 +23,9 @@ from jobs.cluster import start_ray
 from jobs.command import EXIT_TERMINATED, EXIT_TOO_MANY_FAILED, run
 from jobs.config import JobConfig
 from jobs.driver import Driver
+from jobs.plan import make_plan, print_plan
 from jobs.progress import Progress
-from jobs.run_record import RunRecord, key_of
+from jobs.run_record import RunRecord
 from sttm.config import index_recipe, load_config
 from sttm.corpus import VideoRef, list_corpus
 from sttm.models.checkpoint import Checkpoint
@@ -39,7 +39,7 @@ def index(
     config: Annotated[str, typer.Option(help="YAML settings")] = "configs/tiny.yaml",
     set_: Annotated[list[str] | None, typer.Option("--set", help="override, such as merge.budget=0.5")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first so many videos")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be done, do nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and its cost, do nothing")] = False,
     retry_errors: Annotated[bool, typer.Option("--retry-errors", help="try videos again that failed before")] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster; default $RAY_ADDRESS, else an embedded Ray")] = None,
     run_id: Annotated[str | None, typer.Option(help="name of this run; default made from the time")] = None,
@@ -60,38 +60,12 @@ def index(
         flush=True,
     )
     if dry_run or opened is None:
-        print_plan(plan)
+        print_plan(plan, opened, recipe, job.run.gpus_per_model)
         return 0
     run_id = run_id or time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
     record = RunRecord(opened, recipe, run_id, len(refs), Progress(len(plan.todo)))
     terminated = _index_all(job, recipe, store, plan.todo, record, address) if plan.todo else False
     return _finish(record, job.run.max_failed_share, terminated)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run has to do.
-
-    Attributes:
-        todo: videos to index.
-        stored: how many are in the store already.
-        known_bad: how many failed before and are left alone.
-    """
-
-    todo: list[VideoRef]
-    stored: int
-    known_bad: int
-
-
-def make_plan(refs: list[VideoRef], recipe: Recipe, store: Store | None, retry_errors: bool) -> Plan:
-    """Compare a corpus with a store; reads no video and writes nothing."""
-    if store is None:
-        return Plan(refs, 0, 0)
-    status = {row.source_key: row.status for row in store.catalog.rows()}
-    found = [(ref, status.get(key_of(ref, recipe))) for ref in refs]
-    todo = [ref for ref, state in found if state is None or (state == "error" and retry_errors)]
-    stored = sum(state == "ok" for _, state in found)
-    return Plan(todo, stored, len(refs) - len(todo) - stored)
 
 
 def _index_all(
@@ -122,18 +96,6 @@ def _finish(record: RunRecord, max_failed_share: float, terminated: bool) -> int
     if terminated:
         return EXIT_TERMINATED
     return EXIT_TOO_MANY_FAILED if p.total and p.failed / p.total > max_failed_share else 0
-
-
-def print_plan(plan: Plan) -> None:
-    """The videos a run would index."""
-    table = Table("video", "MB", "uri")
-    for ref in plan.todo[:50]:
-        table.add_row(ref.video_id, f"{(ref.size_bytes or 0) / 1e6:.1f}", ref.uri)
-    if len(plan.todo) > 50:
-        table.add_row(f"... {len(plan.todo) - 50} more", "", "")
-    Console().print(table)
-    megabytes = sum(ref.size_bytes or 0 for ref in plan.todo) / 1e6
-    print(json.dumps({"to_index": len(plan.todo), "video_megabytes": round(megabytes, 1)}))
 
 
 def print_results(record: RunRecord, summary: dict[str, object]) -> None:

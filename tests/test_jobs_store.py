@@ -13,7 +13,7 @@ from indexed import index_clips
 
 from jobs import store as commands
 from jobs.explain import explain
-from jobs.index import make_plan
+from jobs.plan import make_plan
 from sttm.corpus import list_corpus
 from sttm.engine.worker import provenance_differences
 from sttm.errors import StoreError

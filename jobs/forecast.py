@@ -1,0 +1,136 @@
+"""What indexing some videos will cost, from what indexing others has cost: the store's own rows are the measurement.
+
+Of a video only its size is known before it is read, unless the store holds it under another recipe. So:
+
+    size ──► seconds of video ──► frames, by the sampling rule ──► visual tokens ──► GPU seconds, bytes to store
+
+Each arrow is a rate over the measured videos. Nothing is read but the catalog and one manifest a recipe.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from statistics import median
+
+from sttm.corpus import VideoRef
+from sttm.frames import sample_times
+from sttm.indexer import GPU_STAGES
+from sttm.store.catalog import CatalogRow
+from sttm.store.key import Recipe, differences, recipe_digest
+from sttm.store.store import Store
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What one recipe took and gave so far.
+
+    Attributes:
+        videos: how many it was measured on.
+        device: they were prefilled on.
+        differs: how that recipe differs from the one asked for; empty if it is the same.
+        source_bytes_per_s: bytes of a file for a second of video.
+        tokens_per_frame: visual tokens before the merge for a frame of the sampling rule.
+        retained_ratio: tokens after the merge of those before.
+        gpu_s_per_token: seconds of one actor for a token before the merge.
+        decode_s_per_s: seconds of one CPU for a second of video.
+        stored_bytes_per_token: bytes of both files for a token before the merge.
+    """
+
+    videos: int
+    device: str
+    differs: tuple[str, ...]
+    source_bytes_per_s: float
+    tokens_per_frame: float
+    retained_ratio: float
+    gpu_s_per_token: float
+    decode_s_per_s: float
+    stored_bytes_per_token: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The expected cost of some videos.
+
+    Attributes:
+        video_hours: of video.
+        video_hours_known: of these, of videos whose length is known and not guessed from their size.
+        tokens_before, tokens_after: visual tokens entering and leaving the merge.
+        gigabytes: 10^9 bytes, to be written.
+        gpu_hours: of all GPUs of the actors; of actors, where there are no GPUs.
+        decode_hours: of one CPU.
+    """
+
+    video_hours: float
+    video_hours_known: float
+    tokens_before: int
+    tokens_after: int
+    gigabytes: float
+    gpu_hours: float
+    decode_hours: float
+
+
+def measured_rate(store: Store, recipe: Recipe) -> Rate | None:
+    """The rate of this recipe, else of the nearest other one of the same model and merge size; None without either."""
+    by_recipe: dict[str, dict[str, CatalogRow]] = defaultdict(dict)
+    for row in store.catalog.rows():
+        if row.status == "ok" and row.duration_s and row.source_bytes and row.tokens_before and row.timings_s:
+            by_recipe[row.recipe_digest][row.identity] = row
+    own = recipe_digest(recipe)
+    found = []
+    for digest in [own] if own in by_recipe else by_recipe:
+        manifest = store.manifest(next(iter(by_recipe[digest])))
+        if _kind(manifest.recipe) == _kind(recipe):
+            found.append((manifest, list(by_recipe[digest].values())))
+    if not found:
+        return None
+    manifest, rows = min(found, key=lambda pair: (len(differences(pair[0].recipe, recipe)), -len(pair[1])))
+    differs = tuple(f"{d.path} is {d.left}, asked for {d.right}" for d in differences(manifest.recipe, recipe))
+    return _rate(rows, manifest.recipe, manifest.facts.details.get("provenance", {}).get("device", "cpu"), differs)
+
+
+def forecast(refs: list[VideoRef], store: Store, recipe: Recipe, rate: Rate, gpus_per_model: int) -> Forecast:
+    """What indexing these videos will cost at this rate, with this recipe's sampling."""
+    durations = {(row.uri, row.source_bytes): row.duration_s for row in store.catalog.history() if row.duration_s}
+    known = [durations.get((ref.uri, ref.size_bytes or 0)) for ref in refs]
+    seconds = [
+        duration or (ref.size_bytes or 0) / rate.source_bytes_per_s
+        for ref, duration in zip(refs, known, strict=True)
+    ]  # fmt: skip
+    tokens = sum(_frames(s, recipe) for s in seconds if s) * rate.tokens_per_frame
+    return Forecast(
+        video_hours=sum(seconds) / 3600,
+        video_hours_known=sum(filter(None, known)) / 3600,
+        tokens_before=round(tokens),
+        tokens_after=round(tokens * rate.retained_ratio),
+        gigabytes=tokens * rate.stored_bytes_per_token / 1e9,
+        gpu_hours=tokens * rate.gpu_s_per_token * gpus_per_model / 3600,
+        decode_hours=sum(seconds) * rate.decode_s_per_s / 3600,
+    )
+
+
+def _rate(rows: list[CatalogRow], recipe: Recipe, device: str, differs: tuple[str, ...]) -> Rate:
+    tokens = sum(row.tokens_before for row in rows)
+    gpu = [sum(row.timings_s.get(stage, 0.0) for stage in GPU_STAGES) / row.tokens_before for row in rows]
+    return Rate(
+        videos=len(rows),
+        device=device,
+        differs=differs,
+        source_bytes_per_s=sum(row.source_bytes for row in rows) / sum(row.duration_s for row in rows),
+        tokens_per_frame=tokens / sum(_frames(row.duration_s, recipe) for row in rows),
+        retained_ratio=sum(row.tokens_after for row in rows) / tokens,
+        gpu_s_per_token=median(gpu),  # not the mean: an actor's first video also pays for warming up
+        decode_s_per_s=median(row.timings_s.get("decode", 0.0) / row.duration_s for row in rows),
+        stored_bytes_per_token=sum(row.kv_bytes + row.tokens_bytes for row in rows) / tokens,
+    )
+
+
+def _frames(duration_s: float, recipe: Recipe) -> int:
+    """How many frames the sampling rule takes of a video; its last frame starts a little before its end."""
+    video = recipe["video"]
+    last_s = max(0.0, duration_s - 1e-3)
+    return len(sample_times(0.0, last_s, video["fps"], video["max_frames"], video["min_frames"]))
+
+
+def _kind(recipe: Recipe) -> tuple[object, ...]:
+    """What a rate must share with a recipe to say anything about it: the model, and how much the merge keeps."""
+    shared = ("method", "budget", "tokens", "spatial_threshold", "temporal_threshold")
+    return recipe["model"], *(recipe["merge"].get(name) for name in shared)

@@ -1,0 +1,102 @@
+"""The forecast of a dry run against what indexing then really took; nothing measured gives no forecast."""
+
+import json
+from pathlib import Path
+
+import pytest
+from indexed import index_clips
+from media import encode_video
+
+from jobs.forecast import Forecast, forecast, measured_rate
+from jobs.plan import make_plan, print_plan
+from sttm.corpus import list_corpus
+from sttm.store.artifact import committed
+from sttm.store.key import Recipe, make_recipe
+from sttm.store.store import Store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, qwen2_vl_folder: Path) -> Store:
+    """A store of four clips, beside the folder `corpus` they are in."""
+    folder = tmp_path_factory.mktemp("forecast")
+    return Store.open(index_clips(folder, qwen2_vl_folder, count=4))
+
+
+def recipe_of(store: Store, **changes: dict[str, object]) -> Recipe:
+    """The recipe of the store, with some settings changed."""
+    recipe = store.manifest(committed(store.storage)[0]).recipe
+    sections = {name: section for name, section in recipe.items() if name != "format_version"}
+    return make_recipe(**{name: {**section, **changes.get(name, {})} for name, section in sections.items()})
+
+
+def forecast_of(store: Store, recipe: Recipe, folder: Path) -> Forecast:
+    rate = measured_rate(store, recipe)
+    assert rate
+    return forecast(list_corpus(str(folder)), store, recipe, rate, gpus_per_model=1)
+
+
+def test_videos_like_those_measured_are_forecast_to_cost_the_same(store: Store) -> None:
+    rows = store.catalog.rows()
+    expected = forecast_of(store, recipe_of(store), Path(store.storage.url.removeprefix("file://")).parent / "corpus")
+    assert expected.video_hours * 3600 == pytest.approx(sum(row.duration_s for row in rows))
+    assert expected.video_hours_known == expected.video_hours
+    assert expected.tokens_before == sum(row.tokens_before for row in rows)
+    assert expected.tokens_after == sum(row.tokens_after for row in rows)
+    assert expected.gigabytes * 1e9 == pytest.approx(sum(row.kv_bytes + row.tokens_bytes for row in rows))
+    spent = sum(sum(row.timings_s.values()) - row.timings_s["decode"] for row in rows)
+    assert expected.gpu_hours * 3600 == pytest.approx(spent, rel=0.9)
+    assert expected.gpu_hours > 0
+    assert expected.decode_hours > 0
+
+
+def test_lengths_of_unknown_videos_come_from_their_size_and_the_cap_on_frames_holds(
+    store: Store, tmp_path: Path
+) -> None:
+    rate = measured_rate(store, recipe_of(store))
+    assert rate
+    video = tmp_path / "long.mp4"
+    video.write_bytes(bytes(round(3600 * rate.source_bytes_per_s)))
+    expected = forecast_of(store, recipe_of(store), tmp_path)
+    assert expected.video_hours == pytest.approx(1.0, rel=1e-3)
+    assert expected.video_hours_known == 0
+    assert expected.tokens_before == round(8 * rate.tokens_per_frame), "8 frames at most, however long"
+    twice = forecast_of(store, recipe_of(store, video={"max_frames": 16}), tmp_path)
+    assert twice.tokens_before == pytest.approx(2 * expected.tokens_before, abs=1)
+    assert twice.gpu_hours == pytest.approx(2 * expected.gpu_hours)
+    assert twice.gigabytes == pytest.approx(2 * expected.gigabytes)
+
+
+def test_another_recipe_of_the_same_model_and_budget_is_named_and_no_other_is_used(store: Store) -> None:
+    own = measured_rate(store, recipe_of(store))
+    assert own
+    assert (own.videos, own.device, own.differs) == (4, "cpu", ())
+    near = measured_rate(store, recipe_of(store, video={"fps": 4.0}))
+    assert near
+    assert near.differs == ("video.fps is 2.0, asked for 4.0",)
+    assert measured_rate(store, recipe_of(store, merge={"budget": 0.5})) is None
+    assert measured_rate(store, recipe_of(store, model={"dtype": "bfloat16"})) is None
+
+
+@pytest.mark.parametrize("budget", [0.4, 0.9])
+def test_plan_prints_the_forecast_or_how_to_get_one(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], budget: float
+) -> None:
+    (tmp_path / "new.mp4").write_bytes(encode_video())
+    recipe = recipe_of(store, merge={"budget": budget})
+    before = sorted(Path(store.storage.url.removeprefix("file://")).rglob("*"))
+    print_plan(make_plan(list_corpus(str(tmp_path)), recipe, store, False), store, recipe, gpus_per_model=2)
+    out = capsys.readouterr().out
+    said = json.loads(out.splitlines()[-1])
+    assert said["to_index"] == 1
+    assert sorted(Path(store.storage.url.removeprefix("file://")).rglob("*")) == before
+    if budget == 0.4:
+        assert said["measured_on"] == {"videos": 4, "device": "cpu", "differs": []}
+        assert said["forecast"]["tokens_after"] > 0
+        assert "measured on 4 videos of this recipe" in out
+        rate = measured_rate(store, recipe)
+        assert rate
+        one, two = (forecast(list_corpus(str(tmp_path)), store, recipe, rate, gpus) for gpus in (1, 2))
+        assert two.gpu_hours == 2 * one.gpu_hours
+    else:
+        assert said["forecast"] is None
+        assert "index a few with --limit 3" in out
