@@ -16,15 +16,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sttm.engine.decoder import key_bias, rotary, rotate, run_layer
+from sttm.engine.decoder import key_bias, moved, rotary, rotate, run_layer
 from sttm.engine.sampling import Sampler, SamplingConfig
 from sttm.kv_cache import KVCache
 from sttm.models.language_model import LanguageModel
+from sttm.models.placement import Devices, as_devices
 
 
 @dataclass(frozen=True)
 class ReadyVideo:
-    """A video's KV cache as attention wants it: keys rotated, everything on one device.
+    """A video's KV cache as attention wants it: keys rotated, each layer's on the device of the model's layer.
 
     Attributes:
         keys, values: per layer [heads, tokens, D].
@@ -50,31 +51,41 @@ class ReadyVideo:
         """Bytes of all keys and values."""
         return sum(t.nbytes for t in (*self.keys, *self.values))
 
-    def to(self, device: torch.device | str, pinned: bool = False) -> "ReadyVideo":
-        """The same on another device; `pinned` puts it into page-locked memory, which a GPU copies at full rate."""
+    def to(self, devices: Devices, pinned: bool = False) -> "ReadyVideo":
+        """The same on another device; `pinned` puts it into page-locked memory, which a GPU copies at full rate.
 
-        def moved(tensor: Tensor) -> Tensor:
+        Args:
+            devices: one for all, or one a layer, see `LanguageModel.layer_devices`.
+            pinned: for the CPU only.
+        """
+
+        def placed(tensor: Tensor, device: torch.device) -> Tensor:
             tensor = tensor.to(device, non_blocking=tensor.is_pinned())
             return tensor.pin_memory() if pinned else tensor
 
-        bias = None if self.bias is None else moved(self.bias)
-        return replace(self, keys=tuple(map(moved, self.keys)), values=tuple(map(moved, self.values)), bias=bias)
+        each = as_devices(devices)
+        each = each * len(self.keys) if len(each) == 1 else each
+        bias = None if self.bias is None else placed(self.bias, each[-1])
+        return replace(
+            self, keys=tuple(map(placed, self.keys, each)), values=tuple(map(placed, self.values, each)), bias=bias
+        )
 
 
 @torch.inference_mode()
 def ready(model: LanguageModel, cache: KVCache) -> ReadyVideo:
-    """Bring a cache to the model's device and dtype and rotate its keys."""
+    """Bring a cache to the model's devices and dtype and rotate its keys."""
+    devices = model.layer_devices
     angles = [
         tuple(a[0] for a in rotary(model, model.text.embed_tokens.weight, p.to(model.device).long()[:, None]))
         for p in (cache.positions, cache.reduced_positions)
     ]
     keys = []
-    for layer, key in enumerate(cache.keys):
-        cos, sin = angles[layer >= cache.merge_layer]
-        keys.append(rotate(key.to(model.device, model.dtype), (cos, sin)))
-    values = tuple(v.to(model.device, model.dtype) for v in cache.values)
+    for layer, (key, device) in enumerate(zip(cache.keys, devices, strict=True)):
+        angles = moved(angles, device)
+        keys.append(rotate(key.to(device, model.dtype), angles[layer >= cache.merge_layer]))
+    values = tuple(v.to(device, model.dtype) for v, device in zip(cache.values, devices, strict=True))
     next_positions = (cache.next_position, cache.reduced_next_position)
-    bias = key_bias(cache.multiplicity.to(model.device))
+    bias = key_bias(cache.multiplicity.to(devices[-1]))
     return ReadyVideo(tuple(keys), values, cache.merge_layer, next_positions, len(cache.positions), bias)
 
 
@@ -83,7 +94,7 @@ class Continuation:
 
     Args:
         model: the language model that made the cache.
-        video: the cache, ready on the model's device.
+        video: the cache, ready on the model's devices.
         questions: token ids of each row's question.
         room: tokens a row that will be fed after the questions; more are copied into larger buffers.
 
@@ -119,11 +130,12 @@ class Continuation:
         hidden = model.text.embed_tokens(ids)
         place = (torch.arange(queries, device=ids.device) + self.fed - self._pad[:, None]).clamp_min(0)
         angles = [rotary(model, hidden, (place + n).expand(video.position_axes, -1, -1)) for n in video.next_positions]
-        mask = self._mask(queries)
+        mask, bias = self._mask(queries), moved(video.bias, hidden.device)
         for layer, shared in enumerate(zip(video.keys, video.values, strict=True)):
+            if hidden.device != shared[0].device:
+                hidden, angles, mask, bias = moved((hidden, angles, mask, bias), shared[0].device)
             group = video.group(layer)
-            bias = video.bias if group else None
-            hidden = run_layer(model, layer, hidden, mask, angles[group], self._own, shared, bias)
+            hidden = run_layer(model, layer, hidden, mask, angles[group], self._own, shared, bias if group else None)
         self.fed += queries
         return model.logits(hidden[:, -1])
 
@@ -175,7 +187,7 @@ class _OwnTokens:
         """Drop all but these rows, int64 [kept]."""
         for buffers in (self._keys, self._values):
             for layer, old in enumerate(buffers):
-                buffers[layer] = old.index_select(0, rows)
+                buffers[layer] = old.index_select(0, rows.to(old.device))
 
 
 class Generation:

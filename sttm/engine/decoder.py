@@ -70,6 +70,15 @@ def key_bias(multiplicity: Tensor) -> Tensor | None:
     return multiplicity.float().log() if bool((multiplicity != 1).any()) else None
 
 
+def moved(value: Any, device: torch.device) -> Any:
+    """All tensors of a value on a device, also in tuples, lists and dicts; those there already stay as they are."""
+    if isinstance(value, dict):
+        return {name: moved(part, device) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(moved(part, device) for part in value)
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
 @contextmanager
 def unrotated_keys(model: LanguageModel, layer: int) -> Iterator[list[Tensor]]:
     """Collect layer `layer`'s keys before RoPE, [B, Q, heads * D] or [B, Q, heads, D], one entry a call."""

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sttm.engine.decoder import causal_mask, key_bias, rotary, run_layer, unrotated_keys
+from sttm.engine.decoder import causal_mask, key_bias, moved, rotary, run_layer, unrotated_keys
 from sttm.kv_cache import KVCache
 from sttm.merging import MergeConfig, Merged, merge
 from sttm.models.base import Prompt
@@ -68,16 +68,18 @@ def prefill(model: LanguageModel, prompt: Prompt, merging: MergeConfig, config: 
     state = _State(sequence, prompt.embeds, prompt.deepstack, _angles(model, prompt.embeds, prompt.positions))
     merged = None
     keys, values = [], []
-    for layer in range(depth):
+    for layer, device in enumerate(model.layer_devices):
         if layer == k:
-            merged = merge(state.hidden[sequence.visual].view(*prompt.grid, -1), merging)
+            merged = _merge(state, prompt.grid, merging)
             state = _reduce(model, state, merged, config)
+            sequence = state.sequence
+        state = state.on(device)
         hidden, layer_keys, layer_values = _prefill_layer(model, layer, state, config.chunk_tokens)
         state = state.after_layer(hidden)
         keys.append(layer_keys)
         values.append(layer_values)
     assert merged is not None
-    return Prefilled(_cache(prompt, state.sequence, merged, k, keys, values), merged, state.hidden)
+    return Prefilled(_cache(prompt, sequence, merged, k, keys, values), merged, state.hidden)
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,24 @@ class _State:
     angles: tuple[Tensor, Tensor]
     bias: Tensor | None = None
 
+    def on(self, device: torch.device) -> "_State":
+        """The same on another device, where the next layer is."""
+        if self.hidden.device == device:
+            return self
+        sequence = _Sequence(**moved(vars(self.sequence), device))
+        return _State(**moved({**vars(self), "sequence": sequence}, device))
+
     def after_layer(self, hidden: Tensor) -> "_State":
         """One layer further: its output (overwritten), plus the deepstack level that belongs behind it."""
         if self.deepstack:
             hidden.index_add_(0, self.sequence.visual, self.deepstack[0].to(hidden))
         return replace(self, hidden=hidden, deepstack=self.deepstack[1:])
+
+
+def _merge(state: _State, grid: tuple[int, int, int], merging: MergeConfig) -> Merged:
+    features = state.hidden[state.sequence.visual].view(*grid, -1)
+    with torch.cuda.device_of(features):  # a kernel of our own runs on the current GPU
+        return merge(features, merging)
 
 
 def _angles(model: LanguageModel, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

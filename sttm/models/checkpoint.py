@@ -18,6 +18,7 @@ from sttm.models import attention, lmms_lab
 from sttm.models.base import Family
 from sttm.models.families import family_of
 from sttm.models.language_model import LanguageModel, load_language_model
+from sttm.models.placement import Devices, as_devices, device_map
 from sttm.models.processor import import_torchvision, load_video_processor
 from sttm.settings import Settings
 
@@ -90,14 +91,17 @@ class Checkpoint:
         """The adapter with this checkpoint's tokenizer, and its video processor when videos will be read."""
         return self.family_class(self.config, self._tokenizer(), self._video_processor() if with_processor else None)
 
-    def load_model(self, device: str | torch.device) -> nn.Module:
-        """The whole model (vision tower and language model) for inference on `device`.
+    def load_model(self, devices: Devices) -> nn.Module:
+        """The whole model (vision tower and language model) for inference on one device, or spread over several.
+
+        Spread, the weights go straight to their GPUs and never fill the host's memory: a 72B model has 145 GB.
 
         Raises:
-            ModelError: a weight is missing.
+            ModelError: a weight is missing, or there are more devices than layers.
         """
         from transformers import AutoModelForImageTextToText
 
+        devices = as_devices(devices)
         model, report = AutoModelForImageTextToText.from_pretrained(
             self.folder,
             config=self.config,
@@ -106,16 +110,24 @@ class Checkpoint:
             attn_implementation={"": "sdpa", "text_config": attention.ATTENTION},
             key_mapping=lmms_lab.KEY_MAPPING if self._is_lmms_lab else None,
             output_loading_info=True,
+            device_map=self._device_map(devices) if len(devices) > 1 else None,
         )
         if missing := sorted(report["missing_keys"]):
             raise ModelError(f"{self.folder} has no weight {missing[0]!r} ({len(missing)} are missing)")
-        model = model.to(device).eval().requires_grad_(False)
+        if len(devices) > 1:
+            from accelerate.hooks import remove_hook_from_submodules
+
+            # They would move tensors before and after every module; the engine moves them where the device changes.
+            remove_hook_from_submodules(model)
+        else:
+            model = model.to(devices[0])
+        model = model.eval().requires_grad_(False)
         self.family_class.prepare(model)
         return model
 
-    def load_language_model(self, device: str | torch.device) -> LanguageModel:
-        """The language model alone on `device`: all that answering needs."""
-        return load_language_model(self.folder, self.config, self.settings.torch_dtype, device)
+    def load_language_model(self, devices: Devices) -> LanguageModel:
+        """The language model alone, on one device or spread over several: all that answering needs."""
+        return load_language_model(self.folder, self.config, self.settings.torch_dtype, devices)
 
     @cached_property
     def generation_config(self) -> Any:
@@ -147,6 +159,13 @@ class Checkpoint:
         if not isinstance(raw, dict):
             raise ModelError(f"{self.folder / 'config.json'} holds a {type(raw).__name__}, not a mapping")
         return raw
+
+    def _device_map(self, devices: tuple[torch.device, ...]) -> dict[str, torch.device]:
+        from transformers import AutoModelForImageTextToText
+
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(self.config, dtype=self.settings.torch_dtype)
+        return device_map(model, devices)
 
     @property
     def _is_lmms_lab(self) -> bool:

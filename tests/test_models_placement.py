@@ -1,0 +1,192 @@
+"""A model spread over several GPUs: where its parts go, and that it computes what it computes on one."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from checkpoints import FAMILIES
+from family_setup import HALF, Setup
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sttm.engine.answer import Continuation, ready
+from sttm.engine.prefill import PrefillConfig, Prefilled, prefill
+from sttm.errors import ModelError
+from sttm.kv_cache import KVCache
+from sttm.models.language_model import LanguageModel
+from sttm.models.placement import as_devices, device_map, first_gpus, spread
+from sttm.store.kv import decode_kv, encode_kv
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+
+
+def gpus(count: int) -> list[torch.device]:
+    return [torch.device("cuda", i) for i in range(count)]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.integers(1, 7), st.integers(0, 30), st.integers(0, 30))
+def test_layers_lie_in_contiguous_blocks_with_the_fullest_as_empty_as_can_be(
+    sizes: list[int], count: int, first: int, last: int
+) -> None:
+    devices = gpus(min(count, len(sizes)))
+    of_layers = spread(sizes, devices, first, last)
+
+    def fullest(of_layers: tuple[torch.device, ...]) -> int:
+        loads = [sum(s for s, d in zip(sizes, of_layers, strict=True) if d == device) for device in devices]
+        loads[0] += first
+        loads[-1] += last
+        return max(loads)
+
+    assert [d for i, d in enumerate(of_layers) if i == 0 or of_layers[i - 1] != d] == devices
+    for i in range(1, len(sizes)):  # no border between two blocks is better one layer further
+        for moved in (i - 1, i):
+            other = list(of_layers)
+            other[moved] = of_layers[2 * i - 1 - moved]
+            if [d for j, d in enumerate(other) if j == 0 or other[j - 1] != d] == devices:
+                assert fullest(tuple(other)) >= fullest(of_layers)
+
+
+def test_equal_layers_are_shared_out_around_what_else_lies_on_the_first_and_last_gpu() -> None:
+    assert [spread([10] * 9, gpus(3), 20, 10).count(device) for device in gpus(3)] == [2, 4, 3]
+
+
+def test_more_gpus_than_layers_are_refused() -> None:
+    with pytest.raises(ModelError, match="5 GPUs for a model of 4 layers; set gpus_per_model to 4"):
+        spread([1] * 4, gpus(5))
+
+
+def test_more_gpus_than_this_process_sees_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert first_gpus(2) == tuple(gpus(2))
+    with pytest.raises(ModelError, match="gpus_per_model is 3, but this process sees 2"):
+        first_gpus(3)
+    with pytest.raises(ModelError, match="at least 1"):
+        first_gpus(0)
+
+
+def test_without_a_gpu_the_cpu_takes_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert first_gpus(4) == (CPU,)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_part_of_a_model_has_its_place(name: str, tied: bool) -> None:
+    model = (Setup.of(name, tied=True) if tied else Setup.of(name)).full
+    places = device_map(model, (CPU, META))
+
+    def place(tensor: str) -> torch.device:
+        (found,) = {places[part] for part in places if tensor == part or tensor.startswith(part + ".")}
+        return found
+
+    for tensor, _ in [*model.named_parameters(), *model.named_buffers()]:
+        at_end = tensor == "model.language_model.norm.weight" or tensor == "lm_head.weight"
+        if not tensor.startswith("model.language_model.layers."):
+            assert place(tensor) == (META if at_end else CPU)
+    assert place("lm_head.weight") == (CPU if tied else META)
+    assert place("model.language_model.layers.3.mlp.up_proj.weight") == META
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_loading_puts_every_weight_in_its_place_and_leaves_no_hook(name: str) -> None:
+    """The `meta` device stands for a second GPU: it holds shapes only, and refuses to compute with other devices."""
+    setup = Setup.of(name)
+    whole = setup.checkpoint.load_model((CPU, META))
+    assert not any(hasattr(module, "_hf_hook") for module in whole.modules())
+    places = device_map(whole, (CPU, META))
+    for (tensor, weight), expected in zip(whole.named_parameters(), setup.full.parameters(), strict=True):
+        (place,) = {places[part] for part in places if tensor == part or tensor.startswith(part + ".")}
+        assert weight.device == place
+        assert weight.is_meta or torch.equal(weight, expected)
+    alone = setup.checkpoint.load_language_model((CPU, META))
+    devices = alone.layer_devices
+    assert devices == tuple(sorted(devices, key=(CPU, META).index))
+    assert (alone.device, devices[0], devices[-1]) == (CPU, CPU, META)
+    assert alone.text.norm.weight.device == alone.head.weight.device == META
+
+
+@pytest.mark.parametrize("merge_layer", [0, 1, 2])
+@pytest.mark.parametrize(("proportional", "chunk"), [(False, None), (True, None), (True, 17)])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_all_that_a_layer_needs_follows_to_its_device(
+    name: str, merge_layer: int, proportional: bool, chunk: int | None
+) -> None:
+    """Layers 2 and 3 are on the `meta` device, which refuses to compute with anything that was left behind."""
+    setup = Setup.of(name)
+    text = deepcopy(setup.model.text)
+    for part in (*text.layers[2:], text.norm):
+        part.to(META)
+    spread_model = LanguageModel(text, setup.model.head)
+    settings = {"merge_layer": merge_layer, "proportional_attention": proportional, "chunk_tokens": chunk}
+    cache = prefill(spread_model, setup.prompt, HALF, PrefillConfig(**settings)).cache
+    expected = setup.prefill(HALF, **settings).cache
+    assert [key.device for key in (*cache.keys, *cache.values)] == [CPU, CPU, META, META] * 2
+    assert [key.shape for key in cache.keys] == [key.shape for key in expected.keys]
+    for ours, theirs in zip(cache.keys[:2], expected.keys[:2], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def first_logits(model: LanguageModel, cache: KVCache, questions: list[list[int]]) -> torch.Tensor:
+    """Logits after the questions and one more token each, of two of three rows."""
+    continuation = Continuation(model, ready(model, cache), questions, room=0)
+    first = continuation.start()
+    continuation.keep([0, 2])
+    return torch.cat([first, continuation.step(first.argmax(-1)[[0, 2]])])
+
+
+@pytest.mark.gpu
+@two_gpus
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03)])
+@pytest.mark.parametrize(
+    ("merge_layer", "proportional", "chunk"), [(0, False, None), (2, True, None), (3, False, None), (3, True, 17)]
+)
+def test_two_gpus_compute_what_one_does(
+    name: str, dtype: str, tolerance: float, merge_layer: int, proportional: bool, chunk: int | None
+) -> None:
+    """From pixels to stored answers: cache, logits and answers, with layers on both GPUs."""
+    setup = Setup.of(name, dtype)
+    settings = PrefillConfig(merge_layer=merge_layer, proportional_attention=proportional, chunk_tokens=chunk)
+
+    def run(devices: list[torch.device]) -> tuple[Prefilled, torch.Tensor, torch.Tensor, torch.Tensor]:
+        whole = setup.checkpoint.load_model(devices)
+        inside = LanguageModel.of(whole)
+        assert set(inside.layer_devices) == set(devices)
+        result = prefill(inside, setup.family.prompt(whole, setup.inputs), HALF, settings)
+        assert tuple(key.device for key in result.cache.keys) == inside.layer_devices
+        alone = setup.checkpoint.load_language_model(devices)
+        assert set(alone.layer_devices) == set(devices)
+        stored = decode_kv(encode_kv(result.cache, "exact").data, device=alone.device)
+        live = first_logits(inside, result.cache, setup.questions())
+        return result, inside.logits(result.hidden), live, first_logits(alone, stored, setup.questions())
+
+    (one, *logits), (two, *spread_logits) = run(gpus(1)), run(gpus(2))
+    assert torch.equal(two.cache.boxes, one.cache.boxes)
+    for ours, theirs in zip(two.cache.keys + two.cache.values, one.cache.keys + one.cache.values, strict=True):
+        torch.testing.assert_close(ours.to(theirs.device), theirs, rtol=tolerance, atol=tolerance)
+    for ours, theirs in zip(spread_logits, logits, strict=True):
+        assert ours.device == gpus(1)[0]
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    assert torch.equal(spread_logits[1], spread_logits[2])  # the stored cache answers as the live one
+
+
+@pytest.mark.gpu
+@two_gpus
+def test_a_ready_video_comes_back_from_host_memory_to_each_layers_gpu() -> None:
+    setup = Setup.of("qwen2_vl")
+    model = setup.checkpoint.load_language_model(gpus(2))
+    video = ready(model, setup.prefill(HALF, proportional_attention=True).cache)
+    back = video.to("cpu", pinned=True).to(model.layer_devices)
+    assert tuple(key.device for key in back.keys) == model.layer_devices
+    for ours, theirs in zip(back.keys + back.values, video.keys + video.values, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_one_device_or_several() -> None:
+    assert as_devices("cpu") == as_devices(CPU) == (CPU,)
+    assert as_devices([CPU, META]) == (CPU, META)
