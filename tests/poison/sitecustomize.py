@@ -1,9 +1,12 @@
 """Poison for the index job: a filesystem whose files harm the process that opens them, as bad videos do to decoders.
 
-On the PYTHONPATH of a job's processes this runs at their start and teaches fsspec `poison://<harm>/<name>.mp4`.
+On the PYTHONPATH of a job's processes this runs at their start and teaches fsspec `poison://<harm>/<name>.mp4`. Every
+opening is first noted as a line in the file `$POISON_LOG`, so that a test can count the tries.
 """
 
 import ctypes
+import os
+import re
 
 import fsspec
 from fsspec.spec import AbstractFileSystem
@@ -22,10 +25,14 @@ class PoisonFileSystem(AbstractFileSystem):
 
     def _open(self, path: str, mode: str = "rb", **kwargs: object) -> None:
         harm = self._strip_protocol(path).split("/")[0]
+        with open(os.environ["POISON_LOG"], "a") as log:
+            log.write(f"{harm}\n")
         if harm == "segv":
             ctypes.string_at(0)
+        elif harm == "loop":
+            re.fullmatch("(a+)+", "a" * 99 + "b")  # backtracks for ever in native code, and keeps the GIL
         elif harm == "hang":
-            ctypes.PyDLL(None).sleep(10_000)  # native code that keeps the GIL
+            ctypes.PyDLL(None).sleep(10_000)  # the same, but waits
         elif harm == "hog":
             held = []
             while True:
