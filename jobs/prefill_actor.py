@@ -11,6 +11,7 @@ from jobs.limits import allocating_at_most, killed_after
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
 from sttm.indexer import GPU_STAGES, DecodedVideo, Indexer, VideoReader
+from sttm.models.placement import first_gpus
 from sttm.store.catalog import CatalogRow
 from sttm.store.key import Recipe
 
@@ -51,7 +52,9 @@ class PrefillActor:
 
     def __init__(self, config_json: str, recipe: Recipe, store_url: str, run_id: str, timeout_s: float) -> None:
         config = IndexConfig.model_validate_json(config_json)
-        self._indexer = Indexer(config, recipe, store_url, run_id)
+        # As many as the driver asked Ray for: `run.gpus_per_model`.
+        devices = first_gpus(max(1, len(ray.get_gpu_ids())))
+        self.indexer = Indexer(config, recipe, store_url, run_id, devices)
         self._gpu = threading.Lock()
         self._timeout_s = timeout_s
 
@@ -61,15 +64,15 @@ class PrefillActor:
 
     def index(self, decoded: DecodedVideo) -> Indexed:
         """Prefill and store one decoded video. Content that is stored already is not prefilled."""
-        if row := self._indexer.stored(decoded):
+        if row := self.indexer.stored(decoded):
             return Indexed(row, 0.0)
-        staged = self._indexer.stage(decoded)
+        staged = self.indexer.stage(decoded)
         with self._gpu, killed_after(self._timeout_s):
-            prefilled = self._indexer.prefill(staged)
-        encoded = self._indexer.encode(prefilled)
+            prefilled = self.indexer.prefill(staged)
+        encoded = self.indexer.encode(prefilled)
         if prefilled.live is not None:
             with self._gpu, killed_after(self._timeout_s):
-                encoded = self._indexer.certify(staged, prefilled, encoded)
+                encoded = self.indexer.certify(staged, prefilled, encoded)
         del staged, prefilled  # the memory of pixels and cache is the next video's
-        row = self._indexer.publish(decoded, encoded)
+        row = self.indexer.publish(decoded, encoded)
         return Indexed(row, sum(row.timings_s[stage] for stage in GPU_STAGES if stage in row.timings_s))

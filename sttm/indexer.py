@@ -22,6 +22,7 @@ from sttm.kv_cache import KVCache
 from sttm.models.base import VideoInputs
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.language_model import LanguageModel
+from sttm.models.placement import Devices, as_devices, first_gpus
 from sttm.stage_clock import StageClock
 from sttm.store.artifact import Facts, Source
 from sttm.store.catalog import CatalogRow
@@ -118,25 +119,28 @@ class VideoReader:
 
 
 class Indexer:
-    """Holds one model on one device; turns decoded videos into artifacts of one store.
+    """Holds one model on its devices; turns decoded videos into artifacts of one store.
 
     Args:
         config: what to make.
         recipe: of `config`, see `sttm.config.index_recipe`.
         store_url: where to put it.
         run_id: of the run, recorded in every artifact.
-        device: where the model goes; None takes a GPU if there is one.
+        device: where the model goes, one or several (`sttm.models.placement`); None takes a GPU if there is one.
+
+    Raises:
+        ModelError: the checkpoint cannot be used, or there are more devices than layers.
     """
 
     def __init__(
-        self, config: IndexConfig, recipe: Recipe, store_url: str, run_id: str, device: str | None = None
+        self, config: IndexConfig, recipe: Recipe, store_url: str, run_id: str, device: Devices | None = None
     ) -> None:
         self._config, self._recipe, self._run_id = config, recipe, run_id
         self._store = Store.open(store_url)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        devices = as_devices(device or first_gpus(1))
         checkpoint = Checkpoint.open(config.model)
         self._family = checkpoint.family()
-        self._model = checkpoint.load_model(device)
+        self._model = checkpoint.load_model(devices)
         self._devices = {parameter.device for parameter in self._model.parameters()}
         self._language_model = LanguageModel.of(self._model)
         self._probes = [self._family.question_ids(probe) for probe in config.fidelity.probes]
@@ -145,7 +149,7 @@ class Indexer:
             "commit": checkpoint.commit,
             "torch": str(torch.__version__),
             "transformers": version("transformers"),
-            "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
+            "device": torch.cuda.get_device_name(devices[0]) if devices[0].type == "cuda" else "cpu",
             "chunk_tokens": config.prefill.chunk_tokens,
         }
 
