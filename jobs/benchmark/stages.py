@@ -1,0 +1,124 @@
+"""Each stage of the index job alone: what the pipeline's throughput is measured against."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+
+from jobs.config import JobConfig
+from jobs.prefill_actor import PrefillActor, decode_video
+from sttm.corpus import VideoRef
+from sttm.indexer import DecodedVideo
+from sttm.store.key import Recipe
+
+SAMPLE = 3  # decoded videos that the stages behind the decoding go over again and again
+
+
+@dataclass(frozen=True)
+class StageRates:
+    """Videos a second of each stage with nothing else at work.
+
+    Attributes:
+        decode: by `decode_workers` processes.
+        decode_workers: as many as the pipeline may have at a time.
+        prefill: vision tower, prefill and packing by one actor.
+        publish: digests, token table and write of packed videos by one actor.
+        prefill_only: by one actor with nothing packed or stored, pixels laid ready as in the pipeline.
+        prefill_and_save: by one actor as the job calls it, everything stored.
+    """
+
+    decode: float
+    decode_workers: int
+    prefill: float
+    publish: float
+    prefill_only: float
+    prefill_and_save: float
+
+    @property
+    def saving_overhead(self) -> float:
+        """Share of prefill's time that saving adds to it."""
+        return self.prefill_only / self.prefill_and_save - 1
+
+
+def measure_stages(
+    job: JobConfig, recipe: Recipe, store_url: str, refs: Sequence[VideoRef], workers: int
+) -> StageRates:
+    """Measure on the running Ray, one stage after the other.
+
+    Args:
+        job: settings.
+        recipe: of `job`.
+        store_url: an existing store, which is filled.
+        refs: videos to decode.
+        workers: processes that decode.
+    """
+    config_json = job.index.model_dump_json()
+    limits = (job.run.decode_timeout_s, job.run.decode_memory_bytes)
+
+    def decode(ref: VideoRef) -> Any:
+        size, decoded = decode_video.remote(ref, config_json, *limits)
+        ray.wait([size], fetch_local=False)
+        return decoded
+
+    with ThreadPoolExecutor(workers) as threads:
+        sample = list(threads.map(decode, refs[:workers]))[:SAMPLE]  # also starts the worker processes
+        started = time.perf_counter()
+        done = sum(1 for _ in threads.map(decode, refs))
+        decode_rate = done / (time.perf_counter() - started)
+    there = ray.cluster_resources().get("GPU", 0)
+    resources = {"num_gpus": job.run.gpus_per_model} if there and job.run.gpus != 0 else {"num_cpus": 1}
+    stages = ray.remote(**resources)(_Stages).remote(job.model_dump_json(), recipe, store_url)
+    rates = ray.get(stages.measure.remote(sample, 12 if there else 6))
+    ray.kill(stages)
+    return StageRates(decode=decode_rate, decode_workers=workers, **rates)
+
+
+class _Stages:
+    """A prefill actor whose steps are timed one by one."""
+
+    def __init__(self, job_json: str, recipe: Recipe, store_url: str) -> None:
+        job = JobConfig.model_validate_json(job_json)
+        self._actor = PrefillActor(job.index.model_dump_json(), recipe, store_url, "bench", job.run.prefill_timeout_s)
+        self._in_flight = job.run.in_flight
+
+    def measure(self, refs: Sequence[Any], repeats: int) -> dict[str, float]:
+        """Rates of all but the decoding, in videos a second."""
+        sample: list[DecodedVideo] = ray.get(list(refs))
+        indexer, gpu = self._actor.indexer, threading.Lock()
+
+        def read_in(decoded: DecodedVideo) -> None:
+            staged = indexer.stage(decoded)
+            with gpu:
+                clock = indexer.clock()
+                result = indexer.read_in(staged, clock)
+                clock.seconds()
+            del result
+
+        staged = [indexer.stage(decoded) for decoded in sample]
+        prefilled = [indexer.prefill(video) for video in staged]
+        names = iter(range(1 << 30))
+
+        def another(number: int) -> DecodedVideo:
+            """The same pixels as another video, which is not stored yet."""
+            return replace(sample[number % len(sample)], content_digest=f"{next(names):064x}")
+
+        steps: dict[str, tuple[int, Callable[[int], object]]] = {
+            "prefill": (1, lambda i: indexer.prefill(staged[i % len(staged)])),
+            "publish": (1, lambda i: indexer.publish(another(i), indexer.encode(prefilled[i % len(prefilled)]))),
+            "prefill_only": (self._in_flight, lambda i: read_in(another(i))),
+            "prefill_and_save": (self._in_flight, lambda i: self._actor.index(another(i))),
+        }
+        return {name: _rate(step, repeats, threads) for name, (threads, step) in steps.items()}
+
+
+def _rate(step: Callable[[int], object], repeats: int, threads: int) -> float:
+    """Calls a second of a step by so many threads, between the first calls, which warm up, and the last one's end."""
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(step, range(max(2, threads))))
+        started = time.perf_counter()
+        list(pool.map(step, range(repeats)))
+        return repeats / (time.perf_counter() - started)

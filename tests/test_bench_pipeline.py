@@ -1,0 +1,96 @@
+"""The throughput benchmark: what it makes loads and decodes, and its last line says what a run gave."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.benchmark.clips import encode_scenes, write_clips
+from jobs.benchmark.random_checkpoint import write_checkpoint
+from sttm.config import IndexConfig, index_recipe
+from sttm.corpus import list_corpus
+from sttm.errors import SttmError
+from sttm.indexer import Indexer, VideoReader
+from sttm.merging import MergeConfig
+from sttm.models.checkpoint import Checkpoint, ModelConfig
+from sttm.models.shapes import SHAPES
+from sttm.store.store import Store
+from sttm.video import VideoConfig
+
+TEXT = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
+TEXT |= {"num_key_value_heads": 1, "vocab_size": 640}
+
+
+def small(shape: str) -> tuple[Any, Any]:
+    """Config and processor of a shape with the sizes of its parts cut down."""
+    config, processor = SHAPES[shape]()
+    vision: dict[str, int] = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
+    vision["intermediate_size"] = 32
+    if shape == "qwen2-vl-7b":
+        config.text_config.rope_parameters["mrope_section"] = [4, 6, 6]
+        vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 64}
+    for part, sizes in ((config.text_config, TEXT), (config.vision_config, vision)):
+        for name, value in sizes.items():
+            setattr(part, name, value)
+    config.text_config.layer_types = ["full_attention"] * TEXT["num_hidden_layers"]
+    return config, processor
+
+
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_a_random_checkpoint_of_every_shape_indexes_a_clip(tmp_path: Path, shape: str) -> None:
+    folder = write_checkpoint(partial(small, shape), tmp_path / shape, torch.device("cpu"))
+    settings = IndexConfig(
+        model=ModelConfig(path=str(folder), dtype="float32"),
+        video=VideoConfig(fps=2.0, max_frames=8),
+        merge=MergeConfig(budget=0.3),
+    )
+    store = Store.open(tmp_path / "store", create=True)
+    write_clips(tmp_path / "clips", encode_scenes(1, 8), 1)
+    indexer = Indexer(settings, index_recipe(settings, Checkpoint.open(settings.model)), str(tmp_path / "store"), "run")
+    (ref,) = list_corpus(str(tmp_path / "clips"))
+    row = indexer.index(VideoReader(settings).read(ref))
+    assert row.tokens_after == int(0.3 * row.tokens_before)
+    assert store.load_kv(row.identity).keys[-1].shape[0] == 1
+
+
+def test_clips_are_sampled_whole_and_no_two_are_the_same_content(tmp_path: Path) -> None:
+    write_clips(tmp_path / "clips", encode_scenes(2, 16), 5)
+    reader = VideoReader(IndexConfig(video=VideoConfig(fps=2.0, max_frames=16)))
+    found = [reader.read(ref) for ref in list_corpus(str(tmp_path / "clips"))]
+    assert len({decoded.content_digest for decoded in found}) == 5
+    assert [len(decoded.inputs.seconds) for decoded in found] == [16] * 5
+    assert not any(decoded.details["warnings"] for decoded in found)
+
+
+@pytest.mark.slow
+def test_last_line_reports_stages_and_steady_state() -> None:
+    command = [sys.executable, "-m", "jobs.bench", "pipeline", "--seconds", "8", "--set", "video.max_frames=8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
+    report = json.loads(done.stdout.splitlines()[-1])
+    stages, (row,) = report["stages"], report["rows"]
+    assert (report["shape"], report["frames"], row["gpus"], row["efficiency"]) == ("tiny", 8, 0, 1)
+    assert row["videos_per_s"] == pytest.approx(row["steady_videos"] / row["steady_s"], rel=1e-3)
+    slowest = min(stages["decode"], stages["prefill"], stages["publish"])
+    assert row["of_slowest_stage"] == pytest.approx(row["videos_per_s"] / slowest, rel=1e-3)
+    assert 0.5 < row["of_slowest_stage"] < 2  # a busy machine measures the two at different speeds
+    assert 0 <= row["idle_share"] < 0.5
+    assert report["saving_overhead"] == pytest.approx(stages["prefill_only"] / stages["prefill_and_save"] - 1, abs=1e-3)
+
+
+def test_more_gpus_than_there_are_is_an_error_at_once() -> None:
+    command = [sys.executable, "-m", "jobs.bench", "pipeline", "--gpus", "99"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "--gpus 99: Ray sees" in done.stderr
+
+
+def test_an_unknown_shape_is_named() -> None:
+    from jobs.benchmark.pipeline import bench_pipeline
+
+    with pytest.raises(SttmError, match="no shape 'gpt-5'; known: tiny, "):
+        bench_pipeline(shape="gpt-5", gpus="0", seconds=1, folder=None, set_=None)
