@@ -17,10 +17,15 @@ import torch
 from torch import Tensor
 
 from sttm.engine.decoder import key_bias, moved, rotary, rotate, run_layer
+from sttm.engine.own_tokens import OwnTokens
 from sttm.engine.sampling import Sampler, SamplingConfig
+from sttm.engine.step_graph import StepGraph, captured
 from sttm.kv_cache import KVCache
 from sttm.models.language_model import LanguageModel
 from sttm.models.placement import Devices, as_devices
+
+_EAGER_STEPS = 2  # run kernel by kernel first: many answers are a word, and the first step sets libraries up
+_REPAID_AFTER = 8  # steps: making a graph takes about as long as two run kernel by kernel
 
 
 @dataclass(frozen=True)
@@ -108,86 +113,84 @@ class Continuation:
         if min(map(len, questions)) == 0:
             raise ValueError("a question has no tokens")
         self._pad = torch.tensor([longest - len(q) for q in questions], device=model.device)
-        self._padded = bool(self._pad.any())
         self.fed = 0
-        self._own = _OwnTokens(video, len(questions), longest + room)
+        self._own = OwnTokens(video.keys, len(questions))
+        self.expect(longest + room)
+        self._steps = 0
+        self._graph: StepGraph | None = None
+        self._graph_seen = 0
+        self._can_capture = {model.device, *model.layer_devices} == {video.keys[0].device}
+
+    def expect(self, tokens: int) -> None:
+        """So many more tokens a row will be fed."""
+        self._end = self.fed + tokens
+        self._own.make_room(self._end)
 
     def start(self) -> Tensor:
         """Feed the questions; float32 logits [B, V] of each row's first answer token."""
         rows = [[0] * int(p) + list(q) for p, q in zip(self._pad.tolist(), self._questions, strict=True)]
         return self.feed(torch.tensor(rows, device=self._model.device))
 
+    @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
-        """Feed one token a row, int64 [B]; float32 logits [B, V] of the next."""
-        return self.feed(tokens[:, None])
+        """Feed one token a row, int64 [B]; float32 logits [B, V] of the next, which are good until the next step."""
+        self._own.make_room(self.fed + 1)
+        graph = self._step_graph()
+        if graph is None:
+            self._steps += 1
+            return self.feed(tokens[:, None])
+        self.fed += 1
+        return graph.replay(tokens[:, None], self.fed - 1)
 
     @torch.inference_mode()
     def feed(self, ids: Tensor) -> Tensor:
         """Feed Q tokens a row, int64 [B, Q]; float32 logits [B, V] of the next."""
-        model, video = self._model, self._video
-        queries = ids.shape[1]
-        self._own.make_room(self.fed + queries)
-        hidden = model.text.embed_tokens(ids)
-        place = (torch.arange(queries, device=ids.device) + self.fed - self._pad[:, None]).clamp_min(0)
-        angles = [rotary(model, hidden, (place + n).expand(video.position_axes, -1, -1)) for n in video.next_positions]
-        mask, bias = self._mask(queries), moved(video.bias, hidden.device)
-        for layer, shared in enumerate(zip(video.keys, video.values, strict=True)):
-            if hidden.device != shared[0].device:
-                hidden, angles, mask, bias = moved((hidden, angles, mask, bias), shared[0].device)
-            group = video.group(layer)
-            hidden = run_layer(model, layer, hidden, mask, angles[group], self._own, shared, bias if group else None)
-        self.fed += queries
-        return model.logits(hidden[:, -1])
+        first, self.fed = self.fed, self.fed + ids.shape[1]
+        self._own.make_room(self.fed)
+        columns = torch.arange(first, self.fed, device=ids.device)
+        return self._logits(ids, columns, self._own.seen(self.fed))
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""
         chosen = torch.tensor(rows, device=self._pad.device)
-        self._pad = self._pad[chosen]
-        self._padded = bool(self._pad.any())
+        self._pad, self._graph = self._pad[chosen], None
         self._own.keep(chosen)
 
-    def _mask(self, queries: int) -> Tensor | None:
-        """Who may see which own token, [B, 1, Q, P]; None where one unpadded token may see them all."""
-        if queries == 1 and not self._padded:
-            return None
-        column = torch.arange(self.fed + queries, device=self._pad.device)
-        seen = (column <= column[self.fed :, None])[None] & (column >= self._pad[:, None, None])
-        return seen[:, None]
+    def _logits(self, ids: Tensor, columns: Tensor, seen: int) -> Tensor:
+        """Logits after tokens [B, Q] that go to these columns, int64 [Q], of the own ones, of which `seen` are seen.
 
+        Of the tensors' values no shape follows, so that one call can stand for another in a CUDA graph.
+        """
+        model, video = self._model, self._video
+        hidden = model.text.embed_tokens(ids)
+        place = (columns - self._pad[:, None]).clamp_min(0)
+        angles = [rotary(model, hidden, (place + n).expand(video.position_axes, -1, -1)) for n in video.next_positions]
+        mask, bias, self._own.columns = self._mask(columns, seen), moved(video.bias, hidden.device), columns
+        self._own.shown = seen
+        for layer, shared in enumerate(zip(video.keys, video.values, strict=True)):
+            if hidden.device != shared[0].device:
+                hidden, angles, mask, bias = moved((hidden, angles, mask, bias), shared[0].device)
+            group = video.group(layer)
+            hidden = run_layer(model, layer, hidden, mask, angles[group], self._own, shared, bias if group else None)
+        return model.logits(hidden[:, -1])
 
-class _OwnTokens:
-    """Per layer, keys and values of the rows' own tokens: [B, heads, room, D], filled from the front."""
+    def _mask(self, columns: Tensor, seen: int) -> Tensor:
+        """Which own tokens each query may see, [B, 1, Q, seen]: neither later ones nor padding."""
+        column = torch.arange(seen, device=self._pad.device)
+        return ((column <= columns[:, None])[None] & (column >= self._pad[:, None, None]))[:, None]
 
-    def __init__(self, video: ReadyVideo, rows: int, room: int) -> None:
-        self._filled = [0] * len(video.keys)
-        self._keys = [key.new_empty(rows, key.shape[0], room, key.shape[2]) for key in video.keys]
-        self._values = [torch.empty_like(key) for key in self._keys]
-
-    def update(
-        self, keys: Tensor, values: Tensor, layer: int, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        start, end = self._filled[layer], self._filled[layer] + keys.shape[2]
-        self._keys[layer][:, :, start:end] = keys
-        self._values[layer][:, :, start:end] = values
-        self._filled[layer] = end
-        return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
-
-    def make_room(self, tokens: int) -> None:
-        """Let each row hold so many tokens; larger buffers are half as large again, so that copies stay rare."""
-        rows, heads, room, size = self._keys[0].shape
-        if tokens <= room:
-            return
-        for buffers in (self._keys, self._values):
-            for layer, old in enumerate(buffers):
-                buffers[layer] = old.new_empty(rows, heads, max(tokens, room + room // 2), size)
-                buffers[layer][:, :, :room] = old
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all but these rows, int64 [kept]."""
-        for buffers in (self._keys, self._values):
-            for layer, old in enumerate(buffers):
-                buffers[layer] = old.index_select(0, rows.to(old.device))
+    def _step_graph(self) -> StepGraph | None:
+        """The next step as a graph, made where enough tokens will follow to repay it."""
+        seen = self._own.seen(self.fed + 1)
+        if self._graph is not None and self._graph_seen == seen:
+            return self._graph
+        self._graph = None
+        if self._can_capture and self._steps >= _EAGER_STEPS and min(seen, self._end) - self.fed >= _REPAID_AFTER:
+            rows, device = len(self._pad), self._pad.device
+            self._graph, self._graph_seen = captured(lambda i, c: self._logits(i, c, seen), rows, device), seen
+            self._can_capture = self._graph is not None
+        return self._graph
 
 
 class Generation:

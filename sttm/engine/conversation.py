@@ -80,6 +80,7 @@ class Conversation:
             logits = self._continuation.start()
         else:
             new = torch.tensor([self._ids[self._continuation.fed :]], device=self._model.device)
+            self._continuation.expect(new.shape[1] + sampling.max_tokens)
             logits = self._continuation.feed(new)
         generation = Generation(self._continuation, logits, self._stop_ids, [sampling])
         while generation.is_running:
