@@ -1,4 +1,4 @@
-"""The faster vision tower equals the plain one, for every Qwen family."""
+"""The faster vision tower equals the plain one, for every family."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from sttm.engine.prefill import PrefillConfig, prefill
 from sttm.models.frame_attention import FrameAttention, _rotate, attend_segments
 from sttm.models.language_model import LanguageModel
-from sttm.models.patch_embedding import LinearPatchEmbedding
+from sttm.models.patch_embedding import LinearFrameEmbedding, LinearPatchEmbedding
 
 QWEN = tuple(name for name in FAMILIES if name.startswith("qwen"))
 
@@ -31,25 +31,36 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=FAMILIES)
+def any_name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 def outputs(setup: Setup) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Features and deepstack levels of our tower and of the plain one."""
+    """Features (with separators) and deepstack levels of our tower and of the plain one."""
     official = setup.official
     with torch.inference_mode():
         ours, levels = setup.family.encode(setup.full, setup.inputs)
+        if setup.folder.name.startswith("llava"):
+            plain = setup.plain.model.get_video_features(official["pixel_values_videos"].to(setup.plain.dtype))
+            features = plain.pooler_output[0].flatten(0, -2)
+            if len(features) < len(ours):  # transformers 5.17 adds OneVision's separator later
+                features = torch.cat([features, setup.plain.model.image_newline[None]])
+            return [ours], [features]
         plain = setup.plain.model.visual(
             official["pixel_values_videos"].to(setup.plain.dtype), grid_thw=official["video_grid_thw"]
         )
     return [ours, *levels], [plain.pooler_output, *(getattr(plain, "deepstack_features", None) or [])]
 
 
-def test_tower_equals_the_plain_one(name: str) -> None:
-    for ours, plain in zip(*outputs(Setup.of(name)), strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+def test_tower_equals_the_plain_one(any_name: str) -> None:
+    for ours, plain in zip(*outputs(Setup.of(any_name)), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5 * max(1.0, float(plain.abs().max())))
 
 
-def test_bfloat16_tower_is_no_further_from_float32_than_the_plain_one(name: str) -> None:
-    exact, _ = outputs(Setup.of(name))
-    for ours, plain, expected in zip(*outputs(Setup.of(name, "bfloat16")), exact, strict=True):
+def test_bfloat16_tower_is_no_further_from_float32_than_the_plain_one(any_name: str) -> None:
+    exact, _ = outputs(Setup.of(any_name))
+    for ours, plain, expected in zip(*outputs(Setup.of(any_name, "bfloat16")), exact, strict=True):
         errors = [(x.float() - expected).square().mean().sqrt() for x in (ours, plain)]
         assert errors[0] < 1.2 * errors[1]
         assert errors[1] < 0.05 * expected.square().mean().sqrt()
@@ -94,6 +105,32 @@ def test_patch_embedding_shares_the_weights(name: str) -> None:
     assert isinstance(ours, LinearPatchEmbedding)
     patches = torch.randn(7, ours.weight.shape[1], generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(ours(patches), plain(patches), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_frame_embedding_reads_what_the_convolution_reads(channels_last: bool) -> None:
+    """Also of frames with a rest of less than a patch, which 384 pixels have at 14 a patch."""
+    generator = torch.Generator().manual_seed(0)
+    convolution = torch.nn.Conv2d(3, 8, kernel_size=14, stride=14, padding="valid").requires_grad_(False)
+    frames = torch.randn(2, 3, 34, 48, generator=generator)
+    if channels_last:
+        frames = frames.contiguous(memory_format=torch.channels_last)
+    ours = LinearFrameEmbedding(convolution)(frames)
+    torch.testing.assert_close(ours, convolution(frames), rtol=1e-5, atol=1e-5)
+    assert ours.flatten(2).transpose(1, 2).is_contiguous()  # what a tower makes of it costs no copy
+
+
+@pytest.mark.parametrize("wanted", [-2, [0, 2, -1], 3])
+def test_named_layers_of_a_llava_tower_equal_transformers_own(wanted: int | list[int]) -> None:
+    setup = Setup.of("llava_next_video")
+    family, tower = setup.family, setup.full.model.vision_tower
+    config = type(family.config).from_dict({**family.config.to_dict(), "vision_feature_layer": wanted})
+    frames = torch.randn(2, 3, 98, 98, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ours = type(family)(config, family.tokenizer, family.processor)._tower_states(tower, frames)
+        every = tower(frames, output_hidden_states=True).hidden_states
+    named = [wanted] if isinstance(wanted, int) else wanted
+    assert torch.equal(ours, torch.cat([every[layer] for layer in named], dim=-1)[:, 1:])
 
 
 def test_overlapping_convolution_is_refused() -> None:

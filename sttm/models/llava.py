@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sttm.models.base import Family, VideoInputs
+from sttm.models.patch_embedding import LinearFrameEmbedding
 
-# Frames in one pass of the vision tower. transformers keeps the hidden states of all its layers until the pass ends:
-# 43 MB a frame in SigLIP-so400m and bfloat16, so 5.5 GB for 128 frames at once.
+# Frames in one pass of the vision tower, to bound its memory: 6 MB a frame and layer in SigLIP-so400m's MLP.
 _FRAMES_A_PASS = 32
 
 
@@ -23,6 +23,12 @@ class Llava(Family):
     @property
     def video_token(self) -> str:
         return "<video>"
+
+    @staticmethod
+    def prepare(model: Any) -> None:
+        """Replace one module of this one model's vision tower by a faster one with the same weights and outputs."""
+        embeddings = model.model.vision_tower.embeddings
+        embeddings.patch_embedding = LinearFrameEmbedding(embeddings.patch_embedding)
 
     @property
     @abstractmethod
@@ -44,13 +50,31 @@ class Llava(Family):
         return torch.cat([self.features(model, part) for part in pixels.split(_FRAMES_A_PASS)]), ()
 
     def features(self, model: Any, pixels: Tensor) -> Tensor:
-        """Embeddings [F*S*S, C] of normalised frames [F, 3, H, W], without separators.
+        """Embeddings [F*S*S, C] of normalised frames [F, 3, H, W], without separators."""
+        return self.project(model.model, self._tower_states(model.model.vision_tower, pixels)).flatten(0, 1)
 
-        The argument is positional because its name differs between versions of transformers, and so does what comes
-        back: [1, F*S*S, C] or one [F, S*S, C] a video, with image_newline behind it (OneVision in 5.23) or without.
+    @abstractmethod
+    def project(self, model: Any, states: Tensor) -> Tensor:
+        """The tower's states [F, side*side, C'] pooled and brought into the language model: [F, S*S, C]."""
+
+    def _tower_states(self, tower: Any, pixels: Tensor) -> Tensor:
+        """States [F, patches, C'] of the layers that `vision_feature_layer` names, through no layer behind them.
+
+        The tower's own forward runs all its layers and a norm, and in transformers 5.17 keeps the states of each.
         """
-        output = model.model.get_video_features(pixels[None]).pooler_output[0]
-        return output.reshape(-1, output.shape[-1])[: len(pixels) * self.side**2]
+        layers = tower.encoder.layers
+        named = self.config.vision_feature_layer
+        wanted = [at % (len(layers) + 1) for at in ([named] if isinstance(named, int) else named)]
+        hidden = tower.embeddings(pixels)
+        if hasattr(tower, "pre_layrnorm"):  # CLIP's, by transformers' name
+            hidden = tower.pre_layrnorm(hidden)
+        states = {0: hidden}
+        for number, layer in enumerate(layers[: max(wanted)], start=1):
+            hidden = layer(hidden, None)
+            if number in wanted:
+                states[number] = hidden
+        chosen = torch.cat([states[at] for at in wanted], dim=-1) if len(wanted) > 1 else states[wanted[0]]
+        return chosen[:, 1:] if self.config.vision_feature_select_strategy == "default" else chosen
 
     def number(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
         """0, 1, 2, ..."""

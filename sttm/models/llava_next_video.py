@@ -3,7 +3,9 @@
 Model doc: https://huggingface.co/docs/transformers/model_doc/llava_next_video. Videos have no separators.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from sttm.models.llava import Llava
 
@@ -17,3 +19,6 @@ class LlavaNextVideo(Llava):
     def side(self) -> int:
         vision = self.config.vision_config
         return vision.image_size // vision.patch_size // self.config.spatial_pool_stride
+
+    def project(self, model: Any, states: Tensor) -> Tensor:
+        return model.multi_modal_projector(model.vision_resampler(states))

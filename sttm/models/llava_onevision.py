@@ -51,6 +51,18 @@ class LlavaOnevision(Llava):
             f"mm_newline_position {mode!r} in the checkpoint's config is not grid, frame, one_token or no_token"
         )
 
+    def project(self, model: Any, states: Tensor) -> Tensor:
+        """Bilinear pooling after the projector, as in training.
+
+        transformers makes the channels the slowest axis first, whose kernel has one thread a *pixel* of the result, 196
+        for all frames and channels; with the channels left as the fastest axis there is one a value.
+        """
+        vision = self.config.vision_config
+        side = vision.image_size // vision.patch_size
+        maps = model.multi_modal_projector(states).unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        pooled = torch.nn.functional.interpolate(maps, size=(self.side, self.side), mode="bilinear")
+        return pooled.permute(0, 2, 3, 1).flatten(1, 2)
+
     def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
         features, _ = super().encode(model, inputs)
         is_cell = self.is_cell(inputs).to(features.device)
