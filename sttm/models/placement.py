@@ -73,7 +73,11 @@ def spread(
 
 
 def place_layers(
-    text: Any, head: nn.Module | None, devices: Sequence[torch.device], beside_bytes: int = 0
+    text: Any,
+    head: nn.Module | None,
+    devices: Sequence[torch.device],
+    beside_bytes: int = 0,
+    layers: Sequence[nn.Module] | None = None,
 ) -> tuple[torch.device, ...]:
     """The device of each decoder layer, see `spread`; embeddings go to the first device, norm and head to the last.
 
@@ -82,9 +86,24 @@ def place_layers(
         head: the output head if it has weights of its own; one tied to the embeddings stays with them.
         devices: at least one.
         beside_bytes: what else goes to the first device.
+        layers: None: those of `text`.
     """
     first, last = _bytes(text.embed_tokens) + beside_bytes, _bytes(text.norm) + (_bytes(head) if head else 0)
-    return spread([_bytes(layer) for layer in text.layers], devices, first, last)
+    return spread([_bytes(layer) for layer in layers or text.layers], devices, first, last)
+
+
+def place_model_layers(model: Any, devices: Sequence[torch.device], repeats: int = 1) -> tuple[torch.device, ...]:
+    """The same for a multimodal model of transformers, whose vision tower goes to the first device.
+
+    Args:
+        model: on any device, `meta` too.
+        devices: at least one.
+        repeats: how often its layers will be repeated.
+    """
+    text = model.model.language_model
+    head = None if _is_tied(model) else model.lm_head
+    beside = _bytes(model) - _bytes(text) - (_bytes(head) if head else 0)
+    return place_layers(text, head, devices, beside, list(text.layers) * repeats)
 
 
 def device_map(model: Any, devices: Sequence[torch.device]) -> dict[str, torch.device]:
@@ -94,15 +113,17 @@ def device_map(model: Any, devices: Sequence[torch.device]) -> dict[str, torch.d
         model: of transformers, on any device, `meta` too.
         devices: at least one.
     """
-    text, head = model.model.language_model, model.lm_head
-    is_tied = head.weight is text.embed_tokens.weight
-    own = _bytes(model) - sum(map(_bytes, (text, *([] if is_tied else [head]))))
-    layers = place_layers(text, None if is_tied else head, devices, own)
+    text, is_tied = model.model.language_model, _is_tied(model)
+    layers = place_model_layers(model, devices)
     names = [*_parts(model, "", but="model"), *_parts(model.model, "model.", but="language_model")]
     names += _parts(text, "model.language_model.", but="layers")
     last = {"model.language_model.norm"} if is_tied else {"model.language_model.norm", "lm_head"}
     places = {name: layers[-1] if name in last else devices[0] for name in names}
     return places | {f"model.language_model.layers.{i}": device for i, device in enumerate(layers)}
+
+
+def _is_tied(model: Any) -> bool:
+    return model.lm_head.weight is model.model.language_model.embed_tokens.weight
 
 
 def _parts(module: nn.Module, prefix: str, but: str) -> list[str]:

@@ -1,6 +1,8 @@
 """Real architectures with random weights, for benchmarks: no checkpoint, the true arithmetic."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ import torch
 from sttm.models import attention
 from sttm.models.base import Family
 from sttm.models.families import family_of
+from sttm.models.placement import Devices, as_devices, place_model_layers
 from sttm.models.processor import import_torchvision
 
 _QWEN2_7B = {
@@ -18,6 +21,14 @@ _QWEN2_7B = {
     "num_key_value_heads": 4,
     "vocab_size": 152064,
     "max_position_embeddings": 32768,
+}
+_QWEN2_72B = {
+    **_QWEN2_7B,
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
 }
 _SIGLIP_SO400M = {
     "model_type": "siglip_vision_model",
@@ -31,26 +42,32 @@ _SIGLIP_SO400M = {
 }
 
 
-def _qwen2_vl_7b() -> tuple[Any, Any]:
-    """Qwen/Qwen2-VL-7B-Instruct's config, and its video processor at 392 x 392 pixels a frame."""
+def _qwen2_vl(text: dict[str, Any]) -> tuple[Any, Any]:
+    """Config of Qwen/Qwen2-VL-*-Instruct, and its video processor at 392 x 392 pixels a frame."""
     from transformers import Qwen2VLConfig, Qwen2VLVideoProcessor
 
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
     config = Qwen2VLConfig(
-        text_config={**_QWEN2_7B, "rope_parameters": rope},
-        vision_config={"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": 3584},
+        text_config={**text, "rope_parameters": rope},
+        vision_config={
+            "depth": 32,
+            "embed_dim": 1280,
+            "num_heads": 16,
+            "mlp_ratio": 4,
+            "hidden_size": text["hidden_size"],
+        },
     )
     size = {"shortest_edge": 392 * 392, "longest_edge": 392 * 392}
     return config, Qwen2VLVideoProcessor(size=size, cap_pixels_per_frame=False)
 
 
-def _llava_video_7b() -> tuple[Any, Any]:
-    """lmms-lab/LLaVA-Video-7B-Qwen2's shape: SigLIP at 384 pixels, 27x27 pooled to 14x14, a Qwen2-7B."""
+def _llava_video(text: dict[str, Any]) -> tuple[Any, Any]:
+    """The shape of lmms-lab/LLaVA-Video-*-Qwen2: SigLIP at 384 pixels, 27x27 pooled to 14x14, a Qwen2."""
     from transformers import LlavaOnevisionConfig, LlavaOnevisionVideoProcessor
 
     rope = {"rope_type": "default", "rope_theta": 1e6}
     config = LlavaOnevisionConfig(
-        text_config={**_QWEN2_7B, "model_type": "qwen2", "rope_parameters": rope},
+        text_config={**text, "model_type": "qwen2", "rope_parameters": rope},
         vision_config=_SIGLIP_SO400M,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -58,21 +75,55 @@ def _llava_video_7b() -> tuple[Any, Any]:
     return config, LlavaOnevisionVideoProcessor()
 
 
-SHAPES: dict[str, Callable[[], tuple[Any, Any]]] = {"qwen2-vl-7b": _qwen2_vl_7b, "llava-video-7b": _llava_video_7b}
+SHAPES: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "qwen2-vl-7b": partial(_qwen2_vl, _QWEN2_7B),
+    "qwen2-vl-72b": partial(_qwen2_vl, _QWEN2_72B),
+    "llava-video-7b": partial(_llava_video, _QWEN2_7B),
+    "llava-video-72b": partial(_llava_video, _QWEN2_72B),
+}
 
 
-def build_shape(name: str, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Family]:
-    """A model of this shape with random weights on `device`, and its adapter (without a tokenizer)."""
+def build_shape(name: str, devices: Devices, dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Family]:
+    """A model of this shape with random weights, made where they stay, and its adapter (without a tokenizer).
+
+    Args:
+        name: in `SHAPES`.
+        devices: one, or several to spread the layers over: a 72B model has 145 GB.
+        dtype: of the weights.
+
+    Raises:
+        ModelError: there are more devices than layers.
+    """
     import_torchvision()
     attention.register()
-    from transformers import AutoModelForImageTextToText
-
     config, processor = SHAPES[name]()
     torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForImageTextToText.from_config(
-            config, dtype=dtype, attn_implementation={"": "sdpa", "text_config": attention.ATTENTION}
-        )
+    model = _random_model(config, as_devices(devices), dtype)
     family = family_of(config.model_type, name)
     family.prepare(model)
     return model.eval().requires_grad_(False), family(config, tokenizer=None, processor=processor)
+
+
+def _random_model(config: Any, devices: tuple[torch.device, ...], dtype: torch.dtype) -> Any:
+    """A model of one decoder layer on the first device, then the other layers one by one on their own."""
+    from transformers import AutoModelForImageTextToText
+
+    shallow = deepcopy(config)
+    shallow.text_config.num_hidden_layers = 1
+    shallow.text_config.layer_types = config.text_config.layer_types[:1]
+    with devices[0]:
+        model = AutoModelForImageTextToText.from_config(
+            shallow, dtype=dtype, attn_implementation={"": "sdpa", "text_config": attention.ATTENTION}
+        )
+    text = model.model.language_model
+    depth = text.config.num_hidden_layers = config.text_config.num_hidden_layers
+    text.config.layer_types = config.text_config.layer_types
+    first = text.layers[0]
+    places = place_model_layers(model, devices, repeats=depth)
+    for number, device in enumerate(places[1:], start=1):
+        with device:
+            layer = type(first)(text.config, number).to(dtype)
+        text.layers.append(layer.apply(text._init_weights))
+    text.norm.to(places[-1])
+    model.lm_head.to(places[-1])
+    return model
