@@ -31,7 +31,6 @@ class Rate:
         tokens_per_frame: visual tokens before the merge for a frame of the sampling rule.
         retained_ratio: tokens after the merge of those before.
         gpu_s_per_token: seconds of one actor for a token before the merge.
-        decode_s_per_s: seconds of one CPU for a second of video.
         stored_bytes_per_token: bytes of both files for a token before the merge.
     """
 
@@ -42,7 +41,6 @@ class Rate:
     tokens_per_frame: float
     retained_ratio: float
     gpu_s_per_token: float
-    decode_s_per_s: float
     stored_bytes_per_token: float
 
 
@@ -56,7 +54,6 @@ class Forecast:
         tokens_before, tokens_after: visual tokens entering and leaving the merge.
         gigabytes: 10^9 bytes, to be written.
         gpu_hours: of all GPUs of the actors; of actors, where there are no GPUs.
-        decode_hours: of one CPU.
     """
 
     video_hours: float
@@ -65,7 +62,6 @@ class Forecast:
     tokens_after: int
     gigabytes: float
     gpu_hours: float
-    decode_hours: float
 
 
 def measured_rate(store: Store, recipe: Recipe) -> Rate | None:
@@ -103,7 +99,6 @@ def forecast(refs: list[VideoRef], store: Store, recipe: Recipe, rate: Rate, gpu
         tokens_after=round(tokens * rate.retained_ratio),
         gigabytes=tokens * rate.stored_bytes_per_token / 1e9,
         gpu_hours=tokens * rate.gpu_s_per_token * gpus_per_model / 3600,
-        decode_hours=sum(seconds) * rate.decode_s_per_s / 3600,
     )
 
 
@@ -118,7 +113,6 @@ def _rate(rows: list[CatalogRow], recipe: Recipe, device: str, differs: tuple[st
         tokens_per_frame=tokens / sum(_frames(row.duration_s, recipe) for row in rows),
         retained_ratio=sum(row.tokens_after for row in rows) / tokens,
         gpu_s_per_token=median(gpu),  # not the mean: an actor's first video also pays for warming up
-        decode_s_per_s=median(row.timings_s.get("decode", 0.0) / row.duration_s for row in rows),
         stored_bytes_per_token=sum(row.kv_bytes + row.tokens_bytes for row in rows) / tokens,
     )
 

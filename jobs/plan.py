@@ -55,7 +55,7 @@ def print_plan(plan: Plan, store: Store | None, recipe: Recipe, gpus_per_model: 
     if store and rate:
         expected = forecast(plan.todo, store, recipe, rate, gpus_per_model)
         _print_forecast(expected, rate)
-        costs = {name: round(value, 4) for name, value in asdict(expected).items()}
+        costs = {name: round(value, 6) for name, value in asdict(expected).items()}
         basis = {"videos": rate.videos, "device": rate.device, "differs": rate.differs}
         print(json.dumps({**said, "forecast": costs, "measured_on": basis}))
     else:
@@ -69,11 +69,10 @@ def print_plan(plan: Plan, store: Store | None, recipe: Recipe, gpus_per_model: 
 def _print_forecast(expected: Forecast, rate: Rate) -> None:
     known = expected.video_hours_known / expected.video_hours if expected.video_hours else 0.0
     table = Table("expected", "")
-    table.add_row("hours of video", f"{expected.video_hours:.2f} (length known of {known:.0%}, else from the size)")
+    table.add_row("hours of video", f"{expected.video_hours:.3g} (length known of {known:.0%}, else from the size)")
     table.add_row("visual tokens", f"{expected.tokens_before:,} before the merge, {expected.tokens_after:,} after")
-    table.add_row("GB to be written", f"{expected.gigabytes:.2f}")
-    table.add_row("GPU hours", f"{expected.gpu_hours:.2f} of {rate.device}")
-    table.add_row("CPU hours to decode", f"{expected.decode_hours:.2f}")
+    table.add_row("GB to be written", f"{expected.gigabytes:.3g}")
+    table.add_row("GPU hours", f"{expected.gpu_hours:.3g} (measured on {rate.device})")
     Console().print(table)
     of = "this recipe" if not rate.differs else f"a recipe of the same model and budget ({'; '.join(rate.differs)})"
     print(f"measured on {rate.videos} videos of {of}")

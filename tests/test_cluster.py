@@ -85,6 +85,18 @@ def test_dry_run_of_another_recipe_plans_everything_and_writes_nothing(indexed: 
     assert sorted(indexed.store.rglob("*")) == before
 
 
+def test_dry_run_forecasts_the_cost_by_what_was_measured(indexed: Indexed) -> None:
+    said = last_json(job("index", *indexed.options, "--set", "video.fps=1.0", "--dry-run"))
+    assert said["measured_on"] == {"videos": 2, "device": "cpu", "differs": ["video.fps is 2.0, asked for 1.0"]}
+    expected, rows = said["forecast"], Store.open(indexed.store).catalog.rows()
+    assert expected["video_hours_known"] * 3600 == pytest.approx(24, abs=0.1)
+    assert expected["video_hours"] > expected["video_hours_known"]
+    assert 0 < expected["tokens_before"] < 1.5 * sum(row.tokens_before for row in rows)
+    assert expected["tokens_after"] == pytest.approx(0.3 * expected["tokens_before"], rel=0.02)
+    assert expected["gigabytes"] > 0
+    assert expected["gpu_hours"] > 0
+
+
 @pytest.mark.parametrize("by", ["name", "uri", "id"])
 def test_ask_finds_the_video_by_name_uri_and_id(indexed: Indexed, by: str) -> None:
     row = Store.open(str(indexed.store)).find("good.mp4")

@@ -46,7 +46,6 @@ def test_videos_like_those_measured_are_forecast_to_cost_the_same(store: Store) 
     spent = sum(sum(row.timings_s.values()) - row.timings_s["decode"] for row in rows)
     assert expected.gpu_hours * 3600 == pytest.approx(spent, rel=0.9)
     assert expected.gpu_hours > 0
-    assert expected.decode_hours > 0
 
 
 def test_lengths_of_unknown_videos_come_from_their_size_and_the_cap_on_frames_holds(
