@@ -77,8 +77,9 @@ def test_last_line_reports_stages_and_steady_state() -> None:
     assert row["videos_per_s"] == pytest.approx(row["steady_videos"] / row["steady_s"], rel=1e-3)
     slowest = min(stages["decode"], stages["prefill"], stages["publish"])
     assert row["of_slowest_stage"] == pytest.approx(row["videos_per_s"] / slowest, rel=1e-3)
-    assert 0.5 < row["of_slowest_stage"] < 2  # a busy machine measures the two at different speeds
-    assert 0 <= row["idle_share"] < 0.5
+    # The model, the slowest stage, hardly waits: unlike a ratio of rates this also shows on a machine with other work.
+    assert slowest == stages["prefill"]
+    assert 0 <= row["idle_share"] <= 0.15
     assert report["saving_overhead"] == pytest.approx(stages["prefill_only"] / stages["prefill_and_save"] - 1, abs=1e-3)
 
 

@@ -1,8 +1,9 @@
 """Throughput of the index job: each stage alone, then the whole job's driver over the same videos.
 
-Steady state lasts from the moment every prefill actor is ready to the last row: starting processes and loading models
-is left out, filling and draining the pipeline is in. Videos that ended before it do not count. The idle share is that
-of the actors' time in it in which their GPU (on a CPU: the model) had no work. Certificates are off unless asked for.
+Steady state begins when every prefill actor is ready and as many rows have come since as the actors hold videos at one
+time (their first videos compile and load GPU code), and lasts to the last row: so starting is left out, draining is in.
+The idle share is that of the actors' time in it in which their GPU (on a CPU: the model) had no work. Certificates are
+off unless asked for.
 """
 
 import json
@@ -61,8 +62,9 @@ def bench_pipeline(
     shape: Annotated[str, typer.Option(help="tiny, " + ", ".join(SHAPES))] = "tiny",
     gpus: Annotated[str, typer.Option(help="runs with so many GPUs, such as 1,2,4; 0 is one actor on the CPU")] = "0",
     seconds: Annotated[float, typer.Option(min=0, help="of steady state a run should last, about")] = 30,
-    folder: Annotated[
-        Path | None, typer.Option(help="for checkpoint, videos and stores; default a temporary one")
+    folder: Annotated[Path | None, typer.Option(help="keeps the checkpoint for the next time; default none")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="folder to store into, left empty; default beside the rest")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="override, such as fidelity.probes=[Why?]")] = None,
 ) -> None:
@@ -74,11 +76,13 @@ def bench_pipeline(
         if max(counts) > (there := int(ray.cluster_resources().get("GPU", 0))):
             raise ConfigError(f"--gpus {gpus}: Ray sees {there} GPUs here")
         where = folder or Path(temporary)
-        bench = _Bench(where, _job(shape, where, set_ or []), seconds)
+        bench = _Bench(store or where, _job(shape, where, set_ or []), seconds)
         stages = bench.stages(counts)
+        show([asdict(stages)])
         rows: list[PipelineRow] = []
         for count in counts:
             rows.append(bench.run(count, stages, rows[0] if rows else None))
+            show([asdict(rows[-1])])
     _report(shape, stages, rows, bench)
 
 
@@ -116,21 +120,24 @@ class _Bench:
         """The job's own driver over new videos into a new store."""
         actors = self._actors(count)
         slowest = min(stages.decode, actors * stages.prefill, actors * stages.publish)
+        warm = actors * self.job.run.in_flight
         with _Scratch(self._folder) as scratch:
             # Some more, because the first actor is ready before the last one.
-            refs = self._clips(scratch, max(8, ceil(1.2 * self._seconds * slowest)))
+            refs = self._clips(scratch, max(8, ceil(1.2 * self._seconds * slowest)) + warm)
             watch = _Watch(Store.open(_store(scratch)))
             Driver(self._with(count), self.recipe, _store(scratch), "bench", watch).run(refs)
             watch.close()
-        ended = [(at, row) for at, row in watch.rows if at > watch.started]
-        steady_s = watch.rows[-1][0] - watch.started
-        rate = len(ended) / steady_s
-        busy_s = sum(row.timings_s.get(stage, 0.0) for _, row in ended for stage in GPU_STAGES)
+        since_ready = [(at, row) for at, row in watch.rows if at > watch.ready]
+        if len(since_ready) <= warm:
+            raise PipelineError(f"the last actor was ready when all was done; give --seconds more than {self._seconds}")
+        steady, steady_s = since_ready[warm:], watch.rows[-1][0] - since_ready[warm - 1][0]
+        rate = len(steady) / steady_s
+        busy_s = sum(row.timings_s.get(stage, 0.0) for _, row in steady for stage in GPU_STAGES)
         before = first.videos_per_s / self._actors(first.gpus) if first else rate / actors
         return PipelineRow(
             gpus=count,
             videos=len(refs),
-            steady_videos=len(ended),
+            steady_videos=len(steady),
             steady_s=round(steady_s, 3),
             videos_per_s=round(rate, 4),
             of_slowest_stage=round(rate / slowest, 4),
@@ -172,20 +179,20 @@ class _Watch:
     """Notes when the actors were ready and when each row came; deletes what was stored, so that disks need not hold it.
 
     Attributes:
-        started: when all actors were ready.
+        ready: when the last actor was.
         rows: with the time of each.
     """
 
     def __init__(self, store: Store) -> None:
-        self.started = float("inf")
+        self.ready = float("inf")
         self.rows: list[tuple[float, CatalogRow]] = []
         self._store = store
         self._deleting = ThreadPoolExecutor(4)  # giving back gigabytes takes a file system longer than the driver has
 
     def tick(self, pipeline: Pipeline) -> None:
         """As for `jobs.driver.Listener`, like those below."""
-        if all(pipeline.ready_s):
-            self.started = min(self.started, time.monotonic())
+        if all(pipeline.ready_s) and self.ready == float("inf"):
+            self.ready = time.monotonic() - min(pipeline.ready_s)
 
     def decoded(self, ref: VideoRef, frames: int) -> None:
         """Nothing to note."""
@@ -210,8 +217,6 @@ class _Watch:
 
 
 def _report(shape: str, stages: StageRates, rows: list[PipelineRow], bench: _Bench) -> None:
-    show([asdict(stages)])
-    show([asdict(row) for row in rows])
     report: dict[str, Any] = {
         "bench": "pipeline",
         "shape": shape,

@@ -35,7 +35,9 @@ class Download:
         if not source.is_cuda:
             target.copy_(source)
             return
-        stream = self._streams.setdefault(source.device, torch.cuda.Stream(source.device))
+        if source.device not in self._streams:
+            self._streams[source.device] = torch.cuda.Stream(source.device)
+        stream = self._streams[source.device]
         stream.wait_stream(torch.cuda.current_stream(source.device))
         with torch.cuda.stream(stream):
             target.copy_(source, non_blocking=True)
