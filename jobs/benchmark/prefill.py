@@ -5,6 +5,7 @@ A shape is a real architecture with random weights, so no checkpoint is needed; 
 """
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,12 +16,14 @@ import torch
 import typer
 from torch import Tensor
 
-from jobs.benchmark.timing import Timing, measure, show
-from sttm.engine.prefill import PrefillConfig, prefill
+from jobs.benchmark.profile import profiled, seconds_by_sdpa_kernel
+from jobs.benchmark.timing import Timing, measure, show, synchronize
+from sttm.engine.prefill import PrefillConfig, Prefilled, prefill
 from sttm.errors import ConfigError
 from sttm.merging import MergeConfig, merge
 from sttm.models.base import Family, Prompt, VideoInputs
 from sttm.models.language_model import LanguageModel
+from sttm.models.placement import first_gpus
 from sttm.models.shapes import SHAPES, build_shape
 
 PREFIX_TOKENS = 24  # text before the video, as a chat template makes it
@@ -32,6 +35,7 @@ class PrefillRow:
 
     merge_layer: int
     budget: float
+    proportional: bool
     tokens: int
     prefill_s: float
     merge_s: float
@@ -47,39 +51,52 @@ def bench_prefill(
     budgets: Annotated[str, typer.Option(help="shares of the tokens to keep")] = "0.5,0.3",
     merge_layers: Annotated[str, typer.Option(help="decoder layers to merge before")] = "0,2",
     repeats: Annotated[int, typer.Option(min=1)] = 5,
+    gpus_per_model: Annotated[int, typer.Option(min=1, help="GPUs to spread the layers over")] = 1,
+    proportional: Annotated[bool, typer.Option(help="measure reduced rows with proportional attention, too")] = False,
+    profile: Annotated[bool, typer.Option(help="say where the time of vision tower and last row goes")] = False,
+    compile_vision: Annotated[bool, typer.Option(help="torch.compile every layer of the vision tower")] = False,
 ) -> None:
     """Time vision tower, merge and prefill of one video."""
     if shape not in SHAPES:
         raise ConfigError(f"no shape {shape!r}; known: {', '.join(SHAPES)}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, family = build_shape(shape, device)
+    devices = first_gpus(gpus_per_model)
+    model, family = build_shape(shape, devices)
     inputs, prompt = sample_video(model, family, frames)
-    clock = partial(measure, device=device, repeats=repeats)
-    vision = clock(lambda: family.encode(model, inputs))
-    rows: list[PrefillRow] = []
-    for layer in map(int, merge_layers.split(",")):
-        for budget in (1.0, *map(float, budgets.split(","))):
-            full = next((row for row in rows if row.budget == 1.0), None)
-            if budget < 1.0 or full is None:
-                rows.append(_prefill_row(clock, model, prompt, layer, budget, vision.seconds, full))
-    features = prompt.embeds[prompt.visual].view(*prompt.grid, -1)
-    alone = clock(lambda: merge(features, MergeConfig(budget=0.3)))
-    report = {
-        "bench": "prefill",
-        "shape": shape,
-        "frames": frames,
-        "grid": list(prompt.grid),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "torch": str(torch.__version__),
-        "matmul_tflops_per_s": round(_matmul_ceiling(device), 1),
-        "vision_s": vision.seconds,
-        "merge_s": alone.seconds,
-        "merge_extra_bytes": alone.peak_bytes,
-        "feature_bytes": features.nbytes,
-        "rows": [asdict(row) for row in rows],
-    }
+    if devices[0].type == "cuda":
+        inputs = inputs.page_locked()  # as the index job hands them over
+    clock = partial(measure, device=devices, repeats=repeats)
+    compile_s = _compile_vision(model, lambda: family.encode(model, inputs), devices) if compile_vision else None
+    vision = _inference(lambda: family.encode(model, inputs))
+    bench = _Bench(clock, LanguageModel.of(model), prompt, clock(vision).seconds)
+    rows = bench.rows([int(x) for x in merge_layers.split(",")], [float(x) for x in budgets.split(",")], proportional)
+    report = {"shape": shape, "frames": frames, "vision_compile_s": compile_s, **bench.report(rows, devices)}
     _show_prefill(report, rows)
+    if profile:
+        report["vision_s_by_sdpa_kernel"] = seconds_by_sdpa_kernel(lambda: clock(vision).seconds)
+        last = rows[-1]
+        _show_profile("vision tower", vision, devices)
+        _show_profile("last row", bench.step(last.merge_layer, last.budget, last.proportional), devices)
     print(json.dumps(report))
+
+
+def _show_profile(name: str, step: Callable[[], object], devices: tuple[torch.device, ...]) -> None:
+    print(f"\n{name}: where the time goes")
+    show([asdict(spent) for spent in profiled(step, devices)])
+
+
+def _inference(step: Callable[[], object]) -> Callable[[], object]:
+    return torch.inference_mode()(step)
+
+
+def _compile_vision(model: Any, encode: Callable[[], object], devices: tuple[torch.device, ...]) -> float:
+    """Compile the tower layer by layer; seconds until the first video is through."""
+    tower = model.model.visual.blocks if hasattr(model.model, "visual") else model.model.vision_tower.encoder.layers
+    for layer in tower:
+        layer.compile()
+    started = time.perf_counter()
+    _inference(encode)()
+    synchronize(devices)
+    return time.perf_counter() - started
 
 
 def sample_video(model: Any, family: Family, frames: int) -> tuple[VideoInputs, Prompt]:
@@ -90,7 +107,7 @@ def sample_video(model: Any, family: Family, frames: int) -> tuple[VideoInputs, 
     t, h, w = inputs.grid
     visual = video_like(t, h, w, embedding.shape[1], embedding.device) * embedding.float().std()
     length = PREFIX_TOKENS + inputs.tokens
-    ids = torch.randint(0, 500, (length,), device=embedding.device)
+    ids = torch.randint(0, min(500, len(embedding)), (length,), device=embedding.device)
     embeds = embedding[ids]
     places = torch.arange(PREFIX_TOKENS, length, device=embedding.device)
     embeds[places] = visual.flatten(0, 2).to(embeds)
@@ -110,36 +127,71 @@ def video_like(T: int, H: int, W: int, C: int, device: torch.device) -> Tensor:
     return smooth.permute(1, 2, 3, 0) / smooth.std() + 0.5 * normal(T, H, W, C)
 
 
-def _prefill_row(
-    clock: Callable[[Callable[[], object]], Timing],
-    model: Any,
-    prompt: Prompt,
-    layer: int,
-    budget: float,
-    vision_s: float,
-    full: PrefillRow | None,
-) -> PrefillRow:
-    language_model = LanguageModel.of(model)
-    merging = MergeConfig(method="none") if budget == 1.0 else MergeConfig(budget=budget)
-    result = prefill(language_model, prompt, merging, PrefillConfig(merge_layer=layer))
-    tokens = result.cache.tokens[1]
-    del result
-    timing = clock(lambda: prefill(language_model, prompt, merging, PrefillConfig(merge_layer=layer)))
-    features = prompt.embeds[prompt.visual].view(*prompt.grid, -1)
-    merge_s = 0.0 if budget == 1.0 else clock(lambda: merge(features, merging)).seconds
-    whole = full.prefill_s if full else timing.seconds
-    flops = _flops(language_model, len(prompt.ids), tokens, layer)
-    return PrefillRow(
-        layer,
-        budget,
-        tokens,
-        round(timing.seconds, 5),
-        round(merge_s, 6),
-        round(timing.peak_bytes / 1e9, 3),
-        round(flops / timing.seconds / 1e12, 1),
-        round(whole / timing.seconds, 3),
-        round((whole + vision_s) / (timing.seconds + vision_s), 3),
-    )
+@dataclass(frozen=True)
+class _Bench:
+    """Measures prefills of one prompt. `clock` times a step, `vision_s` is what the vision tower takes."""
+
+    clock: Callable[[Callable[[], object]], Timing]
+    model: LanguageModel
+    prompt: Prompt
+    vision_s: float
+
+    def rows(self, merge_layers: list[int], budgets: list[float], proportional: bool) -> list[PrefillRow]:
+        """All tokens first, then every reduced setting, with and without proportional attention if asked."""
+        rows = [self._row(merge_layers[0], 1.0, False, None)]
+        for layer in merge_layers:
+            for budget in budgets:
+                for counts in (False, True) if proportional else (False,):
+                    rows.append(self._row(layer, budget, counts, rows[0]))
+        return rows
+
+    def report(self, rows: list[PrefillRow], devices: tuple[torch.device, ...]) -> dict[str, Any]:
+        """What was found, and where."""
+        features = self.prompt.embeds[self.prompt.visual].view(*self.prompt.grid, -1)
+        alone = self.clock(lambda: merge(features, MergeConfig(budget=0.3)))
+        return {
+            "bench": "prefill",
+            "grid": list(self.prompt.grid),
+            "device": torch.cuda.get_device_name() if devices[0].type == "cuda" else "cpu",
+            "gpus_per_model": len(devices),
+            "torch": str(torch.__version__),
+            "matmul_tflops_per_s": round(_matmul_ceiling(devices[0]), 1),
+            "vision_s": self.vision_s,
+            "merge_s": alone.seconds,
+            "merge_extra_bytes": alone.peak_bytes,
+            "feature_bytes": features.nbytes,
+            "rows": [asdict(row) for row in rows],
+        }
+
+    def step(self, layer: int, budget: float, proportional: bool) -> Callable[[], Prefilled]:
+        """One prefill, to be called any number of times."""
+        config = PrefillConfig(merge_layer=layer, proportional_attention=proportional)
+        return lambda: prefill(self.model, self.prompt, _merging(budget), config)
+
+    def _row(self, layer: int, budget: float, proportional: bool, full: PrefillRow | None) -> PrefillRow:
+        step, prompt = self.step(layer, budget, proportional), self.prompt
+        tokens = step().cache.tokens[1]
+        timing = self.clock(step)
+        features = prompt.embeds[prompt.visual].view(*prompt.grid, -1)
+        merge_s = 0.0 if full is None else self.clock(lambda: merge(features, _merging(budget))).seconds
+        whole = full.prefill_s if full else timing.seconds
+        flops = _flops(self.model, len(prompt.ids), tokens, layer)
+        return PrefillRow(
+            layer,
+            budget,
+            proportional,
+            tokens,
+            round(timing.seconds, 5),
+            round(merge_s, 6),
+            round(timing.peak_bytes / 1e9, 3),
+            round(flops / timing.seconds / 1e12, 1),
+            round(whole / timing.seconds, 3),
+            round((whole + self.vision_s) / (timing.seconds + self.vision_s), 3),
+        )
+
+
+def _merging(budget: float) -> MergeConfig:
+    return MergeConfig(method="none") if budget == 1.0 else MergeConfig(budget=budget)
 
 
 def _flops(model: LanguageModel, before: int, after: int, merge_layer: int) -> float:

@@ -10,6 +10,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from sttm.models.placement import Devices, as_devices
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -19,24 +21,31 @@ class Timing:
     peak_bytes: int
 
 
-def measure(step: Callable[[], object], device: torch.device, repeats: int) -> Timing:
-    """Run a step twice to warm up, then time it; on a GPU the clock stops when the GPU has."""
-    cuda = device.type == "cuda"
+def measure(step: Callable[[], object], device: Devices, repeats: int) -> Timing:
+    """Run a step twice to warm up, then time it; the clock stops when all its GPUs have. Memory is of the fullest."""
+    gpus = [gpu for gpu in as_devices(device) if gpu.type == "cuda"]
     for _ in range(2):
         step()
-    held = 0
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
+    synchronize(device)
+    held = {}
+    for gpu in gpus:
+        torch.cuda.reset_peak_memory_stats(gpu)
+        held[gpu] = torch.cuda.memory_allocated(gpu)
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
         step()
-        if cuda:
-            torch.cuda.synchronize()
+        synchronize(device)
         seconds.append(time.perf_counter() - started)
-    return Timing(statistics.median(seconds), torch.cuda.max_memory_allocated() - held if cuda else 0)
+    peak = max((torch.cuda.max_memory_allocated(gpu) - held[gpu] for gpu in gpus), default=0)
+    return Timing(statistics.median(seconds), peak)
+
+
+def synchronize(devices: Devices) -> None:
+    """Wait for all work of the GPUs among `devices`."""
+    for device in as_devices(devices):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
 
 def show(rows: list[dict[str, Any]]) -> None:
