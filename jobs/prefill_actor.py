@@ -52,8 +52,8 @@ class PrefillActor:
 
     def __init__(self, config_json: str, recipe: Recipe, store_url: str, run_id: str, timeout_s: float) -> None:
         config = IndexConfig.model_validate_json(config_json)
-        # As many as the driver asked Ray for: `run.gpus_per_model`.
-        devices = first_gpus(max(1, len(ray.get_gpu_ids())))
+        # As many as the driver asked Ray for: `run.gpus_per_model`. Asking starts a Ray where none runs.
+        devices = first_gpus(max(1, len(ray.get_gpu_ids()) if ray.is_initialized() else 0))
         self.indexer = Indexer(config, recipe, store_url, run_id, devices)
         self._gpu = threading.Lock()
         self._timeout_s = timeout_s
