@@ -9,18 +9,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from pydantic import Field
 from ray import exceptions as ray_errors
 
+from jobs.actor_pool import ActorPool, Worker, places_for
 from jobs.answer_actor import AnswerActor, AnswerConfig, Asked
 from jobs.faults import LOST, cause_of, first_line
-from sttm.errors import SttmError
 from sttm.settings import Settings
 from sttm.store.answer_table import AnswerRow
+
+_IN_FLIGHT = 2  # chunks an actor holds: one it answers, and the next
 
 
 class AnswerRunConfig(Settings):
@@ -47,10 +49,6 @@ class AnswerRunConfig(Settings):
     lost_tries: int = Field(default=8, ge=1)
 
 
-class AnswerStartError(SttmError):
-    """Actors die before they take their first question."""
-
-
 @dataclass(eq=False)
 class _Chunk:
     asked: list[Asked]
@@ -61,18 +59,6 @@ class _Chunk:
     @property
     def identity(self) -> str:
         return self.asked[0].identity
-
-
-@dataclass(eq=False)
-class _Worker:
-    actor: Any
-    starting: Any
-    is_ready: bool = False
-    running: dict[Any, _Chunk] = field(default_factory=dict)
-
-    def takes(self, chunk: _Chunk) -> bool:
-        """A chunk that crashed a process runs alone."""
-        return not self.running or not (chunk.crashes or any(c.crashes for c in self.running.values()))
 
 
 class AnswerDriver:
@@ -101,15 +87,14 @@ class AnswerDriver:
         self._args = (store_url, identity, model, config, run_id)
         self._run, self._run_id, self._hear = run, run_id, hear
         self._waiting: dict[str, deque[_Chunk]] = {}
-        self._workers: list[_Worker] = []
+        self._pool: ActorPool[_Chunk]
         self._crashes: dict[str, int] = {}
-        self._deaths_at_start = 0
 
     def run(self, asked: Iterable[Asked]) -> None:
         """Answer all, or until `stopping` is set.
 
         Raises:
-            AnswerStartError: no actor can start.
+            StartError: no actor can start.
         """
         by_video: dict[str, list[Asked]] = {}
         for one in asked:
@@ -118,38 +103,32 @@ class AnswerDriver:
             size = self._run.chunk_rows
             chunks = deque(_Chunk(group[at : at + size]) for at in range(0, len(group), size))
             self._waiting[identity] = chunks
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        count = min(self._run.workers or gpus or 1, sum(map(len, self._waiting.values())))
-        self._resources = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-        for _ in range(count):
-            self._start_worker()
-        while any(w.running for w in self._workers) or (self._waiting and not self.stopping.is_set()):
+        chunks_in_all = sum(map(len, self._waiting.values()))
+        places, gpus = places_for(chunks_in_all, None, gpus_per_model=1)
+        limits = (self._run.batch_rows, self._run.timeout_s, self._run.device_bytes)
+        places = min(self._run.workers or places, chunks_in_all)
+        self._pool = ActorPool(AnswerActor, (*self._args, *limits), places, gpus, _IN_FLIGHT)
+        while self._pool.is_busy or (self._waiting and not self.stopping.is_set()):
             self._hand_out()
             self._hear([])
             self._collect()
 
-    def _start_worker(self) -> None:
-        options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": 2, **self._resources}
-        limits = (self._run.batch_rows, self._run.timeout_s, self._run.device_bytes)
-        actor = ray.remote(**options)(AnswerActor).remote(*self._args, *limits)
-        self._workers.append(_Worker(actor, actor.ready.remote()))
-
     def _hand_out(self) -> None:
-        for worker in self._workers:
-            while worker.is_ready and len(worker.running) < 2 and not self.stopping.is_set():
+        for worker in self._pool.workers:
+            while worker.is_ready and len(worker.running) < _IN_FLIGHT and not self.stopping.is_set():
                 chunk = self._take_for(worker)
                 if chunk is None:
                     break
                 worker.running[worker.actor.answer.remote(chunk.asked)] = chunk
 
-    def _take_for(self, worker: _Worker) -> _Chunk | None:
+    def _take_for(self, worker: Worker[_Chunk]) -> _Chunk | None:
         """The next chunk: about a video this worker has, else about one that nobody has, else any."""
         mine = {chunk.identity for chunk in worker.running.values()}
-        taken = {chunk.identity for w in self._workers for chunk in w.running.values()}
+        taken = {chunk.identity for w in self._pool.workers for chunk in w.running.values()}
         others = [next((i for i in self._waiting if i not in taken), None), next(iter(self._waiting), None)]
         for identity in (*mine, *others):
             chunks = self._waiting.get(identity or "")
-            if chunks and chunks[0].not_before <= time.monotonic() and worker.takes(chunks[0]):
+            if chunks and chunks[0].not_before <= time.monotonic() and worker.takes(chunks[0], _IN_FLIGHT):
                 chunk = chunks.popleft()
                 if not chunks:
                     del self._waiting[chunk.identity]
@@ -158,44 +137,22 @@ class AnswerDriver:
 
     def _collect(self) -> None:
         """Wait for something to end, and deal with it."""
-        refs = [ref for w in self._workers for ref in w.running]
-        refs += [w.starting for w in self._workers if not w.is_ready]
-        if not refs:
+        waiting = self._pool.references()
+        if not waiting:
             time.sleep(0.05)
             return
-        for done in ray.wait(refs, num_returns=1, timeout=0.5)[0]:
-            worker = next(w for w in self._workers if done == w.starting or done in w.running)
-            if done in worker.running:
-                self._end_chunk(worker, done)
-            else:
-                self._end_start(worker)
+        for done in ray.wait(waiting, num_returns=1, timeout=0.5)[0]:
+            if ended := self._pool.end(done):
+                self._end_chunk(*ended, done)
 
-    def _end_start(self, worker: _Worker) -> None:
-        try:
-            worker.is_ready = ray.get(worker.starting)
-            self._deaths_at_start = 0
-        except Exception as error:
-            self._deaths_at_start += 1
-            cause = cause_of(error)
-            if isinstance(cause, SttmError) or self._deaths_at_start > 3 * len(self._workers):
-                raise AnswerStartError(f"no answer actor can start: {first_line(cause)}") from error
-            self._replace(worker)
-
-    def _end_chunk(self, worker: _Worker, done: Any) -> None:
-        chunk = worker.running.pop(done)
+    def _end_chunk(self, worker: Worker[_Chunk], chunk: _Chunk, done: Any) -> None:
         try:
             self._hear(ray.get(done))
         except Exception as error:  # the boundary where a chunk's fault becomes rows
             self._failed(chunk, error)
-            if isinstance(error, ray_errors.RayActorError) and worker in self._workers:
-                self._replace(worker)
-
-    def _replace(self, worker: _Worker) -> None:
-        self._workers.remove(worker)
-        ray.kill(worker.actor)  # an unavailable actor may still hold its GPU
-        for chunk in worker.running.values():  # which of two crashed nobody knows
-            self._put_back(chunk)
-        self._start_worker()
+            if isinstance(error, ray_errors.RayActorError):
+                for held in self._pool.replace(worker).values():  # which of two crashed nobody knows
+                    self._put_back(held)
 
     def _put_back(self, chunk: _Chunk) -> None:
         self._waiting.setdefault(chunk.identity, deque()).append(chunk)

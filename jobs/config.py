@@ -36,16 +36,16 @@ class RunConfig(Settings):
     """
 
     gpus: int | None = Field(default=None, ge=0)
-    gpus_per_model: int = 1
+    gpus_per_model: int = Field(default=1, ge=1)
     in_flight: int = Field(default=3, ge=1)
-    decode_ahead: int = 8
-    decode_ahead_bytes: int = 4 << 30
-    decode_timeout_s: float = 300.0
-    decode_memory_bytes: int = 8 << 30
-    prefill_timeout_s: float = 600.0
-    crash_tries: int = 3
-    lost_tries: int = 8
-    max_failed_share: float = 0.5
+    decode_ahead: int = Field(default=8, ge=1)
+    decode_ahead_bytes: int = Field(default=4 << 30, ge=0)
+    decode_timeout_s: float = Field(default=300.0, gt=0)
+    decode_memory_bytes: int = Field(default=8 << 30, ge=1)
+    prefill_timeout_s: float = Field(default=600.0, gt=0)
+    crash_tries: int = Field(default=3, ge=1)
+    lost_tries: int = Field(default=8, ge=1)
+    max_failed_share: float = Field(default=0.5, ge=0)
 
 
 class JobConfig(IndexConfig):

@@ -13,18 +13,19 @@ Ray retries nothing (`max_retries=0`, `max_restarts=0`): the driver sorts every 
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
 from ray import exceptions as ray_errors
 
+from jobs.actor_pool import ActorPool, Worker, places_for
 from jobs.config import JobConfig
 from jobs.faults import LOST, cause_of, first_line
 from jobs.metrics import IdleClock, Pipeline
-from jobs.prefill_actor import Indexed, PrefillActor, decode_video
+from jobs.prefill_actor import PrefillActor, decode_video
 from sttm.corpus import VideoRef
-from sttm.errors import SttmError, VideoError
+from sttm.errors import VideoError
 from sttm.store.catalog import CatalogRow
 from sttm.store.key import Recipe
 
@@ -48,10 +49,6 @@ class Listener(Protocol):
         """The video cannot be indexed."""
 
 
-class StartError(SttmError):
-    """Prefill actors die before they take their first video; nothing can be indexed."""
-
-
 @dataclass(eq=False)
 class _Video:
     """One video's way through the job."""
@@ -62,27 +59,6 @@ class _Video:
     not_before: float = 0.0
     decoded: Any = None
     size_bytes: int = 0
-
-    @property
-    def is_suspect(self) -> bool:
-        return self.crashes > 0
-
-
-@dataclass(eq=False)
-class _Worker:
-    """One prefill actor and what it is working on."""
-
-    actor: Any
-    starting: Any
-    clock: IdleClock
-    is_ready: bool = False
-    running: dict[Any, _Video] = field(default_factory=dict)
-
-    def takes(self, video: _Video, in_flight: int) -> bool:
-        """A suspect runs alone, so that its crash costs nobody else."""
-        if not self.is_ready or len(self.running) >= in_flight:
-            return False
-        return not self.running or not (video.is_suspect or any(v.is_suspect for v in self.running.values()))
 
 
 class Driver:
@@ -95,20 +71,16 @@ class Driver:
         self._waiting: deque[_Video] = deque()
         self._decoding: dict[Any, tuple[_Video, Any]] = {}
         self._decoded: deque[_Video] = deque()
-        self._workers: list[_Worker] = []
+        self._pool: ActorPool[_Video]
         self._clocks: list[IdleClock] = []
-        self._gpus = 0
-        self._deaths_at_start = 0
         self.stopping = threading.Event()
 
     def run(self, refs: list[VideoRef]) -> None:
         """Index every video, in this order, until all have a row or `stopping` is set (running ones still finish)."""
         self._waiting.extend(_Video(ref) for ref in refs)
-        there = int(ray.cluster_resources().get("GPU", 0))
-        self._gpus = there if self._run.gpus is None else self._run.gpus
-        self._clocks = [IdleClock() for _ in range(max(1, min(self._gpus // self._run.gpus_per_model, len(refs))))]
-        for clock in self._clocks:
-            self._start_worker(clock)
+        places, gpus = places_for(len(refs), self._run.gpus, self._run.gpus_per_model)
+        self._pool = ActorPool(PrefillActor, self._actor_args, places, gpus, self._run.in_flight)
+        self._clocks = [IdleClock() for _ in range(places)]
         while self._busy():
             self._start_decodes()
             self._start_prefills()
@@ -118,35 +90,28 @@ class Driver:
 
     def _busy(self) -> bool:
         if self.stopping.is_set():
-            return any(worker.running for worker in self._workers)
-        running = any(worker.running for worker in self._workers)
-        return bool(self._waiting or self._decoding or self._decoded or running)
+            return self._pool.is_busy
+        return bool(self._waiting or self._decoding or self._decoded or self._pool.is_busy)
 
     def _observe(self) -> Pipeline:
         """What is where until the next thing happens; for clocks, counts and gauges."""
-        for worker in self._workers:
-            worker.clock.turn(worker.is_ready)
+        for worker in self._pool.workers:
+            self._clocks[worker.place].turn(worker.is_ready)
         places = {
             "queue": len(self._waiting),
             "decoding": len(self._decoding),
             "decoded": len(self._decoded),
-            "gpu": sum(len(worker.running) for worker in self._workers),
+            "gpu": sum(len(worker.running) for worker in self._pool.workers),
         }
         clocks = self._clocks
         return Pipeline(places, tuple(clock.ready_s for clock in clocks), tuple(clock.idle_s for clock in clocks))
-
-    def _start_worker(self, clock: IdleClock) -> None:
-        resources = {"num_gpus": self._run.gpus_per_model} if self._gpus else {"num_cpus": 1}
-        options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": self._run.in_flight, **resources}
-        actor = ray.remote(**options)(PrefillActor).remote(*self._actor_args)
-        self._workers.append(_Worker(actor, actor.ready.remote(), clock))
 
     def _start_decodes(self) -> None:
         now = time.monotonic()
         while self._waiting and not self.stopping.is_set():
             ahead = len(self._decoding) + len(self._decoded)
             full = sum(v.size_bytes for v in self._decoded) >= self._run.decode_ahead_bytes
-            if ahead >= self._run.decode_ahead * len(self._workers) or (ahead and full):
+            if ahead >= self._run.decode_ahead * len(self._pool.workers) or (ahead and full):
                 return
             due = next((v for v in self._waiting if v.not_before <= now), None)
             if due is None:
@@ -160,7 +125,7 @@ class Driver:
 
     def _start_prefills(self) -> None:
         while self._decoded and not self.stopping.is_set():
-            free = [worker for worker in self._workers if worker.takes(self._decoded[0], self._run.in_flight)]
+            free = [worker for worker in self._pool.workers if worker.takes(self._decoded[0], self._run.in_flight)]
             if not free:
                 return
             worker = min(free, key=lambda worker: len(worker.running))
@@ -170,20 +135,15 @@ class Driver:
 
     def _collect(self) -> None:
         """Wait for something to end, and deal with it."""
-        waiting = [*self._decoding, *(ref for w in self._workers for ref in w.running)]
-        waiting += [w.starting for w in self._workers if not w.is_ready]
+        waiting = [*self._decoding, *self._pool.references()]
         if not waiting:
             time.sleep(0.05)
             return
         for done in ray.wait(waiting, num_returns=1, timeout=0.5, fetch_local=False)[0]:
             if done in self._decoding:
                 self._end_decode(done)
-            else:
-                worker = next(w for w in self._workers if done == w.starting or done in w.running)
-                if done in worker.running:
-                    self._end_prefill(worker, done)
-                else:
-                    self._end_start(worker)
+            elif ended := self._pool.end(done):
+                self._end_prefill(*ended, done)
 
     def _end_decode(self, done: Any) -> None:
         video, decoded = self._decoding.pop(done)
@@ -196,39 +156,16 @@ class Driver:
         self._decoded.append(video)
         self._listener.decoded(video.ref, frames)
 
-    def _end_prefill(self, worker: _Worker, done: Any) -> None:
-        video = worker.running.pop(done)
+    def _end_prefill(self, worker: Worker[_Video], video: _Video, done: Any, timeout_s: float | None = None) -> None:
         try:
-            self._stored(worker, video, ray.get(done))
+            indexed = ray.get(done, timeout=timeout_s)
+            self._clocks[worker.place].worked(indexed.gpu_s)
+            self._listener.stored(video.ref, indexed.row)
         except Exception as error:  # as above
             self._failed(video, error)
-            if isinstance(error, ray_errors.RayActorError) and worker in self._workers:
-                self._replace(worker)
-
-    def _stored(self, worker: _Worker, video: _Video, indexed: Indexed) -> None:
-        worker.clock.worked(indexed.gpu_s)
-        self._listener.stored(video.ref, indexed.row)
-
-    def _end_start(self, worker: _Worker) -> None:
-        try:
-            worker.is_ready = ray.get(worker.starting)
-            self._deaths_at_start = 0
-        except Exception as error:
-            self._deaths_at_start += 1
-            cause = cause_of(error)
-            if isinstance(cause, SttmError) or self._deaths_at_start > 3 * len(self._workers):
-                raise StartError(f"no prefill actor can start: {first_line(cause)}") from error
-            self._replace(worker)
-
-    def _replace(self, worker: _Worker) -> None:
-        self._workers.remove(worker)
-        ray.kill(worker.actor)  # an unavailable actor may still hold its GPU
-        for ref, video in worker.running.items():
-            try:
-                self._stored(worker, video, ray.get(ref, timeout=0))
-            except Exception as error:
-                self._failed(video, error)
-        self._start_worker(worker.clock)
+            if isinstance(error, ray_errors.RayActorError):
+                for other, held in self._pool.replace(worker).items():
+                    self._end_prefill(worker, held, other, timeout_s=0)  # it may have ended before the actor did
 
     def _failed(self, video: _Video, error: Exception) -> None:
         cause = cause_of(error)
