@@ -6,19 +6,20 @@ from contextlib import suppress
 
 from starlette.requests import Request
 
+from jobs.answerer import Answerer
 from jobs.chat_api import ApiError
 from jobs.service_metrics import ServiceMetrics
-from sttm.engine.scheduler import Ended, Piece, Scheduler
+from sttm.engine.scheduler import Ended, Piece
 from sttm.engine.worker import Query
 
 _LOOK_EVERY_S = 0.25  # whether the client is still there
 
 
 class Reply:
-    """Submits a question to a scheduler and hears its answer in the running event loop.
+    """Submits a question and hears its answer in the running event loop.
 
     Args:
-        scheduler: answers; raises `BusyError` when too many wait.
+        answerer: answers; raises `BusyError` when too many wait.
         identity, query, options: as for `Scheduler.submit`.
         metrics: counts how it ended.
         timeout_s: from now to the end of the answer.
@@ -26,7 +27,7 @@ class Reply:
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        answerer: Answerer,
         identity: str,
         query: Query,
         options: Sequence[str],
@@ -36,7 +37,7 @@ class Reply:
         self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Piece | Ended | BaseException]()
         self._metrics, self._timeout_s, self._deadline = metrics, timeout_s, self._loop.time() + timeout_s
         self._is_over, self._look_at = False, 0.0
-        self._ticket = scheduler.submit(identity, query, self._hear, options)
+        self._ticket = answerer.submit(identity, query, self._hear, options)
 
     def close(self) -> None:
         """Nobody waits any more; an answer that has not ended is cut off."""

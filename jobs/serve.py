@@ -2,26 +2,32 @@
 
     python -m jobs.serve --store /data/store                      # http://127.0.0.1:8000, this machine only
     STTM_API_KEYS=key1,key2 python -m jobs.serve --store s3://bucket/store --host 0.0.0.0 --disk-cache /data/cache
+    python -m jobs.serve --store s3://bucket/store --replicas 8   # on Ray Serve, a GPU each; of $RAY_ADDRESS, or here
 
-One process, one model, one device; run one a GPU behind a load balancer that hashes the video. SIGTERM refuses new
+One process, one model, one device; with `--replicas` as many more, and each video at one of them. SIGTERM refuses new
 connections, finishes what is under way (at most `--drain-s`), and ends with 143.
 """
 
 import ipaddress
 import os
+import signal
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
 
 from jobs.command import run
 from sttm.engine.cache_tier import CacheConfig
-from sttm.engine.scheduler import ScheduleConfig
+from sttm.engine.scheduler import ScheduleConfig, Scheduler
 from sttm.engine.worker import QueryWorker, open_checkpoint
 from sttm.errors import ConfigError, StoreError
+from sttm.models.checkpoint import Checkpoint
 from sttm.store.store import Store
+
+if TYPE_CHECKING:
+    from jobs.answerer import Answerer
 
 KEYS = "STTM_API_KEYS"
 _MAX_CONNECTIONS = 1024
@@ -45,6 +51,8 @@ def serve(
     max_waiting: Annotated[int, typer.Option(min=1, help="questions waiting; more are refused")] = 256,
     max_tokens: Annotated[int, typer.Option(min=1, help="longest answer that may be asked for")] = 1024,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="longest time for an answer")] = 120.0,
+    replicas: Annotated[int, typer.Option(min=1, help="processes that answer, a GPU each, on Ray Serve")] = 1,
+    ray_address: Annotated[str | None, typer.Option(help="cluster for the replicas; default $RAY_ADDRESS")] = None,
     drain_s: Annotated[int, typer.Option(min=0, help="time to finish after SIGTERM")] = 60,
     requests_per_minute: Annotated[int | None, typer.Option(min=1, help="of one API key (or address)")] = None,
     frames: Annotated[bool, typer.Option("--frames", help="decode sources on demand to show them on the page")] = False,
@@ -58,7 +66,8 @@ def serve(
     cache = CacheConfig(
         device_bytes=int(device_gb * _GB), host_bytes=host_bytes, disk=disk_cache, disk_bytes=int(disk_gb * _GB)
     )
-    worker = open_worker(store, model, cache)
+    opened = Store.open(store)
+    name = newest_checkpoint(opened, model).name
     try:
         from jobs.guard import GuardConfig
         from jobs.service import ServiceConfig, create_app
@@ -66,31 +75,57 @@ def serve(
         raise ConfigError(f"{error}; install it with: pip install 'sttm[serve]'") from None
     config = ServiceConfig(
         guard=GuardConfig(requests_per_minute=requests_per_minute),
-        schedule=ScheduleConfig(max_rows=max_rows, max_waiting=max_waiting),
         timeout_s=timeout_s,
         max_tokens=max_tokens,
         default_tokens=min(128, max_tokens),
         shows_frames=frames,
     )
-    print(f"serving {worker.store.storage.url} with {worker.checkpoint.name} on http://{host}:{port}", flush=True)
-    listen(create_app(worker, config, keys), host, port, drain_s, is_private=not keys)
+    os.environ.pop(KEYS, None)  # no other process needs to know them
+    schedule = ScheduleConfig(max_rows=max_rows, max_waiting=max_waiting)
+    answerer = _answerer(replicas, ray_address, (store, model, cache), schedule, drain_s)
+    print(f"serving {opened.storage.url} with {name} on http://{host}:{port}", flush=True)
+    app = create_app(opened, name.rstrip("/").rsplit("/", 1)[-1], answerer, config, keys)
+    listen(app, host, port, drain_s, is_private=not keys)
     return 0
 
 
-def open_worker(store: str, model: str | None, cache: CacheConfig) -> QueryWorker:
-    """A worker with the model of the newest artifact, or `model` if it is the same.
+def _answerer(
+    replicas: int,
+    ray_address: str | None,
+    worker: tuple[str, str | None, CacheConfig],
+    schedule: ScheduleConfig,
+    drain_s: float,
+) -> "Answerer":
+    """A scheduler in this process, or replicas on Ray Serve."""
+    if replicas == 1 and ray_address is None:
+        return Scheduler(open_worker(*worker), schedule)
+    try:
+        from jobs.replicas import Replicas
+    except ImportError as error:
+        raise ConfigError(f"{error}; --replicas needs: pip install 'sttm[serve]'") from None
+    started = Replicas(replicas, ray_address, *worker, schedule, drain_s)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's own handler would abort; the server sets its own
+    return started
+
+
+def newest_checkpoint(store: Store, model: str | None) -> Checkpoint:
+    """The model of the newest artifact, or `model` if it is the same.
 
     Raises:
         StoreError: the store holds nothing to ask about.
         ModelError: `model` did not make the newest artifact.
     """
-    opened = Store.open(store)
-    usable = [row for row in opened.catalog.rows() if row.status == "ok"]
+    usable = [row for row in store.catalog.rows() if row.status == "ok"]
     if not usable:
-        raise StoreError(f"{opened.storage.url} holds no video that can be asked about; index some first")
-    started = time.perf_counter()
-    worker = QueryWorker(opened, open_checkpoint(opened.manifest(usable[-1].identity), model), cache=cache)
-    print(f"{len(usable)} videos; model loaded in {time.perf_counter() - started:.1f} s", flush=True)
+        raise StoreError(f"{store.storage.url} holds no video that can be asked about; index some first")
+    return open_checkpoint(store.manifest(usable[-1].identity), model)
+
+
+def open_worker(store: str, model: str | None, cache: CacheConfig) -> QueryWorker:
+    """A worker of one store; arguments and errors as for `newest_checkpoint`."""
+    started, opened = time.perf_counter(), Store.open(store)
+    worker = QueryWorker(opened, newest_checkpoint(opened, model), cache=cache)
+    print(f"model loaded in {time.perf_counter() - started:.1f} s", flush=True)
     return worker
 
 

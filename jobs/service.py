@@ -19,18 +19,20 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
+from jobs.answerer import Answerer
 from jobs.chat_api import ApiError, ChatRequest, Completion
 from jobs.frame_strip import frame_strip
 from jobs.guard import Guard, GuardConfig
 from jobs.reply import Reply
 from jobs.service_metrics import ServiceMetrics
-from sttm.engine.scheduler import BusyError, Ended, Piece, ScheduleConfig, Scheduler
-from sttm.engine.worker import QueryWorker, joined
+from sttm.engine.scheduler import BusyError, Ended, Piece
+from sttm.engine.worker import joined
 from sttm.errors import ArtifactError, ModelError, QuestionError, StoreError, SttmError, VideoError
 from sttm.settings import Settings
 from sttm.store.catalog import CatalogRow
 from sttm.store.catalog_view import CatalogView
 from sttm.store.storage import MissingObjectError, public_url
+from sttm.store.store import Store
 
 _log = logging.getLogger(__name__)
 _PAGE = Path(__file__).parent / "page"
@@ -43,34 +45,34 @@ class ServiceConfig(Settings):
 
     Attributes:
         guard: limits of every request.
-        schedule: how much is done at once.
         timeout_s: a longer answer is cut off.
         max_tokens, default_tokens: longest answer that may be asked for, and that of a request that does not say.
         shows_frames: decode sources on demand for the page, each in a process of its own.
     """
 
     guard: GuardConfig = GuardConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
     timeout_s: float = Field(default=120.0, gt=0)
     max_tokens: int = Field(default=1024, ge=1)
     default_tokens: int = Field(default=128, ge=1)
     shows_frames: bool = False
 
 
-def create_app(worker: QueryWorker, config: ServiceConfig, keys: tuple[str, ...] = ()) -> Any:
-    """The ASGI application; it owns a scheduler, which ends with the application.
+def create_app(store: Store, model: str, answerer: Answerer, config: ServiceConfig, keys: tuple[str, ...] = ()) -> Any:
+    """The ASGI application.
 
     Args:
-        worker: model and store.
+        store: where the videos are.
+        model: what the one model is called in the API.
+        answerer: answers the questions; it ends with the application.
         config: limits.
         keys: API keys; none lets everybody in, which is for this machine only.
     """
-    service = Service(worker, config)
+    service = Service(store, model, answerer, config)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(service.scheduler.close)
+        await asyncio.to_thread(answerer.close)
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
     handlers: dict[str, Any] = {
@@ -98,20 +100,13 @@ def _is_open(path: str) -> bool:
 
 
 class Service:
-    """The handlers, and what they share.
+    """The handlers, and what they share; arguments as for `create_app`."""
 
-    Attributes:
-        scheduler: answers the questions.
-        model: what the one model is called in the API.
-    """
-
-    def __init__(self, worker: QueryWorker, config: ServiceConfig) -> None:
-        self._worker, self._config = worker, config
-        self._catalog = CatalogView(worker.store.storage)
-        self.scheduler = Scheduler(worker, config.schedule)
-        self._metrics = ServiceMetrics(worker, self.scheduler)
+    def __init__(self, store: Store, model: str, answerer: Answerer, config: ServiceConfig) -> None:
+        self._store, self._model, self._answerer, self._config = store, model, answerer, config
+        self._catalog = CatalogView(store.storage)
+        self._metrics = ServiceMetrics(answerer)
         self._decoding = asyncio.Semaphore(2)
-        self.model = worker.checkpoint.name.rstrip("/").rsplit("/", 1)[-1]
 
     def count(self, path: str, status: int) -> None:
         """Count a response."""
@@ -121,14 +116,14 @@ class Service:
     async def chat(self, request: Request) -> Response:
         """Answer about a video, or several: whole, or streamed as server-sent events."""
         asked = ChatRequest.parse(await request.body())
-        if asked.model != self.model:
-            raise ApiError(404, f"no model {asked.model[:100]!r}; this service has {self.model!r}", "model_not_found")
+        if asked.model != self._model:
+            raise ApiError(404, f"no model {asked.model[:100]!r}; this service has {self._model!r}", "model_not_found")
         query = asked.query(self._config.max_tokens, self._config.default_tokens)
         rows = [await self._find(name) for name in asked.asked_about]
         videos = {row.identity: row.video_id for row in rows}
         options, timeout_s = asked.options or (), self._config.timeout_s
-        reply = Reply(self.scheduler, joined(tuple(videos)), query, options, self._metrics, timeout_s)
-        completion = Completion(asked, self.model, videos)
+        reply = Reply(self._answerer, joined(tuple(videos)), query, options, self._metrics, timeout_s)
+        completion = Completion(asked, self._model, videos)
         is_streaming = False
         try:
             event = await reply.next(request)  # an error before the first token has its own status
@@ -146,7 +141,7 @@ class Service:
 
     async def models(self) -> dict[str, Any]:
         """The one model."""
-        model = {"id": self.model, "object": "model", "created": 0, "owned_by": "sttm"}
+        model = {"id": self._model, "object": "model", "created": 0, "owned_by": "sttm"}
         return {"object": "list", "data": [model]}
 
     async def videos(self, q: str = "", offset: int = 0, limit: int = 50) -> dict[str, Any]:
@@ -159,9 +154,9 @@ class Service:
     async def video(self, video: str) -> dict[str, Any]:
         """One video: its row and where each reduced token comes from, rows of (t, y0, x0, y1, x1, cells)."""
         row = await self._find(video)
-        tokens = await asyncio.to_thread(self._worker.store.load_tokens, row.identity, False)
+        tokens = await asyncio.to_thread(self._store.load_tokens, row.identity, False)
         boxes = [[*box, patches] for box, patches in zip(tokens.boxes.tolist(), tokens.patches.tolist(), strict=True)]
-        manifest = await asyncio.to_thread(self._worker.store.manifest, row.identity)
+        manifest = await asyncio.to_thread(self._store.manifest, row.identity)
         about = {
             "grid": tokens.grid,
             "boxes": boxes,
@@ -174,13 +169,13 @@ class Service:
         if not self._config.shows_frames:
             raise ApiError(404, "this service does not decode sources; start it with --frames", "no_frames")
         row = await self._find(video)
-        manifest = await asyncio.to_thread(self._worker.store.manifest, row.identity)
+        manifest = await asyncio.to_thread(self._store.manifest, row.identity)
         async with self._decoding:
             return Response(await frame_strip(manifest), media_type="image/jpeg")
 
     async def healthz(self) -> Response:
         """Whether questions are being answered: 200 or 503."""
-        is_alive = self.scheduler.is_alive
+        is_alive = await asyncio.to_thread(lambda: self._answerer.is_alive)
         return JSONResponse({"status": "ok" if is_alive else "not answering"}, 200 if is_alive else 503)
 
     async def metrics_text(self) -> Response:

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from sttm.engine.scheduler import Ended, Scheduler
-from sttm.engine.worker import QueryWorker
+from jobs.answerer import Answerer
+from sttm.engine.scheduler import Ended
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
@@ -14,8 +14,8 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 class ServiceMetrics:
     """Metrics of one service, in a registry of its own."""
 
-    def __init__(self, worker: QueryWorker, scheduler: Scheduler) -> None:
-        self._worker, self._scheduler = worker, scheduler
+    def __init__(self, answerer: Answerer) -> None:
+        self._answerer = answerer
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "sttm_requests", "HTTP responses by route and status.", ["route", "status"], registry=self._registry
@@ -45,13 +45,14 @@ class ServiceMetrics:
     def collect(self) -> Iterable[Metric]:
         """Called by the registry: what is known elsewhere already."""
         questions = GaugeMetricFamily("sttm_questions", "Questions at this moment.", labels=["state"])
-        questions.add_metric(["running"], self._scheduler.running)
-        questions.add_metric(["waiting"], self._scheduler.waiting)
-        held = GaugeMetricFamily("sttm_cache_bytes", "Bytes of videos at hand.", labels=["tier"])
-        gets = CounterMetricFamily("sttm_cache_gets", "Where asked-for videos were found.", labels=["tier"])
-        tiers, counts, disk = self._worker.videos.size_bytes, self._worker.videos.counts, self._worker.disk
-        for tier, size in {**tiers, "disk": 0 if disk is None else disk.size_bytes}.items():
-            held.add_metric([tier], size)
-        for tier, count in {**counts, "disk": 0 if disk is None else disk.hits}.items():
-            gets.add_metric([tier], count)
+        questions.add_metric(["running"], self._answerer.running)
+        questions.add_metric(["waiting"], self._answerer.waiting)
+        caches = dict(self._answerer.caches)
+        labels = ["tier"] if set(caches) == {""} else ["tier", "replica"]
+        held = GaugeMetricFamily("sttm_cache_bytes", "Bytes of videos at hand.", labels=labels)
+        gets = CounterMetricFamily("sttm_cache_gets", "Where asked-for videos were found.", labels=labels)
+        for replica, state in caches.items():
+            for family, values in ((held, state.size_bytes), (gets, state.gets)):
+                for tier, value in values.items():
+                    family.add_metric([tier, replica][: len(labels)], value)
         return [questions, held, gets]

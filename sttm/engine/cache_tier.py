@@ -4,8 +4,9 @@ get(identity) ──► device ──► host ──► load: local disk, remote
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,6 +31,19 @@ class CacheConfig(Settings):
     host_bytes: int = Field(default=0, ge=0)
     disk: Path | None = None
     disk_bytes: int = Field(default=64 << 30, ge=0)
+
+
+@dataclass(frozen=True)
+class CacheState:
+    """What a worker has at hand.
+
+    Attributes:
+        size_bytes: by tier: `device`, `host`, `disk`.
+        gets: how often videos were found in a tier, or where else, as `CacheTier.counts`; and on `disk`.
+    """
+
+    size_bytes: Mapping[str, int]
+    gets: Mapping[str, int]
 
 
 class CacheTier:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pydantic import Field
 
 from sttm.engine.answer import ReadyVideo
+from sttm.engine.cache_tier import CacheState
 from sttm.engine.worker import Answers, Choice, Query, QueryWorker
 from sttm.errors import SttmError
 from sttm.settings import Settings
@@ -127,6 +128,11 @@ class Scheduler:
     def is_alive(self) -> bool:
         """Whether questions are still being answered."""
         return self._thread.is_alive()
+
+    @property
+    def caches(self) -> dict[str, CacheState]:
+        """What the worker has at hand, under the name "": it is the only one."""
+        return {"": self._worker.cache_state}
 
     def submit(self, identity: str, query: Query, hear: Hear, options: Sequence[str] = ()) -> Ticket:
         """Ask about a video. `hear` is called from other threads; with `options` the likeliest is chosen.

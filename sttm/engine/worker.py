@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sttm.engine.answer import Continuation, Generation, ReadyVideo, ready
-from sttm.engine.cache_tier import CacheConfig, CacheTier
+from sttm.engine.cache_tier import CacheConfig, CacheState, CacheTier
 from sttm.engine.compose import compose
 from sttm.engine.context import require_room
 from sttm.engine.conversation import Conversation, text_ids, turns_ids
@@ -164,6 +164,12 @@ class QueryWorker:
             QuestionError: several that were indexed by different recipes.
         """
         return self.videos.get(identity)
+
+    @property
+    def cache_state(self) -> CacheState:
+        """What is at hand, and how often it was found there."""
+        held, hits = (0, 0) if self.disk is None else (self.disk.size_bytes, self.disk.hits)
+        return CacheState({**self.videos.size_bytes, "disk": held}, {**self.videos.counts, "disk": hits})
 
     def start(self, video: ReadyVideo, queries: Sequence[Query]) -> Answers:
         """Feed questions; the texts then come step by step.
