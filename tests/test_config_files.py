@@ -60,3 +60,9 @@ def test_every_value_says_where_it_is_from() -> None:
     assert rows["merge.budget"] == (None, "default")
     assert rows["video.max_frames"] == (128, path)
     assert rows["run.crash_tries"] == (3, "default")
+
+
+@pytest.mark.parametrize("name", ["gpus_per_model", "in_flight", "decode_ahead", "decode_timeout_s", "crash_tries"])
+def test_nothing_of_what_a_run_needs_some_of_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"run\.{name}: .*greater than .*got 0"):
+        load_config(JobConfig, FILES[0], [f"run.{name}=0"])

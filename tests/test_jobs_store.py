@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from indexed import index_clips
+from store_samples import make_cache, make_tokens, publish, recipe_for, source_for
 
 from jobs import store as commands
 from jobs.explain import explain
@@ -17,7 +18,8 @@ from jobs.plan import make_plan
 from sttm.corpus import list_corpus
 from sttm.engine.worker import provenance_differences
 from sttm.errors import StoreError
-from sttm.store.artifact import committed
+from sttm.store.artifact import Facts, committed
+from sttm.store.kv import encode_kv
 from sttm.store.store import Store
 
 
@@ -84,6 +86,18 @@ def test_requantised_artifact_is_the_one_found_from_then_on(url: str) -> None:
     assert (before.keys[-1] - after.keys[-1]).abs().max() < 0.05 * before.keys[-1].abs().max()
     with pytest.raises(StoreError, match="int3"):
         commands.requantise("clip-0.mp4", url, scheme="int3")
+
+
+def test_requantise_brings_no_earlier_content_of_a_changed_video_back(tmp_path: Path) -> None:
+    store = Store.open(tmp_path, create=True)
+    publish(store, "a", "exact")
+    cache = make_cache(seed=1)
+    kv, tokens = encode_kv(cache, "int8"), make_tokens(cache)
+    changed = store.publish(recipe_for("int8"), "changed", source_for("a"), kv, tokens, Facts(210, 63))
+    store.catalog.append([changed])
+    with pytest.raises(StoreError, match="stored as int8; only an exact one"):
+        commands.requantise("a", str(tmp_path), scheme="int4")
+    assert store.find("a").identity == changed.identity
 
 
 def test_exported_vectors_are_the_stored_ones(url: str, tmp_path: Path) -> None:

@@ -119,9 +119,9 @@ def count(store: Store) -> StoreCounts:
 
 def superseded(store: Store) -> list[Superseded]:
     """Artifacts that newer ones of their videos, or errors of changed files, took the place of; `gc` deletes them."""
-    there = set(committed(store.storage))
-    found = split_history(store.catalog.history())[1]
-    return [s for s in found if s.row.identity in there and s.by.status != "removed"]
+    found = [s for s in split_history(store.catalog.history())[1] if s.by.status != "removed"]
+    there = set(committed(store.storage)) if found else set()  # a listing takes seconds where there are many
+    return [s for s in found if s.row.identity in there]
 
 
 def remove(store: Store, video: str) -> list[CatalogRow]:
