@@ -31,7 +31,7 @@ def small(shape: str) -> tuple[Any, Any]:
     config, processor = SHAPES[shape]()
     vision: dict[str, int] = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
     vision["intermediate_size"] = 32
-    if shape == "qwen2-vl-7b":
+    if shape.startswith("qwen2-vl"):
         config.text_config.rope_parameters["mrope_section"] = [4, 6, 6]
         vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 64}
     for part, sizes in ((config.text_config, TEXT), (config.vision_config, vision)):
