@@ -13,9 +13,10 @@ the original code (LLaVA-NeXT, llava_arch.py), read here from the checkpoint's c
 Separators are prompt tokens like text: never merged, kept in every layer. So `grid` adds 14 tokens a frame that no
 budget removes (1,792 at 128 frames beside 25,088 visual ones); the paper counts visual tokens only.
 
-The original code can put a sentence between video and question (`add_time_instruction`: "The video lasts for ... seconds,
-and N frames are uniformly sampled from it. These frames are located at ..."). transformers' chat templates have no such
-sentence and none is added here: the prefix ends with the video, so who wants it writes it in front of the question.
+The original code can put a sentence between video and question (`add_time_instruction`: "The video lasts for ...
+seconds, and N frames are uniformly sampled from it. These frames are located at ..."). transformers' chat templates
+have no such sentence and none is added here: the prefix ends with the video, so who wants it writes it in front of the
+question.
 """
 
 from typing import Any, ClassVar
