@@ -6,8 +6,6 @@ copies: the slots of a root are gathered while they are multiplied, and every fe
 Shapes as in `grid`: T frames, P cells a frame, C channels, R roots, S*S slots and K nodes of a root; M rows.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -17,9 +15,6 @@ from sttm.merging.grid import Grid
 
 _MOST_SLOTS = 64  # of a root: three 64 x 64 blocks of products are what a program's registers hold
 _WINDOW = 64  # cells
-
-Pointer = Any  # in a kernel: the address of a tensor's first element
-Block = Any  # in a kernel: as many numbers as its program works on at once
 
 
 def fits(grid: Grid) -> bool:
@@ -96,11 +91,11 @@ def row_sums(x_NC: Tensor, row_N: Tensor, weight_N: Tensor, rows: int) -> Tensor
 
 @triton.jit
 def _cosines_kernel(
-    x_ptr: Pointer,
-    slot_cell_ptr: Pointer,
-    pool_ptr: Pointer,
-    own_ptr: Pointer,
-    cross_ptr: Pointer,
+    x_ptr: tl.tensor,
+    slot_cell_ptr: tl.tensor,
+    pool_ptr: tl.tensor,
+    own_ptr: tl.tensor,
+    cross_ptr: tl.tensor,
     T: int,
     P: int,
     C: int,
@@ -149,34 +144,34 @@ def _cosines_kernel(
 
 
 @triton.jit
-def _pooled(products: Block, pool: Block) -> Block:
+def _pooled(products: tl.tensor, pool: tl.tensor) -> tl.tensor:
     """Inner products of nodes from those of slots."""
     half = tl.dot(pool, products, input_precision="ieee")
     return tl.dot(half, tl.trans(pool), input_precision="ieee")
 
 
 @triton.jit
-def _norms(products: Block, node: Block) -> Block:
+def _norms(products: tl.tensor, node: tl.tensor) -> tl.tensor:
     """Square roots of the diagonal."""
     squares = tl.sum(tl.where(node[:, None] == node[None, :], products, 0.0), axis=1)
     return tl.maximum(tl.sqrt(tl.maximum(squares, 0.0)), 1e-8)
 
 
 @triton.jit
-def _cosine(products: Block, norm: Block, other_norm: Block) -> Block:
+def _cosine(products: tl.tensor, norm: tl.tensor, other_norm: tl.tensor) -> tl.tensor:
     cosine = products / (norm[:, None] * other_norm[None, :])
     return tl.where(cosine == cosine, cosine, -2.0)
 
 
 @triton.jit
 def _best_overlaps_kernel(
-    place_ptr: Pointer,
-    id_ptr: Pointer,
-    cross_ptr: Pointer,
-    slot_cell_ptr: Pointer,
-    node_slot_ptr: Pointer,
-    earlier_ptr: Pointer,
-    similarity_ptr: Pointer,
+    place_ptr: tl.tensor,
+    id_ptr: tl.tensor,
+    cross_ptr: tl.tensor,
+    slot_cell_ptr: tl.tensor,
+    node_slot_ptr: tl.tensor,
+    earlier_ptr: tl.tensor,
+    similarity_ptr: tl.tensor,
     N: int,
     P: int,
     R: int,
@@ -208,16 +203,16 @@ def _best_overlaps_kernel(
 
 @triton.jit
 def _weighted_sum(
-    x_ptr: Pointer,
-    cell_ptr: Pointer,
-    weight_ptr: Pointer,
+    x_ptr: tl.tensor,
+    cell_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
     first: int,
     last: int,
-    channel: Block,
+    channel: tl.tensor,
     C: int,
     CELLS: tl.constexpr,
     CHANNELS: tl.constexpr,
-) -> Block:
+) -> tl.tensor:
     """Of the cells at places first..last-1, in their order, so that the sum is the same each time."""
     total = tl.zeros((CHANNELS,), tl.float32)
     for begin in range(first, last, CELLS):
@@ -232,11 +227,11 @@ def _weighted_sum(
 
 @triton.jit
 def _window_sums_kernel(
-    x_ptr: Pointer,
-    row_ptr: Pointer,
-    cell_ptr: Pointer,
-    weight_ptr: Pointer,
-    partial_ptr: Pointer,
+    x_ptr: tl.tensor,
+    row_ptr: tl.tensor,
+    cell_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    partial_ptr: tl.tensor,
     C: int,
     WINDOW: tl.constexpr,
     CELLS: tl.constexpr,
@@ -254,12 +249,12 @@ def _window_sums_kernel(
 
 @triton.jit
 def _row_sums_kernel(
-    x_ptr: Pointer,
-    cell_ptr: Pointer,
-    start_ptr: Pointer,
-    weight_ptr: Pointer,
-    partial_ptr: Pointer,
-    out_ptr: Pointer,
+    x_ptr: tl.tensor,
+    cell_ptr: tl.tensor,
+    start_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    partial_ptr: tl.tensor,
+    out_ptr: tl.tensor,
     C: int,
     WINDOW: tl.constexpr,
     CELLS: tl.constexpr,
