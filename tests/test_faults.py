@@ -108,8 +108,9 @@ def test_two_runs_at_once_share_the_work(tmp_path: Path, qwen2_vl_folder: Path) 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_killed_at_random_moments_nothing_is_lost_or_stored_twice(tmp_path: Path, qwen2_vl_folder: Path) -> None:
-    """20 kills -9, each of a process at work: a run survives that of its decode worker or prefill actor and goes on,
-    then its driver or all of Ray is killed. New videos come before each run, so that none is ever done early."""
+    """22 kills -9, each of a process at work: a run survives that of its decode worker or prefill actor and goes on,
+    then its driver or all of Ray is killed; the last one survives both and completes. New videos come before each run,
+    so that none is ever done early."""
     store, rng, total = tmp_path / "store", random.Random(0), 0
     for round_ in range(10):
         total = commits(store) + 24
@@ -120,8 +121,13 @@ def test_killed_at_random_moments_nothing_is_lost_or_stored_twice(tmp_path: Path
         wait_for_commits(store, 1 + rng.randrange(4) + commits(store), job)
         kill_at_work(job, ("jobs.index", "raylet/raylet")[round_ // 2 % 2], rng)
         assert commits(store) < total, "the kill came too late"
-    code, summary = finish(start(corpus, store, qwen2_vl_folder))
-    assert (code, summary["done"] + summary["skipped"], summary["done"] > 0) == (0, total, True)
+    total = commits(store) + 24
+    job = start(copies(tmp_path / "corpus", total), store, qwen2_vl_folder)
+    for word in ("ray::PrefillActor", "ray::decode_video"):
+        wait_for_commits(store, 2 + commits(store), job)
+        kill_at_work(job, word, rng)
+    code, summary = finish(job)
+    assert (code, summary["done"] + summary["skipped"]) == (0, total), "the run itself must lose none"
     check_complete(store, total)
 
 
