@@ -30,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, qwen2_vl_folder: Path) -> St
 
 @pytest.fixture(scope="module")
 def service(store: Store) -> Iterator[Service]:
-    options = ("--replicas", "2", "--max-rows", "4", "--requests-per-minute", "100000", "--drain-s", "30")
+    options = ("--replicas", "2", "--max-rows", "1", "--max-tokens", "4000", "--drain-s", "30")
     with serving(store.storage.url, *options, key=KEY) as running:
         yield running
 
@@ -109,12 +109,12 @@ def test_limits_keys_and_errors_are_those_of_one_process(service: Service) -> No
 
 
 def test_a_client_that_leaves_frees_its_place_at_the_replica(service: Service) -> None:
-    """Four places a replica: were answers nobody waits for not cut, the fifth would wait for their thousand tokens."""
+    """One place a replica: were answers nobody waits for not cut, the last would wait for tens of seconds."""
     for _ in range(6):
         with httpx.stream(
             "POST",
             f"{service.url}/v1/chat/completions",
-            json=body(0, max_tokens=1000, stream=True),
+            json=body(0, max_tokens=3800, stream=True),
             headers=service.headers,
             timeout=60,
         ) as response:
@@ -126,23 +126,60 @@ def test_a_client_that_leaves_frees_its_place_at_the_replica(service: Service) -
     assert service.metric('sttm_questions{state="running"}') == 0
 
 
-def test_a_killed_replica_loses_no_later_request(service: Service, expected: list[str]) -> None:
+def test_a_killed_replica_loses_no_request_of_which_nothing_was_heard(service: Service, expected: list[str]) -> None:
+    """Half of the questions are asked while a replica hangs, which is then killed; the others come later."""
     before = {process.pid for process in replicas(service)}
     assert len(before) == 2
-    psutil.Process(min(before)).send_signal(signal.SIGKILL)
+    victim = psutil.Process(min(before))
 
     def ask(number: int) -> None:
         answer = service.post(body(number % VIDEOS, max_tokens=8))
         assert answer.status_code == 200, answer.text
         assert answer.json()["choices"][0]["message"]["content"] == expected[number % VIDEOS]
 
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(ask, range(2 * VIDEOS)))
+    victim.suspend()
+    with ThreadPoolExecutor(VIDEOS) as pool:
+        answers = pool.map(ask, range(2 * VIDEOS))
+        time.sleep(2)
+        victim.send_signal(signal.SIGKILL)
+        list(answers)
+    wait_for_two(service, before)
+    assert service.get("/healthz").status_code == 200
+
+
+def test_a_death_ends_the_answer_under_way_and_the_waiting_question_is_asked_again(
+    service: Service, expected: list[str]
+) -> None:
+    before = {process.pid for process in replicas(service)}
+    with (
+        ThreadPoolExecutor(1) as pool,
+        httpx.stream(
+            "POST",
+            f"{service.url}/v1/chat/completions",
+            json=body(0, max_tokens=3800, stream=True),
+            headers=service.headers,
+            timeout=120,
+        ) as stream,
+    ):
+        lines = stream.iter_lines()
+        next(lines)
+        waiting = pool.submit(service.post, body(0, max_tokens=8))
+        used = {process: sum(process.cpu_times()[:2]) for process in replicas(service)}
+        time.sleep(2)
+        max(used, key=lambda process: sum(process.cpu_times()[:2]) - used[process]).kill()
+        rest = [line for line in lines if line]
+        answer = waiting.result()
+    assert '"replica_lost"' in rest[-1]
+    assert (answer.status_code, answer.json()["choices"][0]["message"]["content"]) == (200, expected[0])
+    wait_for_two(service, before)
+
+
+def wait_for_two(service: Service, before: set[int]) -> None:
+    """Until Ray Serve has replaced what died."""
     deadline = time.monotonic() + 120
     while len({p.pid for p in replicas(service)} - before) == 0 and time.monotonic() < deadline:
         time.sleep(0.5)
     assert len(replicas(service)) == 2
-    assert service.get("/healthz").status_code == 200
 
 
 def test_the_end_finishes_what_is_under_way_and_leaves_no_process(service: Service) -> None:
