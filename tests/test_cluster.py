@@ -153,6 +153,7 @@ def test_index_ask_verify_and_gc_on_a_real_s3_server(corpus: Path, qwen2_vl_fold
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_changed_videos_are_superseded_and_deleted_ones_reported(tmp_path: Path, qwen2_vl_folder: Path) -> None:
     corpus, store = tmp_path / "corpus", str(tmp_path / "store")
     corpus.mkdir()
@@ -187,6 +188,9 @@ def test_changed_videos_are_superseded_and_deleted_ones_reported(tmp_path: Path,
     assert (counts["videos"], counts["artifacts"], counts["superseded"]) == (3, 4, 1)
     assert f"superseded: {old['identity'][:12]}" in explained(store, corpus / "v0.mp4", settings)
     assert "still answers questions" in explained(store, corpus / "v1.mp4", settings)
+    (tmp_path / "night.csv").write_text(f"uri\n{corpus / 'v1.mp4'}\n")
+    job("index", "--corpus", str(tmp_path / "night.csv"), "--store", store, *settings, code=3)
+    assert "still answers questions" in explained(store, corpus / "v1.mp4", settings), "an error must not hide it"
     answer = job("ask", "--store", store, "--video", "v0.mp4", "What?", "--json", "--max-tokens", "1")
     assert last_json(answer)["identity"] == new
 

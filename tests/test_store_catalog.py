@@ -70,6 +70,14 @@ def test_an_error_never_hides_an_artifact_of_the_same_file(catalog: Catalog) -> 
         catalog.find("a")
 
 
+@pytest.mark.parametrize("code", ["missing", "unreadable"])
+def test_an_artifact_outlives_its_file(catalog: Catalog, code: str) -> None:
+    gone = row("a", 2, status="error", identity="", error_code=code, source_key="of size 0")
+    catalog.append([row("a", 1), gone])
+    assert catalog.find("a").identity == "a-1"
+    assert split_history(catalog.history()) == ([row("a", 1)], [])
+
+
 def test_find_takes_id_uri_or_name_and_explains_a_miss(catalog: Catalog) -> None:
     catalog.append([row("clip-one"), row("clip-two"), row("x", name="same.mp4"), row("y", name="same.mp4")])
     for text in ("clip-one", "s3://videos/clip-one.mp4", "clip-one.mp4"):

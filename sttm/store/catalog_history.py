@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sttm.store.catalog import CatalogRow
 
+UNSEEN = ("missing", "unreadable")  # codes of errors that say nothing of the video
+
 
 @dataclass(frozen=True)
 class Superseded:
@@ -24,9 +26,10 @@ class Superseded:
 def split_history(history: Iterable["CatalogRow"]) -> tuple[list["CatalogRow"], list[Superseded]]:
     """The row that counts of each video and recipe, and the superseded ones whose artifact no other row needs.
 
-    The newest row of a video and recipe counts, with two exceptions. An error never hides an artifact of the very same
-    file: of two runs at once, one may fail. And once a changed file is indexed under any recipe, artifacts of its
-    earlier content count under none.
+    The newest row of a video and recipe counts, with these exceptions. An error never hides an artifact of the very
+    same file: of two runs at once, one may fail. Nor does it hide one whose file is gone: it may only be out of reach
+    for a night, and nothing shows that the video has changed. And once a changed file is indexed under any recipe,
+    artifacts of its earlier content count under none.
 
     Args:
         history: all rows, oldest first. Both results are in that order too.
@@ -36,7 +39,8 @@ def split_history(history: Iterable["CatalogRow"]) -> tuple[list["CatalogRow"], 
     for row in history:
         old = newest.get((row.video_id, row.recipe_digest))
         is_ours = old is not None and old.status == "ok"
-        if old and is_ours and row.status == "error" and old.source_key == row.source_key:
+        is_same_file = old is not None and old.source_key == row.source_key
+        if is_ours and row.status == "error" and (is_same_file or row.error_code in UNSEEN):
             continue
         if old and is_ours and (row.status, row.identity) != ("ok", old.identity):
             superseded.append(Superseded(old, row))
