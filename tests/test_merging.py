@@ -17,6 +17,7 @@ from sttm.merging.grid import make_grid
 from sttm.merging.merged import weighted_sum
 from sttm.merging.quadtree import cover_cosine, nodes_of
 from sttm.merging.similarity import measure
+from sttm.merging.sttm import _assemble, _decide
 from sttm.merging.temporal import best_overlaps
 
 DATA = Path(__file__).parent / "data"
@@ -278,6 +279,25 @@ def test_kernels_equal_plain_torch(shape: tuple[int, int, int], root_level: int,
     on_gpu = best_overlaps(nodes_of(covered.cuda(), on_cuda), coarse.cuda(), on_cuda)
     assert torch.equal(on_gpu.earlier.cpu(), links.earlier)
     assert torch.equal(on_gpu.similarity.cpu(), links.similarity)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("budget", [0.5, 0.05])
+def test_a_replayed_decision_is_the_same(budget: float) -> None:
+    config = MergeConfig(budget=budget, spatial_share=0.5)
+    kept = []
+    for seed in range(4):  # the first launches kernel by kernel, the second captures the graph, the others replay it
+        x = video(6, 14, 14, C=64, seed=seed).cuda()
+        grid = make_grid(14, 14, 1, x.device)
+        expected = _assemble(x.flatten(1, 2), grid, _decide(x, grid, config), config)
+        kept.append((merge(x, config), expected))
+    for merged, expected in kept:
+        assert len(merged) == len(expected)
+        for name in ("survivor", "index", "patches", "boxes", "weights", "features"):
+            assert torch.equal(getattr(merged, name), getattr(expected, name)), name
+        assert (merged.spatial_threshold, merged.temporal_threshold) == pytest.approx(
+            (expected.spatial_threshold, expected.temporal_threshold)
+        )
 
 
 @pytest.mark.gpu

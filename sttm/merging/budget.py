@@ -9,7 +9,7 @@ Shapes: T frames of P cells, N = T*P; I inner nodes; E links.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,15 +22,41 @@ from sttm.merging.temporal import LinkRule, Links, collapse, find_links
 
 
 @dataclass(frozen=True)
+class AtOnce:
+    """A decision for links `best`, made without waiting for the device it is made on.
+
+    Attributes:
+        decision: without its thresholds.
+        facts: float64 [4]: nodes, links no less similar than the floor, lowest cosines of a covered node and of a link
+            that was made (inf: none).
+    """
+
+    decision: Decision
+    facts: Tensor
+
+    def settle(self, facts: list[float], target: int) -> tuple[int, Decision] | None:
+        """The number of survivors and the decision with its thresholds, None if it misses the target.
+
+        `facts` are those of this decision, fetched.
+        """
+        nodes, usable, *lowest = facts
+        if nodes - usable > target:
+            return None
+        thresholds = [None if cosine == torch.inf else cosine for cosine in lowest]
+        return min(int(nodes), target), replace(
+            self.decision, spatial_threshold=thresholds[0], temporal_threshold=thresholds[1]
+        )
+
+
+@dataclass(frozen=True)
 class _Probe:
     """The spatial step at one wanted count, and what the temporal step could make of it."""
 
+    covered: Tensor  # bool [T, I]
     nodes: Nodes
     links: Links
     count: int  # nodes
-    usable: int  # links no less similar than the floor
-    fewest: int  # survivors if all of these are made
-    spatial_threshold: float | None  # lowest cosine of a covered node
+    fewest: int  # survivors if every link above the floor is made
 
 
 def decide_by_budget(
@@ -41,6 +67,10 @@ def decide_by_budget(
     Where no frame follows that could be linked, a quadtree node removes up to 3 tokens at once and the count may fall
     short of the target by up to 2.
     """
+    if rule == "best":
+        at_once = decide_at_once(similarity, grid, target, spatial_share, floor)
+        if settled := at_once.settle(at_once.facts.tolist(), target):
+            return settled[1]
     cover = cover_cosine(similarity.split, grid)
     cells = len(cover) * grid.cells
 
@@ -48,29 +78,45 @@ def decide_by_budget(
         covered = covered_first(cover, grid, cells - wanted, floor)
         nodes = nodes_of(covered, grid)
         links = find_links(nodes, similarity.cross, grid, rule)
-        return _probe(cover, covered, nodes, links, floor, rule)
+        return _Probe(covered, nodes, links, *_counts(nodes, links, floor, rule))
 
-    best = probe(round(cells * (target / cells) ** spatial_share))
+    best = probe(_nodes_wanted(cells, target, spatial_share))
     if best.fewest > target:
         best = _relax(probe, best, len(cover) * grid.roots, target)
-    ranked, order = best.links.similarity.sort(descending=True, stable=True)  # of equal ones the first listed
-    taken = _count_links(best, order, target, rule)
-    into = collapse(best.links, _first(order, taken), best.nodes, rule)
-    return Decision(best.nodes, into, best.spatial_threshold, ranked[taken - 1] if taken else None)
+    order = best.links.similarity.sort(descending=True, stable=True).indices  # of equal ones the first listed
+    chosen = _first(order, _count_links(best, order, target, floor, rule))
+    into = collapse(best.links, chosen, best.nodes, rule)
+    lowest = torch.stack([_lowest(cover, best.covered), _lowest(best.links.similarity, chosen)]).tolist()
+    return Decision(best.nodes, into, *(None if cosine == torch.inf else cosine for cosine in lowest))
 
 
-def _probe(cover: Tensor, covered: Tensor, nodes: Nodes, links: Links, floor: float, rule: LinkRule) -> _Probe:
-    """All that is counted is fetched at once: a GPU is waited for a single time."""
+def decide_at_once(similarity: Similarity, grid: Grid, target: int, spatial_share: float, floor: float) -> AtOnce:
+    """The same for links `best`, as it is if the links above the floor reach the target; nothing is waited for."""
+    cover = cover_cosine(similarity.split, grid)
+    cells = len(cover) * grid.cells
+    covered = covered_first(cover, grid, cells - _nodes_wanted(cells, target, spatial_share), floor)
+    nodes = nodes_of(covered, grid)
+    links = find_links(nodes, similarity.cross, grid, "best")
+    count, usable = nodes.is_first.sum(), (links.similarity >= floor).sum()
+    ranked, order = links.similarity.sort(descending=True, stable=True)
+    is_taken = torch.arange(cells, device=order.device) < torch.minimum(usable, count - target)
+    chosen = torch.empty_like(is_taken).scatter_(0, order, is_taken)
+    lowest = [_lowest(cover, covered), _lowest(ranked, is_taken)]
+    facts = torch.stack([x.double() for x in (count, usable, *lowest)])
+    return AtOnce(Decision(nodes, collapse(links, chosen, nodes, "best"), None, None), facts)
+
+
+def _nodes_wanted(cells: int, target: int, spatial_share: float) -> int:
+    return round(cells * (target / cells) ** spatial_share)
+
+
+def _counts(nodes: Nodes, links: Links, floor: float, rule: LinkRule) -> list[int]:
+    """Nodes, and survivors if every link above the floor is made."""
+    count = nodes.is_first.sum()
     usable = links.similarity >= floor
-    found = [nodes.is_first.sum(dtype=torch.float64), usable.sum(dtype=torch.float64)]
-    if rule != "best":
-        found.append(_survivors(nodes, collapse(links, usable, nodes, rule)).sum(dtype=torch.float64))
-    if cover.numel():
-        found.append(torch.where(covered, cover, torch.inf).amin().double())
-    count, links_usable, *rest = torch.stack(found).tolist()
-    fewest = count - links_usable if rule == "best" else rest[0]
-    lowest = rest[-1] if cover.numel() else torch.inf
-    return _Probe(nodes, links, int(count), int(links_usable), int(fewest), None if lowest == torch.inf else lowest)
+    if rule == "best":
+        return torch.stack([count, count - usable.sum()]).tolist()
+    return torch.stack([count, _survivors(nodes, collapse(links, usable, nodes, rule)).sum()]).tolist()
 
 
 def _relax(probe: Callable[[int], _Probe], start: _Probe, fewest_nodes: int, target: int) -> _Probe:
@@ -89,11 +135,12 @@ def _relax(probe: Callable[[int], _Probe], start: _Probe, fewest_nodes: int, tar
     return best
 
 
-def _count_links(probe: _Probe, order: Tensor, target: int, rule: LinkRule) -> int:
+def _count_links(probe: _Probe, order: Tensor, target: int, floor: float, rule: LinkRule) -> int:
     """How many of the links, the most similar first, lead to `target` survivors."""
+    usable = int((probe.links.similarity >= floor).sum())
     if rule == "best":
-        return max(0, min(probe.usable, probe.count - target))
-    low, high = -1, probe.usable
+        return max(0, min(usable, probe.count - target))
+    low, high = -1, usable
     while high - low > 1:
         middle = (low + high) // 2
         into = collapse(probe.links, _first(order, middle), probe.nodes, rule)
@@ -112,3 +159,8 @@ def _first(order: Tensor, count: int) -> Tensor:
 def _survivors(nodes: Nodes, into: Tensor) -> Tensor:
     """bool [N]: places of the nodes that go into none other."""
     return nodes.is_first.flatten() & (into == torch.arange(len(into), device=into.device))
+
+
+def _lowest(cosine: Tensor, is_taken: Tensor) -> Tensor:
+    """The lowest cosine that was taken, inf if none was."""
+    return torch.where(is_taken, cosine, torch.inf).amin() if cosine.numel() else cosine.new_tensor(torch.inf)

@@ -18,14 +18,13 @@ class Decision:
     Attributes:
         nodes: what the spatial step leaves.
         into: int64 [N], place of the node that the node at each place collapses into (its own: it survives).
-        spatial_threshold, temporal_threshold: lowest cosines accepted; None where a step was off or did nothing. The
-            second may be a tensor of one number, so that nobody waits for it before the merge is done.
+        spatial_threshold, temporal_threshold: lowest cosines accepted; None where a step was off or did nothing.
     """
 
     nodes: Nodes
     into: Tensor
     spatial_threshold: float | None
-    temporal_threshold: float | Tensor | None
+    temporal_threshold: float | None
 
 
 def decide_by_thresholds(

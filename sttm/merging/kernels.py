@@ -22,15 +22,20 @@ def fits(grid: Grid) -> bool:
     return grid.slot_cell.shape[1] <= _MOST_SLOTS
 
 
-def cosines(x_TPC: Tensor, grid: Grid, *, temporal: bool) -> tuple[Tensor, Tensor]:
-    """Cosines float32 [T, R, K, K] of each root's nodes, and [T-1, R, K, K] with those of the next frame.
+def empty_cosines(T: int, grid: Grid, *, temporal: bool) -> tuple[Tensor, Tensor]:
+    """Room for what `cosines` finds."""
+    R, K, _ = grid.pool.shape
+    shape = (R, K, K)
+    return grid.pool.new_empty(T, *shape), grid.pool.new_empty(max(0, T - 1) if temporal else 0, *shape)
 
-    The second is empty unless `temporal`. Cosines of features that are not numbers are -2.
+
+def cosines(x_TPC: Tensor, grid: Grid, own: Tensor, cross: Tensor) -> None:
+    """Cosines of each root's nodes into `own`, float32 [T, R, K, K], and with those of the next frame into `cross`.
+
+    `cross` is [T-1, R, K, K], or empty to leave it out. Cosines of features that are not numbers are -2.
     """
     T, P, C = x_TPC.shape
     R, K, slots = grid.pool.shape
-    own = torch.empty(T, R, K, K, device=x_TPC.device)
-    cross = torch.empty(max(0, T - 1) if temporal else 0, R, K, K, device=x_TPC.device)
     padded = max(16, slots)
     _cosines_kernel[(T * R,)](
         x_TPC.contiguous(),
@@ -46,11 +51,11 @@ def cosines(x_TPC: Tensor, grid: Grid, *, temporal: bool) -> tuple[Tensor, Tenso
         slots,
         SLOTS=padded,
         NODES=max(16, triton.next_power_of_2(K)),
-        CHANNELS=4096 // padded,
-        TEMPORAL=temporal,
-        num_warps=4 if padded == 16 else 8,
+        CHANNELS=128 if padded == 16 else 64,
+        TEMPORAL=len(cross) > 0,
+        num_warps=2 if padded == 16 else 8,
+        num_stages=4,
     )
-    return own, cross
 
 
 def best_overlaps(place_TP: Tensor, id_TP: Tensor, cross: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,13 +83,13 @@ def row_sums(x_NC: Tensor, row_N: Tensor, weight_N: Tensor, rows: int) -> Tensor
     partial = torch.empty(max(1, windows), C, device=x_NC.device)
     out = torch.empty(rows, C, dtype=x_NC.dtype, device=x_NC.device)
     if windows:
-        channels = min(256, triton.next_power_of_2(C))
+        channels = min(128, triton.next_power_of_2(C))
         _window_sums_kernel[(windows, triton.cdiv(C, channels))](
-            x_NC, row, cell, weight_N, partial, C, WINDOW=_WINDOW, CELLS=16, CHANNELS=channels
+            x_NC, row, cell, weight_N, partial, C, WINDOW=_WINDOW, CELLS=32, CHANNELS=channels
         )
     channels = min(4096, triton.next_power_of_2(C))
     _row_sums_kernel[(rows, triton.cdiv(C, channels))](
-        x_NC, cell, start, weight_N, partial, out, C, WINDOW=_WINDOW, CELLS=2, CHANNELS=channels, num_warps=8
+        x_NC, cell, start, weight_N, partial, out, C, WINDOW=_WINDOW, CELLS=2, CHANNELS=channels, num_warps=4
     )
     return out
 

@@ -43,8 +43,9 @@ def measure(x_TPC: Tensor, grid: Grid, *, temporal: bool, head_dim: int | None, 
         from sttm.merging import kernels
 
         if kernels.fits(grid):
-            own, cross = kernels.cosines(x_TPC, grid, temporal=temporal)
-            return Similarity(_lowest_child_cosine(own.flatten(1), grid, single_decides=False), cross)
+            own, cross = kernels.empty_cosines(T, grid, temporal=temporal)
+            kernels.cosines(x_TPC, grid, own, cross)
+            return from_cosines(own, cross, grid)
     slots = grid.roots * grid.slot_cell.shape[1]
     step = max(1, _ELEMENTS_AT_ONCE.get(x_TPC.device.type, 1 << 22) // max(1, slots * C))
     splits, crosses = [], []
@@ -62,6 +63,11 @@ def measure(x_TPC: Tensor, grid: Grid, *, temporal: bool, head_dim: int | None, 
     K = grid.pool.shape[1]
     cross = torch.cat(crosses) if crosses else torch.zeros(0, grid.roots, K, K, device=x_TPC.device)
     return Similarity(_never_for_nan(torch.cat(splits)), _never_for_nan(cross))
+
+
+def from_cosines(own_TRKK: Tensor, cross: Tensor, grid: Grid) -> Similarity:
+    """What thresholds are compared with, from the cosines of all nodes of a root."""
+    return Similarity(_lowest_child_cosine(own_TRKK.flatten(1), grid, single_decides=False), cross)
 
 
 def _never_for_nan(cosine: Tensor) -> Tensor:

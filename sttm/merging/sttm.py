@@ -13,6 +13,7 @@ from sttm.merging.decision import Decision, decide_by_thresholds
 from sttm.merging.grid import Grid, make_grid
 from sttm.merging.merged import Merged, weighted_sum
 from sttm.merging.peers import merge_by_peer
+from sttm.merging.rows import rows_of
 from sttm.merging.similarity import Similarity, measure
 
 
@@ -35,7 +36,13 @@ def merge(features_THWC: Tensor, config: MergeConfig) -> Merged:
     if config.method not in ("sttm", "none"):
         return merge_by_peer(features_THWC, config)
     grid = make_grid(H, W, config.root_level, features_THWC.device)
-    return _assemble(features_THWC.reshape(T, H * W, C), grid, _decide(features_THWC, grid, config), config)
+    x_TPC = features_THWC.reshape(T, H * W, C)
+    if features_THWC.is_cuda:
+        from sttm.merging import replay
+
+        if merged := replay.merge_to_budget(x_TPC, grid, config):
+            return merged
+    return _assemble(x_TPC, grid, _decide(features_THWC, grid, config), config)
 
 
 def _decide(x_THWC: Tensor, grid: Grid, config: MergeConfig) -> Decision:
@@ -59,33 +66,11 @@ def _decide(x_THWC: Tensor, grid: Grid, config: MergeConfig) -> Decision:
 
 def _assemble(x_TPC: Tensor, grid: Grid, decision: Decision, config: MergeConfig) -> Merged:
     """Carry a decision out."""
-    nodes, into = decision.nodes, decision.into
-    N = len(into)
-    is_node = nodes.is_first.flatten()
-    survives = is_node & (into == torch.arange(N, device=into.device))
-    index = survives.nonzero().squeeze(1)
-    M = len(index)
-    survivor = (survives.cumsum(0) - 1)[into[nodes.place.flatten()]]
-    one = torch.ones((), dtype=torch.int32, device=into.device)
-    patches = torch.zeros(M, dtype=torch.int32, device=into.device).index_add_(0, survivor, one.expand(N))
-    within = grid.weight.gather(0, nodes.level).flatten()
-    if config.is_weighted:
-        share = grid.patches[nodes.id].flatten() / patches[survivor]
-    else:
-        members = torch.zeros(M, device=into.device).index_add_(0, survivor, is_node.float())
-        share = 1 / members[survivor]
-    weights = within * share
-    boxes = torch.cat([(index // grid.cells)[:, None].int(), grid.box[nodes.id.flatten()[index]]], 1)
-    features = weighted_sum(x_TPC.flatten(0, 1), survivor, weights, M)
-    temporal = decision.temporal_threshold
+    rows = rows_of(decision, grid, is_weighted=config.is_weighted)
     return Merged(
-        features=features,
-        boxes=boxes,
-        patches=patches,
-        index=index,
-        survivor=survivor,
-        weights=weights,
+        features=weighted_sum(x_TPC.flatten(0, 1), rows.survivor, rows.weights, len(rows.index)),
+        **vars(rows),
         spatial_threshold=decision.spatial_threshold,
-        temporal_threshold=None if temporal is None else float(temporal),
-        target=config.target(N),
+        temporal_threshold=decision.temporal_threshold,
+        target=config.target(x_TPC.shape[0] * x_TPC.shape[1]),
     )
