@@ -34,6 +34,7 @@ from sttm.store.kv import encode_kv
 from sttm.store.read_buffer import ReadBuffer
 from sttm.store.store import Store
 from sttm.store.tokens import write_tokens
+from sttm.video import VideoConfig, read_video
 
 _SEED = 0
 Clock = Callable[[Callable[[], object]], Timing]
@@ -127,16 +128,15 @@ def _reading_again(setup: _Setup, video: Path | None, frames: int) -> dict[str, 
 
 def _decoding(setup: _Setup, video: Path, frames: int) -> tuple[float | None, str]:
     """Seconds to sample, decode and resize the frames of a file; None, and why, where no decoder is installed."""
-    try:
-        from sttm.video import VideoConfig, read_video
-    except ImportError as error:
-        return None, str(error)
 
     def decode() -> None:
         found = read_video(str(video), VideoConfig(fps=30.0, max_frames=frames))
         setup.family.preprocess(found.pixels, found.seconds)
 
-    return measure(decode, torch.device("cpu"), 3).seconds, video.name
+    try:
+        return measure(decode, torch.device("cpu"), 3).seconds, video.name
+    except ImportError as error:
+        return None, str(error)
 
 
 def _synthetic_clip(folder: Path) -> Path | None:

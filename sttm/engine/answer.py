@@ -24,6 +24,7 @@ from sttm.kv_cache import KVCache
 from sttm.models.language_model import LanguageModel
 from sttm.models.placement import Devices, as_devices
 
+_LOOKING_ROPE = ("dynamic", "longrope")
 _EAGER_STEPS = 2  # run kernel by kernel first: many answers are a word, and the first step sets libraries up
 _REPAID_AFTER = 8  # steps: making a graph takes about as long as two run kernel by kernel
 
@@ -119,7 +120,9 @@ class Continuation:
         self._steps = 0
         self._graph: StepGraph | None = None
         self._graph_seen = 0
-        self._can_capture = {model.device, *model.layer_devices} == {video.keys[0].device}
+        # One device; and a rotary embedding that does not look at the positions to choose its frequencies.
+        is_fixed = (getattr(model.text.config, "rope_parameters", None) or {}).get("rope_type") not in _LOOKING_ROPE
+        self._can_capture = is_fixed and {model.device, *model.layer_devices} == {video.keys[0].device}
 
     def expect(self, tokens: int) -> None:
         """So many more tokens a row will be fed."""
