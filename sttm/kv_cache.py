@@ -4,6 +4,7 @@ Shapes: L tokens before the merge, L' after it, A position axes (1 for RoPE, 3 f
 Layers below `merge_layer` hold all L tokens, layers from it on hold the L' reduced ones.
 """
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,3 +85,21 @@ class KVCache:
         """The same cache with keys and values on `device`; the small tables stay where they are."""
         moved = {"keys": tuple(k.to(device) for k in self.keys), "values": tuple(v.to(device) for v in self.values)}
         return KVCache(**{**self.__dict__, **moved})
+
+
+def alike(kinds: Sequence[Hashable], sizes_bytes: Sequence[int], at_once_bytes: int) -> list[range]:
+    """Runs of neighbouring layers to compute as one batch: few launches on a GPU, and bounded memory.
+
+    Args:
+        kinds: of each layer; those of a run are equal.
+        sizes_bytes: of each layer.
+        at_once_bytes: what a run has at most, unless it is a single layer.
+    """
+    runs: list[range] = []
+    for layer, kind in enumerate(kinds):
+        first = runs[-1].start if runs else 0
+        if runs and kinds[first] == kind and sum(sizes_bytes[first : layer + 1]) <= at_once_bytes:
+            runs[-1] = range(first, layer + 1)
+        else:
+            runs.append(range(layer, layer + 1))
+    return runs

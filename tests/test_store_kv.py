@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from store_samples import T, make_cache
 
 from sttm.errors import ArtifactError
+from sttm.kv_cache import alike
 from sttm.store.kv import EncodedKV, decode_kv, encode_kv, read_header, read_kv, read_layers
 from sttm.store.kv_header import PAGE_BYTES, parse_header
 from sttm.store.read_buffer import ReadBuffer
@@ -326,13 +327,35 @@ def test_a_file_read_in_several_pieces_comes_back_and_its_damage_is_named() -> N
     cache = make_cache(layers=4, merge_layer=0, heads=8, frames=400)
     encoded = encode_kv(cache, "exact")
     assert len(encoded.data) > 3 * (8 << 20)
+    buffer = ReadBuffer()
     loaded = read_kv(stored(encoded.data, "pieces"), "pieces", encoded.header_digest)
     for ours, expected in zip(loaded.keys + loaded.values, cache.keys + cache.values, strict=True):
         assert torch.equal(ours, expected)
-    damaged = bytearray(encoded.data)
-    damaged[-5000] ^= 1
-    with pytest.raises(ArtifactError, match="layer 3"):
-        read_kv(stored(damaged, "pieces"), "pieces", encoded.header_digest)
+    start = len(encoded.data) - encoded.header.layout.body_bytes
+    regions = encoded.header.layout.regions[1:]
+    for layer, region in enumerate(regions):  # each is read in several pieces
+        for place in (region.begin, (region.begin + region.end) // 2, region.end - 5000):
+            damaged = bytearray(encoded.data)
+            damaged[start + place] ^= 1
+            with pytest.raises(ArtifactError, match=f"layer {layer}"):
+                read_kv(stored(damaged, "pieces"), "pieces", encoded.header_digest, buffer=buffer)
+
+
+def test_layers_of_unlike_shapes_schemes_and_sizes_come_back() -> None:
+    """Neighbours of one shape are unpacked together, as far as memory is bounded; the others are not."""
+    cache = make_cache(layers=9, merge_layer=2, heads=8, frames=100)
+    encoded = encode_kv(cache, "int8", scheme_below="exact")
+    loaded = read_kv(stored(encoded.data, "unlike"), "unlike", encoded.header_digest)
+    for layer in range(9):
+        (alone,) = read_layers(stored(encoded.data, "unlike"), "unlike", layer, layer + 1, encoded.header_digest)
+        assert torch.equal(loaded.keys[layer], alone[0])
+        assert torch.equal(loaded.values[layer], alone[1])
+
+
+def test_runs_of_like_layers_are_bounded() -> None:
+    assert alike("aaab", [1, 1, 1, 1], 2) == [range(0, 2), range(2, 3), range(3, 4)]
+    assert alike("abb", [9, 1, 1], 2) == [range(0, 1), range(1, 3)]
+    assert alike("", [], 2) == []
 
 
 @pytest.mark.gpu

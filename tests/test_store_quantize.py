@@ -69,6 +69,17 @@ def test_constant_channels_come_back_exactly(scheme: str, constant: float) -> No
     assert torch.equal(got_value, key)
 
 
+@pytest.mark.parametrize("scheme", ["exact", *LOSSY])
+@pytest.mark.parametrize("tokens", [100, 128, 300])
+def test_layers_unpacked_together_are_those_unpacked_alone(scheme: str, tokens: int) -> None:
+    shape = LayerShape(2, tokens, 32, torch.bfloat16, scheme, *((9, 3) if scheme == "int4" else (0, 0)))
+    layers = [pack(*torch.randn(2, 2, tokens, 32).bfloat16(), shape) for _ in range(3)]
+    together = unpack(tuple(map(torch.stack, zip(*layers, strict=True))), shape)
+    for layer, parts in enumerate(layers):
+        for got, expected in zip(together, unpack(parts, shape), strict=True):
+            assert torch.equal(got[layer], expected)
+
+
 def test_int4_keeps_the_text_around_the_video_exact() -> None:
     key, value = torch.randn(2, 2, 80, 32).bfloat16()
     got_key, got_value = round_trip(key, value, "int4", ends=(9, 3))

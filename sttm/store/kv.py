@@ -5,27 +5,24 @@ all regions it needs in parallel ranges, and checks every region against a diges
 header's own digest comes from the artifact's manifest.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from itertools import chain
+import threading
+from collections.abc import Mapping
+from concurrent.futures import wait
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sttm.errors import ArtifactError
 from sttm.kv_cache import KVCache
-from sttm.store.kv_header import KVHeader, KVLayout, Region, header_bytes, parse_header
+from sttm.store.kv_header import KVHeader, header_bytes, parse_header
 from sttm.store.kv_pack import EncodedKV, pack_kv
-from sttm.store.quantize import unpack
+from sttm.store.kv_unpack import UnpackedLayers, as_bytes, damaged, unpack_body
 from sttm.store.read_buffer import ReadBuffer
 from sttm.store.sealed import digest_of
 from sttm.store.storage import Storage
 
 FIRST_READ_BYTES = 64 << 10  # holds the header of a 32-layer model
-_READERS = 16  # threads that read and check: one copies from the page cache far below memory speed
-_PIECE_BYTES = 8 << 20  # read at once, at least, so that a small file is one request
+_PIECE_BYTES = 4 << 20  # read at once by one thread
 
 
 def encode_kv(
@@ -53,8 +50,9 @@ def decode_kv(
     start = header_bytes(bytes(view[:8]), len(view), name)
     header = parse_header(bytes(view[:start]), len(view), name)
     body = view[start:]
-    regions = enumerate(header.layout.regions)
-    return _decode(header, (_checked(header, i, body[r.begin : r.end], name) for i, r in regions), name, device)
+    for index in range(len(header.digests)):
+        _require_digest(header, index, body, name)
+    return unpack_body(header, body, lambda end: None, name, device, may_share=True)
 
 
 def read_header(
@@ -78,7 +76,7 @@ def read_header(
         data += storage.read(key, len(data), start)
     data = data[:start]
     if digest is not None and digest_of(data) != digest:
-        raise _damaged(name, "its header is not the one that was committed")
+        raise damaged(name, "its header is not the one that was committed")
     return parse_header(data, size, name), start
 
 
@@ -103,30 +101,51 @@ def read_kv(
         StoreError: the file cannot be read.
     """
     header, start = read_header(storage, key, header_digest, size_bytes)
-    name, regions = f"{storage.url}/{key}", header.layout.regions
-    with (buffer or ReadBuffer()).take(header.layout.body_bytes) as body, ThreadPoolExecutor(_READERS) as readers:
+    name, memory = f"{storage.url}/{key}", buffer or ReadBuffer()
+    with memory.take(header.layout.body_bytes) as body:
+        reading = _Reading(storage, key, start, header, body)
+        pieces = [memory.readers.submit(reading.read, piece) for piece in reading.pieces]
+        arrived = 0
 
-        def fetch(piece: range) -> list[list[Tensor]]:
-            begin, end = regions[piece[0]].begin, regions[piece[-1]].end
-            storage.read_into(key, [(start + begin, body[begin:end])])
-            return [_checked(header, i, body[regions[i].begin : regions[i].end], name) for i in piece]
+        def require(end: int) -> None:
+            nonlocal arrived
+            for piece, read in zip(reading.pieces[arrived:], pieces[arrived:], strict=True):
+                if piece.start < end:
+                    read.result()
+                    arrived += 1
 
-        # While one layer is unpacked, those behind it are read and checked.
-        parts = chain.from_iterable(readers.map(fetch, _pieces(regions)))
-        cache = _decode(header, parts, name, device)
-        if cache.keys[0].is_cuda:  # copies from page-locked memory are under way until the device says so
-            torch.cuda.current_stream(cache.keys[0].device).synchronize()
-        return _own_memory(cache, header.layout) if buffer else cache
+        try:  # while some layers are unpacked, those behind them are read and checked
+            return unpack_body(header, body, require, name, device, may_share=buffer is None)
+        finally:  # nobody else gets the buffer while it is being filled
+            for read in pieces:
+                read.cancel()
+            wait(pieces)
 
 
-def _pieces(regions: Sequence[Region]) -> list[range]:
-    """Indices of regions to read together, in order."""
-    pieces, first = [], 0
-    for index, region in enumerate(regions):
-        if region.end - regions[first].begin >= _PIECE_BYTES or index + 1 == len(regions):
-            pieces.append(range(first, index + 1))
-            first = index + 1
-    return pieces
+class _Reading:
+    """Fills `body` piece by piece, on any number of threads; who brings the last bytes of a region checks it.
+
+    Attributes:
+        pieces: byte ranges of the body, in order. A region is sound once all pieces that hold some of it were read.
+    """
+
+    def __init__(self, storage: Storage, key: str, start: int, header: KVHeader, body: memoryview) -> None:
+        self._storage, self._key, self._start, self._header, self._body = storage, key, start, header, body
+        self._lock, self._missing = threading.Lock(), [r.end - r.begin for r in header.layout.regions]
+        size = header.layout.body_bytes
+        self.pieces = [range(at, min(at + _PIECE_BYTES, size)) for at in range(0, size, _PIECE_BYTES)]
+
+    def read(self, piece: range) -> None:
+        """Errors as for `read_kv`."""
+        self._storage.read_into(self._key, [(self._start + piece.start, self._body[piece.start : piece.stop])])
+        for index, region in enumerate(self._header.layout.regions):
+            brought = min(piece.stop, region.end) - max(piece.start, region.begin)
+            if brought > 0:
+                with self._lock:
+                    self._missing[index] -= brought
+                    is_whole = self._missing[index] == 0
+                if is_whole:
+                    _require_digest(self._header, index, self._body, f"{self._storage.url}/{self._key}")
 
 
 def read_layers(
@@ -134,11 +153,17 @@ def read_layers(
 ) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of layers first .. last-1 alone, verified; errors as for `read_kv`."""
     header, start = read_header(storage, key, header_digest)
-    regions, name = header.layout.regions[1 + first : 1 + last], f"{storage.url}/{key}"
-    buffers = [memoryview(bytearray(region.end - region.begin)) for region in regions]
-    storage.read_into(key, [(start + region.begin, buffer) for region, buffer in zip(regions, buffers, strict=True)])
-    parts = (_checked(header, 1 + layer, buffer, name) for layer, buffer in enumerate(buffers, first))
-    return [_layer(header, layer, part, "cpu") for layer, part in enumerate(parts, first)]
+    layout, name = header.layout, f"{storage.url}/{key}"
+    layers = []
+    for layer, region in enumerate(layout.regions[1 + first : 1 + last], first):
+        data = memoryview(bytearray(region.end - region.begin))
+        storage.read_into(key, [(start + region.begin, data)])
+        _require_digest(header, 1 + layer, data, name, region.begin)
+        unpacked = UnpackedLayers(layout, name, may_share=True)
+        unpacked.add(range(layer, layer + 1), as_bytes(data))
+        unpacked.require_sound()
+        layers.append((unpacked.keys[0], unpacked.values[0]))
+    return layers
 
 
 def verify_kv(storage: Storage, key: str, header_digest: str) -> None:
@@ -146,93 +171,12 @@ def verify_kv(storage: Storage, key: str, header_digest: str) -> None:
     header, start = read_header(storage, key, header_digest)
     for index, region in enumerate(header.layout.regions):
         (data,) = storage.read_ranges(key, [(start + region.begin, start + region.end)])
-        _require_digest(header, index, data, f"{storage.url}/{key}")
+        _require_digest(header, index, memoryview(data), f"{storage.url}/{key}", region.begin)
 
 
-def _decode(header: KVHeader, parts: Iterable[list[Tensor]], name: str, device: torch.device | str) -> KVCache:
-    """The cache of all regions' checked tensors, which are taken one region after the other."""
-    layout, rest = header.layout, iter(parts)
-    tables = [table.clone() for table in next(rest)]
-    layers = [_layer(header, layer, part, device) for layer, part in enumerate(rest)]
-    seconds, prefix_ids, positions, reduced_positions, visual, boxes, patches, multiplicity = tables
-    _check_tables(layout, seconds, visual, boxes, patches, multiplicity, name)
-    return KVCache(
-        keys=tuple(key for key, _ in layers),
-        values=tuple(value for _, value in layers),
-        merge_layer=layout.merge_layer,
-        prefix_ids=prefix_ids,
-        positions=positions,
-        reduced_positions=reduced_positions,
-        next_position=header.next_position,
-        reduced_next_position=header.reduced_next_position,
-        visual=visual,
-        boxes=boxes,
-        patches=patches,
-        multiplicity=multiplicity,
-        grid=layout.grid,
-        frame_seconds=seconds,
-    )
-
-
-def _own_memory(cache: KVCache, layout: KVLayout) -> KVCache:
-    """The cache without views of the bytes it was read from, which exact layers on the CPU are."""
-    keys, values = (
-        tuple(t.clone() if t.is_cpu and layout.scheme_of(layer) == "exact" else t for layer, t in enumerate(tensors))
-        for tensors in (cache.keys, cache.values)
-    )
-    return replace(cache, keys=keys, values=values)
-
-
-def _layer(header: KVHeader, layer: int, parts: list[Tensor], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Keys and values on `device`; from page-locked memory the copies run behind, in the order of its stream."""
-    return unpack(tuple(part.to(device, non_blocking=True) for part in parts), header.layout.layer_shape(layer))
-
-
-def _checked(header: KVHeader, index: int, data: memoryview, name: str) -> list[Tensor]:
-    """The tensors of one region, without its padding, as views of `data`."""
-    _require_digest(header, index, data, name)
-    region, tensors = header.layout.regions[index], []
-    for placed in region.tensors:
-        part, kind = placed.part, placed.part.name.rpartition("_")[2]
-        if part.name.endswith(".pad"):
-            continue
-        tensor = _tensor(data, part.dtype, part.shape, placed.begin - region.begin)
-        lowest = {"scale": 0.0, "zero": -torch.inf}.get(kind)
-        if lowest is not None and not ((tensor > lowest) & (tensor < torch.inf)).all():
-            raise _damaged(f"{name}, layer {index - 1}", "a scale or zero is out of range")
-        tensors.append(tensor)
-    return tensors
-
-
-def _require_digest(header: KVHeader, index: int, data: bytes | memoryview, name: str) -> None:
-    if digest_of(data) != header.digests[index]:
+def _require_digest(header: KVHeader, index: int, data: memoryview, name: str, start: int = 0) -> None:
+    """Raise unless region number `index` is sound; `data` holds it, and begins at `start` of the body."""
+    region = header.layout.regions[index]
+    if digest_of(data[region.begin - start : region.end - start]) != header.digests[index]:
         place = "the tables" if index == 0 else f"layer {index - 1}"
-        raise _damaged(f"{name}, {place}", "the bytes do not match their digest")
-
-
-def _tensor(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...], begin: int) -> Tensor:
-    count = torch.Size(shape).numel()
-    return torch.frombuffer(data, dtype=dtype, count=count, offset=begin).view(shape) if count else torch.empty(shape)
-
-
-def _check_tables(
-    layout: KVLayout,
-    seconds: Tensor,
-    visual: Tensor,
-    boxes: Tensor,
-    patches: Tensor,
-    multiplicity: Tensor,
-    name: str,
-) -> None:
-    T, H, W = layout.grid
-    low, high = boxes[:, [0, 1, 2]], boxes[:, [0, 3, 4]] + torch.tensor([1, 0, 0])
-    inside = bool((low >= 0).all() and (high <= torch.tensor([T, H, W])).all() and (low < high).all())
-    ordered = bool((visual.diff() > 0).all() and visual[0] >= 0 and visual[-1] < layout.tokens[1])
-    if not (
-        inside and ordered and torch.isfinite(seconds).all() and (patches >= 1).all() and (multiplicity >= 1).all()
-    ):
-        raise _damaged(f"{name}, the tables", "boxes, places or times are out of range")
-
-
-def _damaged(place: str, cause: str) -> ArtifactError:
-    return ArtifactError(f"{place}: {cause}; it was not used. Delete the artifact and index the video again")
+        raise damaged(f"{name}, {place}", "the bytes do not match their digest")

@@ -124,20 +124,28 @@ def require_storable(extremes: Tensor, shape: LayerShape) -> None:
 
 
 def unpack(parts: tuple[Tensor, ...], shape: LayerShape) -> tuple[Tensor, Tensor]:
-    """Keys and values [H, N, D] in `shape.dtype` of the parts that `pack` made."""
+    """Keys and values [..., H, N, D] in `shape.dtype` of the parts that `pack` made.
+
+    Args:
+        parts: of one layer, or each of several layers of one shape, stacked in front.
+        shape: of each layer.
+    """
     if shape.scheme == "exact":
         return parts[0], parts[1]
     *kept, key_scale, key_zero, value_scale, value_zero, key_codes, value_codes = parts
     rules, end = shape.rules, shape.tokens - shape.trailing
-    size = (shape.heads, shape.tokens, shape.head_dim)
+    size = (*key_codes.shape[:-2], shape.tokens, shape.head_dim)
     key, value = (torch.empty(size, dtype=shape.dtype, device=key_codes.device) for _ in range(2))
     middle = slice(shape.leading, end)
-    _unpack_keys(_widen(key_codes, rules.key_bits), key_scale, key_zero, rules.key_group, key[:, middle])
-    groups = _widen(value_codes, rules.value_bits).unflatten(-1, (-1, shape.value_group))
-    value[:, middle] = _decode(groups, value_scale[..., None], value_zero[..., None]).flatten(-2)
-    for out, exact in zip((key, value), kept, strict=False):
-        out[:, : shape.leading] = exact[:, : shape.leading]
-        out[:, end:] = exact[:, shape.leading :]
+    _unpack_keys(_widen(key_codes, rules.key_bits), key_scale, key_zero, rules.key_group, key[..., middle, :])
+    groups, out = (
+        numbers.unflatten(-1, (-1, shape.value_group))
+        for numbers in (_widen(value_codes, rules.value_bits), value[..., middle, :])
+    )
+    _decode(groups, value_scale[..., None], value_zero[..., None], out)
+    for whole, exact in zip((key, value), kept, strict=False):
+        whole[..., : shape.leading, :] = exact[..., : shape.leading, :]
+        whole[..., end:, :] = exact[..., shape.leading :, :]
     return key, value
 
 
@@ -157,13 +165,13 @@ def _pack_keys(key: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor, Tens
 
 
 def _unpack_keys(codes: Tensor, scale: Tensor, zero: Tensor, group: int, out: Tensor) -> None:
-    whole = codes.shape[1] // group * group
-    groups = whole // group
+    groups, rest = divmod(codes.shape[-2], group)
+    whole = groups * group
     if groups:
-        head = codes[:, :whole].unflatten(1, (groups, group))
-        out[:, :whole] = _decode(head, scale[:, :groups, None], zero[:, :groups, None]).flatten(1, 2)
-    if whole < codes.shape[1]:
-        out[:, whole:] = _decode(codes[:, whole:], scale[:, groups:], zero[:, groups:])
+        head, target = (numbers[..., :whole, :].unflatten(-2, (groups, group)) for numbers in (codes, out))
+        _decode(head, scale[..., :groups, None, :], zero[..., :groups, None, :], target)
+    if rest:
+        _decode(codes[..., whole:, :], scale[..., groups:, :], zero[..., groups:, :], out[..., whole:, :])
 
 
 def _pack_values(value: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -214,8 +222,11 @@ def _encode(numbers: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return (numbers - zero.float()).div_(scale.float()).round_().to(torch.uint8)
 
 
-def _decode(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    return codes.float().mul_(scale.float()).add_(zero.float())
+def _decode(codes: Tensor, scale: Tensor, zero: Tensor, out: Tensor) -> None:
+    if out.is_cuda:  # conversions are free inside a kernel there; a CPU does them in a slow loop
+        torch.add(codes * scale.float(), zero.float(), out=out)
+    else:
+        out.copy_(codes.float().mul_(scale.float()).add_(zero.float()))
 
 
 def _narrow(codes: Tensor, bits: int) -> Tensor:

@@ -1,20 +1,27 @@
-"""Memory for the packed bytes of one KV file after another."""
+"""What one KV file after another is read with: memory for its packed bytes, and threads that fill it."""
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+_READERS = 16  # one thread copies from the page cache far below memory speed
 
 
 class ReadBuffer:
     """Memory that one read after another goes through: faulting in fresh pages costs more than reading a local file.
 
     Thread-safe: while it is taken, others get fresh memory.
+
+    Attributes:
+        readers: threads for all who read; they start when they are first needed, and end with the buffer.
     """
 
     def __init__(self) -> None:
+        self.readers = ThreadPoolExecutor(_READERS, "kv-reader")
         self._lock = threading.Lock()
         self._memory = torch.empty(0, dtype=torch.uint8)
 
