@@ -10,7 +10,7 @@ import safetensors
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_samples import T, make_cache
+from store_samples import make_cache
 
 from sttm.errors import ArtifactError
 from sttm.kv_cache import alike
@@ -301,28 +301,6 @@ def test_layers_below_the_merge_can_have_a_scheme_of_their_own(scheme: str, belo
         assert torch.equal(mixed.values[layer], expected.values[layer])
 
 
-@pytest.mark.parametrize("scheme", ["exact", "int8"])
-def test_caches_read_through_one_buffer_do_not_share_it(scheme: str) -> None:
-    first, second = make_cache(seed=1), make_cache(seed=2, frames=T + 1)
-    storage, buffer = Storage("memory://kv-buffer"), ReadBuffer()
-    for name, cache in (("a", first), ("b", second)):
-        storage.put(name, encode_kv(cache, scheme).data)
-    read = {name: read_kv(storage, name, buffer=buffer) for name in ("b", "a")}  # the larger first
-    for name, got in read.items():
-        alone = read_kv(storage, name)
-        for ours, expected in zip(got.keys + got.values, alone.keys + alone.values, strict=True):
-            assert torch.equal(ours, expected)
-
-
-def test_a_buffer_in_use_is_not_handed_out_twice() -> None:
-    buffer = ReadBuffer()
-    with buffer.take(4) as one, buffer.take(4) as other:
-        one[:], other[:] = b"abcd", b"efgh"
-        assert bytes(one) == b"abcd"
-    with buffer.take(2) as again:
-        assert bytes(again) == b"ab"
-
-
 def test_a_file_read_in_several_pieces_comes_back_and_its_damage_is_named() -> None:
     cache = make_cache(layers=4, merge_layer=0, heads=8, frames=400)
     encoded = encode_kv(cache, "exact")
@@ -356,18 +334,3 @@ def test_runs_of_like_layers_are_bounded() -> None:
     assert alike("aaab", [1, 1, 1, 1], 2) == [range(0, 2), range(2, 3), range(3, 4)]
     assert alike("abb", [9, 1, 1], 2) == [range(0, 1), range(1, 3)]
     assert alike("", [], 2) == []
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("scheme", ["exact", "int8", "int4"])
-def test_a_gpu_reads_one_cache_after_another_through_one_buffer(scheme: str) -> None:
-    """Copies run behind: the buffer must not be used again before they have arrived."""
-    storage, buffer = Storage("memory://kv-gpu"), ReadBuffer()
-    caches = [make_cache(layers=4, merge_layer=2, heads=8, frames=400, seed=seed) for seed in range(4)]
-    for name, cache in enumerate(caches):
-        storage.put(str(name), encode_kv(cache, scheme).data)
-    read = [read_kv(storage, str(name), device="cuda", buffer=buffer) for name in range(4)]
-    for name, got in enumerate(read):
-        alone = read_kv(storage, str(name))
-        for ours, expected in zip(got.keys + got.values, alone.keys + alone.values, strict=True):
-            torch.testing.assert_close(ours.cpu(), expected, rtol=0, atol=0)
