@@ -75,7 +75,8 @@ def bench_answer(
     model, family = _built(shape, device)
     inputs, prompt = sample_video(model, family, frames)
     clock = partial(measure, device=device, repeats=repeats)
-    ids = torch.randint(0, 500, (questions, question_tokens), generator=torch.Generator().manual_seed(_SEED)).tolist()
+    words = model.get_input_embeddings().num_embeddings
+    ids = torch.randint(0, words, (questions, question_tokens), generator=torch.Generator().manual_seed(_SEED)).tolist()
     merging, config = MergeConfig(budget=budget), PrefillConfig(merge_layer=merge_layer)
     setup = _Setup(model, family, LanguageModel.of(model), inputs, prompt, merging, config, ids, clock)
     with tempfile.TemporaryDirectory() as folder:
