@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
 
 from jobs.limits import allocating_at_most, killed_after
 from sttm.config import IndexConfig
@@ -31,6 +32,14 @@ def decode_video(ref: VideoRef, config_json: str, timeout_s: float, memory_bytes
     return (decoded.inputs.pixels.nbytes, len(decoded.details["seconds"])), decoded
 
 
+def _given_devices() -> tuple[torch.device, ...]:
+    """The GPUs that Ray gave this actor, the CPU if none (Ray does not hide the others); without Ray the first GPU."""
+    if not ray.is_initialized():  # asking would start one
+        return first_gpus(1)
+    given = len(ray.get_gpu_ids())
+    return first_gpus(given) if given else (torch.device("cpu"),)
+
+
 @dataclass(frozen=True)
 class Indexed:
     """What the actor did about one video.
@@ -52,9 +61,7 @@ class PrefillActor:
 
     def __init__(self, config_json: str, recipe: Recipe, store_url: str, run_id: str, timeout_s: float) -> None:
         config = IndexConfig.model_validate_json(config_json)
-        # As many as the driver asked Ray for: `run.gpus_per_model`. Asking starts a Ray where none runs.
-        devices = first_gpus(max(1, len(ray.get_gpu_ids()) if ray.is_initialized() else 0))
-        self.indexer = Indexer(config, recipe, store_url, run_id, devices)
+        self.indexer = Indexer(config, recipe, store_url, run_id, _given_devices())
         self._gpu = threading.Lock()
         self._timeout_s = timeout_s
 

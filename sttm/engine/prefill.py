@@ -6,7 +6,7 @@ Shapes: L prefix tokens, N visual ones among them, M survivors, L' = L - N + M, 
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -66,20 +66,20 @@ def prefill(model: LanguageModel, prompt: Prompt, merging: MergeConfig, config: 
     ones = torch.ones(len(prompt.ids), dtype=torch.int32, device=prompt.embeds.device)
     sequence = _Sequence(prompt.positions, prompt.visual, prompt.next_position, ones)
     state = _State(sequence, prompt.embeds, prompt.deepstack, _angles(model, prompt.embeds, prompt.positions))
-    merged = None
+    merged, tables = None, {}
     keys, values = [], []
     for layer, device in enumerate(model.layer_devices):
         if layer == k:
             merged = _merge(state, prompt.grid, merging)
             state = _reduce(model, state, merged, config)
-            sequence = state.sequence
+            tables = _tables(prompt, state.sequence, merged)  # now: at the end, fetching them would wait for all layers
         state = state.on(device)
         hidden, layer_keys, layer_values = _prefill_layer(model, layer, state, config.chunk_tokens)
         state = state.after_layer(hidden)
         keys.append(layer_keys)
         values.append(layer_values)
     assert merged is not None
-    return Prefilled(_cache(prompt, sequence, merged, k, keys, values), merged, state.hidden)
+    return Prefilled(KVCache(tuple(keys), tuple(values), merge_layer=k, **tables), merged, state.hidden)
 
 
 @dataclass(frozen=True)
@@ -213,25 +213,22 @@ class _OneLayer:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
-def _cache(
-    prompt: Prompt, reduced: _Sequence, merged: Merged, merge_layer: int, keys: list[Tensor], values: list[Tensor]
-) -> KVCache:
+def _tables(prompt: Prompt, reduced: _Sequence, merged: Merged) -> dict[str, Any]:
+    """All of a `KVCache` but its keys and values."""
+
     def table(x: Tensor) -> Tensor:
         return x.to("cpu", torch.int32)
 
-    return KVCache(
-        keys=tuple(keys),
-        values=tuple(values),
-        merge_layer=merge_layer,
-        prefix_ids=table(prompt.ids),
-        positions=table(prompt.positions),
-        reduced_positions=table(reduced.positions),
-        next_position=prompt.next_position,
-        reduced_next_position=reduced.next_position,
-        visual=table(reduced.visual),
-        boxes=table(merged.boxes),
-        patches=table(merged.patches),
-        multiplicity=table(reduced.multiplicity),
-        grid=prompt.grid,
-        frame_seconds=prompt.frame_seconds,
-    )
+    return {
+        "prefix_ids": table(prompt.ids),
+        "positions": table(prompt.positions),
+        "reduced_positions": table(reduced.positions),
+        "next_position": prompt.next_position,
+        "reduced_next_position": reduced.next_position,
+        "visual": table(reduced.visual),
+        "boxes": table(merged.boxes),
+        "patches": table(merged.patches),
+        "multiplicity": table(reduced.multiplicity),
+        "grid": prompt.grid,
+        "frame_seconds": prompt.frame_seconds,
+    }

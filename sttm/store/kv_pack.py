@@ -97,8 +97,9 @@ def pack_kv(
     whole = empty_for_copies((start + layout.body_bytes,), torch.uint8, cache.keys[0].is_cuda)
     extremes = []
     for index, region in enumerate(layout.regions):
-        tensors = _head_tensors(cache)
-        if index:
+        if index == 0:
+            tensors = _head_tensors(cache)
+        else:
             layer = index - 1
             tensors, found = pack_unchecked(cache.keys[layer], cache.values[layer], layout.layer_shape(layer))
             extremes.append(download.fetch(found))
