@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sttm.engine.decoder import causal_mask
 from sttm.models import attention
-from sttm.models.attention import attend, with_bias
+from sttm.models.attention import additive, attend, with_bias
 
 DIM = 8
 
@@ -106,3 +106,74 @@ def test_bias_in_extra_channels_equals_a_bias_mask(dtype: torch.dtype) -> None:
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(wide[..., :DIM].double(), exact, rtol=tolerance, atol=tolerance)
     assert not wide[..., DIM:].any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize(("rows", "new"), [(1, 1), (1, 32), (64, 1), (64, 32), (3, 7)])
+@pytest.mark.parametrize(("heads", "groups"), [(4, 7), (2, 1)])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kernels_equal_the_plain_products(
+    size: int, rows: int, new: int, heads: int, groups: int, has_bias: bool, dtype: torch.dtype
+) -> None:
+    """Rows of different length, in buffers that are longer than what is shown; against exact arithmetic, too."""
+    g = torch.Generator("cuda").manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, device="cuda").to(dtype)
+
+    query = (normal(rows, new, heads * groups, size) * 3).transpose(1, 2)  # as a layer makes it
+    video = normal(heads, 1003, size), normal(heads, 1003, size)
+    own = normal(rows, heads, 128, size)[:, :, :64], normal(rows, heads, 128, size)[:, :, :64]
+    pad = torch.randint(0, new, (rows,), generator=g, device="cuda")
+    column, place = torch.arange(64, device="cuda"), torch.arange(new, device="cuda")
+    mask = ((column <= place[:, None])[None] & (column >= pad[:, None, None]))[:, None]
+    bias = torch.arange(1, 1004, device="cuda").float().log() if has_bias else None
+    inputs, real = (query, video, own), (place >= pad[:, None])[:, None, :, None]
+    for seen in (mask, additive(mask, dtype), None):
+        assert attention._has_kernels(query, own[0])
+        got = attend(*inputs, seen, size**-0.5, bias)
+        assert got.dtype == dtype
+        assert got.transpose(1, 2).is_contiguous()
+        assert torch.isfinite(got).all()  # of padding, too: its keys and values stand in the buffers
+        exact = attend(query.float(), *(tuple(x.float() for x in p) for p in (video, own)), seen, size**-0.5, bias)
+        tolerance = 2e-2 if dtype == torch.bfloat16 else 3e-3
+        torch.testing.assert_close(got.float() * real, exact * real, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.gpu
+def test_a_query_that_sees_only_the_video_is_not_nan_by_kernel() -> None:
+    g = torch.Generator("cuda").manual_seed(0)
+    query, key, value = (torch.randn(2, 4, 1, 64, generator=g, device="cuda").bfloat16() for _ in range(3))
+    video, own = (
+        (key[0].expand(4, 5, 64), value[0].expand(4, 5, 64)),
+        (key.expand(2, 4, 16, 64), value.expand(2, 4, 16, 64)),
+    )
+    got = attend(query, video, own, torch.zeros(2, 1, 1, 16, dtype=torch.bool, device="cuda"), 0.125)
+    torch.testing.assert_close(got, value[:1].expand_as(got), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.gpu
+def test_no_kernel_is_asked_for_what_it_cannot_do() -> None:
+    """Float32, heads that are not whole 16 bytes, and rows of a mask that are not, go through the plain products."""
+    for dtype, size, shown in ((torch.float32, 64, 64), (torch.bfloat16, 36, 64), (torch.bfloat16, 64, 63)):
+        query, video, own = (torch.randn(2, 4, tokens, size, device="cuda").to(dtype) for tokens in (3, 50, shown))
+        mask = torch.ones(2, 1, 3, shown, dtype=torch.bool, device="cuda")
+        got = attend(query, (video[0], video[1]), (own, own), mask, 0.2)
+        exact = attend(
+            query.cpu().float(),
+            (video[0].cpu().float(), video[1].cpu().float()),
+            (own.cpu().float(),) * 2,
+            mask.cpu(),
+            0.2,
+        )
+        torch.testing.assert_close(got.cpu().float(), exact, rtol=2e-2, atol=2e-2)
+
+
+def test_a_mask_to_add_hides_what_the_bool_one_hides() -> None:
+    query, video, own = sample(3, 2, 2, 5, 7, 5)
+    mask = causal_mask(0, torch.tensor([0, 2, 3]), 5)
+    real = torch.arange(5)[None, None, :, None] >= torch.tensor([0, 2, 3])[:, None, None, None]
+    got, expected = (attend(query, video, own, m, 0.3) * real for m in (additive(mask, torch.float32), mask))
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)

@@ -20,11 +20,13 @@ from sttm.engine.decoder import key_bias, moved, rotary, rotate, run_layer
 from sttm.engine.own_tokens import OwnTokens
 from sttm.engine.sampling import Sampler, SamplingConfig
 from sttm.engine.step_graph import StepGraph, captured
-from sttm.kv_cache import KVCache
+from sttm.kv_cache import KVCache, alike
+from sttm.models.attention import additive
 from sttm.models.language_model import LanguageModel
 from sttm.models.placement import Devices, as_devices
 
 _LOOKING_ROPE = ("dynamic", "longrope")
+_ROTATED_AT_ONCE_BYTES = 32 << 20  # keys of several layers: few launches, and bounded memory
 _EAGER_STEPS = 2  # run kernel by kernel first: many answers are a word, and the first step sets libraries up
 _REPAID_AFTER = 8  # steps: making a graph takes about as long as two run kernel by kernel
 
@@ -85,13 +87,16 @@ def ready(model: LanguageModel, cache: KVCache) -> ReadyVideo:
         tuple(a[0] for a in rotary(model, model.text.embed_tokens.weight, p.to(model.device).long()[:, None]))
         for p in (cache.positions, cache.reduced_positions)
     ]
-    keys = []
-    for layer, (key, device) in enumerate(zip(cache.keys, devices, strict=True)):
+    keys: list[Tensor] = []
+    kinds = [(key.shape, devices[layer], layer >= cache.merge_layer) for layer, key in enumerate(cache.keys)]
+    for layers in alike(kinds, [key.nbytes for key in cache.keys], _ROTATED_AT_ONCE_BYTES):
+        device = devices[layers.start]
         angles = moved(angles, device)
-        keys.append(rotate(key.to(device, model.dtype), angles[layer >= cache.merge_layer]))
+        together = torch.stack([cache.keys[layer].to(device, model.dtype) for layer in layers])
+        keys += rotate(together, angles[layers.start >= cache.merge_layer]).unbind()
     values = tuple(v.to(device, model.dtype) for v, device in zip(cache.values, devices, strict=True))
     next_positions = (cache.next_position, cache.reduced_next_position)
-    bias = key_bias(cache.multiplicity.to(devices[-1]))
+    bias = moved(key_bias(cache.multiplicity), devices[-1])
     return ReadyVideo(tuple(keys), values, cache.merge_layer, next_positions, len(cache.positions), bias)
 
 
@@ -169,7 +174,8 @@ class Continuation:
         hidden = model.text.embed_tokens(ids)
         place = (columns - self._pad[:, None]).clamp_min(0)
         angles = [rotary(model, hidden, (place + n).expand(video.position_axes, -1, -1)) for n in video.next_positions]
-        mask, bias, self._own.columns = self._mask(columns, seen), moved(video.bias, hidden.device), columns
+        mask, bias = additive(self._mask(columns, seen), hidden.dtype), moved(video.bias, hidden.device)
+        self._own.columns = columns
         self._own.shown = seen
         for layer, shared in enumerate(zip(video.keys, video.values, strict=True)):
             if hidden.device != shared[0].device:

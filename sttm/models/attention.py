@@ -2,7 +2,8 @@
 
 Attention over two sets of keys is the two partial results, weighted by their sums of exponentials (the log-sum-exp
 trick of FlashAttention, arXiv 2205.14135). So the video's part is one product for all rows, and only each row's own
-tokens take memory of their own.
+tokens take memory of their own. On a GPU, in half precision, kernels of torch that give the log-sum-exp beside the
+result do both parts; the plain products here are what they compute, and run everywhere else.
 
 transformers' AttentionInterface carries it: `register()` makes `ATTENTION` a name to load a language model with. A
 layer that is called with `video=(keys, values)` attends to them too; without it, it is plain SDPA. `key_bias` makes
@@ -11,6 +12,7 @@ attention proportional to what a merged token stands for (ToMe, arXiv 2210.09461
 Shapes: B rows, h key heads, g query heads a key head, Q new tokens, S video tokens, P own tokens so far, D head size.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from torch import Tensor
 
 ATTENTION = "sttm"
 _SCORES_AT_ONCE = 1 << 26  # float32 scores in memory at one time, 256 MB
+_WIDEST = 248  # channels of a head that flash attention takes, with 8 more for a bias
+_HIDDEN = -3e4  # weighs nothing; not infinite, since a kernel's result for a row that sees nothing may be NaN
 
 
 def register() -> None:
@@ -43,8 +47,7 @@ def _forward(
 ) -> tuple[Tensor, None]:
     """What a decoder layer calls: query [B, h*g, Q, D], key and value [B, h, P, D]; out [B, Q, h*g, D]."""
     if video is not None:
-        out = attend(query, video, (key, value), attention_mask, scaling, key_bias)
-        return out.transpose(1, 2).contiguous(), None
+        return attend(query, video, (key, value), attention_mask, scaling, key_bias).transpose(1, 2), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     size = query.shape[-1]
@@ -68,6 +71,11 @@ def with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[
     return pad(torch.cat([query, one], -1), (0, 6)), pad(torch.cat([key, channels], -1), (0, 6)), pad(value, (0, 8))
 
 
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask as something to add to scores, for `attend`, which then need not make it again in every layer."""
+    return mask.logical_not().to(dtype).mul_(_HIDDEN)
+
+
 def attend(
     query: Tensor,
     video: tuple[Tensor, Tensor],
@@ -76,25 +84,72 @@ def attend(
     scaling: float,
     video_bias: Tensor | None = None,
 ) -> Tensor:
-    """Attention of queries over the video's tokens and each row's own, [B, h*g, Q, D].
+    """Attention of queries over the video's tokens and each row's own, [B, h*g, Q, D]; in memory it is [B, Q, h*g, D].
 
     Args:
         query: [B, h*g, Q, D], rotated.
         video: keys and values [h, S, D], seen by every query.
         own: keys and values [B, h, P, D] of each row's tokens, the new ones last.
-        mask: bool, broadcastable to [B, 1, Q, P], who may see which own token; None: all of them. Every query must
-            see at least one token of either kind.
+        mask: broadcastable to [B, 1, Q, P], bool, who may see which own token, or the same as `additive` in the
+            query's dtype; None: all of them. Every query must see at least one token of either kind.
         scaling: factor of the scores.
         video_bias: float32 [S], added to the scaled scores of the video's keys.
     """
     B, heads, Q, D = query.shape
-    h = video[0].shape[0]
-    grouped = query.view(B, h, heads // h, Q, D)
-    shared_out, shared_lse = _over_video(grouped, video, scaling, video_bias)
-    own_out, own_lse = _over_own(grouped, own, mask, scaling)
+    groups = (video[0].shape[0], heads // video[0].shape[0])
+    grouped = query.unflatten(1, groups)
+    if _has_kernels(query, own[0]):
+        mask = additive(mask, query.dtype) if mask is not None and mask.dtype == torch.bool else mask
+        shared_out, shared_lse = _video_by_kernel(grouped, video, scaling, video_bias)
+        own_out, own_lse = _own_by_kernel(grouped, own, mask, scaling)
+    else:
+        shared_out, shared_lse = _over_video(grouped, video, scaling, video_bias)
+        own_out, own_lse = _over_own(grouped, own, mask, scaling)
     share = torch.sigmoid(shared_lse - own_lse)[..., None]
-    out = own_out + share * (shared_out - own_out)
-    return out.view(B, heads, Q, D).to(query.dtype)
+    out = query.new_empty(B, Q, heads, D)
+    torch.addcmul(own_out, share, shared_out - own_out, out=out.unflatten(2, groups).permute(0, 2, 3, 1, 4))
+    return out.transpose(1, 2)
+
+
+def _has_kernels(query: Tensor, keys: Tensor) -> bool:
+    """Whether torch has kernels for this: they want channels, biases beside them, and rows of a mask to be aligned."""
+    if not query.is_cuda or query.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    is_aligned = query.shape[-1] % 8 == 0 and keys.shape[2] % 16 == 0
+    return is_aligned and query.shape[-1] <= _WIDEST and _is_ampere(query.device)
+
+
+@cache
+def _is_ampere(device: torch.device) -> bool:
+    """Or newer, as flash attention needs."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _video_by_kernel(
+    query: Tensor, video: tuple[Tensor, Tensor], scaling: float, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As `_over_video`, with results in the query's dtype: all rows are one sequence of queries."""
+    B, h, g, Q, D = query.shape
+    inputs = query.transpose(0, 1).reshape(1, h, B * g * Q, D), video[0][None], video[1][None]
+    if bias is not None:
+        inputs = with_bias(*inputs, bias / scaling)
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(*inputs, scale=scaling)
+    out, lse = out[0, ..., :D].unflatten(1, (B, g, Q)), lse[0].unflatten(1, (B, g, Q))
+    return out.transpose(0, 1), lse.transpose(0, 1)
+
+
+def _own_by_kernel(
+    query: Tensor, own: tuple[Tensor, Tensor], mask: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """As `_over_own`, with results in the query's dtype: key heads are a batch, so no key is copied for a group."""
+    B, h, g, Q, _ = query.shape
+    keys, values = (tensor.flatten(0, 1)[:, None].expand(-1, g, -1, -1) for tensor in own)
+    if mask is not None:
+        mask = mask.expand(B, h, Q, -1).flatten(0, 1)[:, None].expand(-1, g, -1, -1)
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query.flatten(0, 1), keys, values, mask, True, scale=scaling
+    )
+    return out.unflatten(0, (B, h)), lse[..., :Q].unflatten(0, (B, h))  # the kernel fills up to whole blocks of queries
 
 
 def _over_video(
@@ -118,8 +173,10 @@ def _over_own(query: Tensor, own: tuple[Tensor, Tensor], mask: Tensor | None, sc
     B, h, g, Q, D = query.shape
     rows = query.reshape(B * h, g * Q, D)
     scores = _product(rows, keys.flatten(0, 1).mT).view(B, h, g, Q, -1) * scaling
-    if mask is not None:
+    if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask[:, None], float("-inf"))
+    elif mask is not None:
+        scores = scores + mask[:, None]
     out, lse = _partial(scores.view(B * h, g * Q, -1), values.flatten(0, 1))
     return out.view(B, h, g, Q, D), lse.view(B, h, g, Q)
 
