@@ -129,7 +129,7 @@ def places_for(work: int, gpus: int | None, gpus_per_model: int) -> tuple[int, i
         return 1, 0
     if gpus < gpus_per_model:
         raise ConfigError(
-            f"run.gpus_per_model={gpus_per_model}, but there are {gpus} GPUs to use; lower it, or, where an autoscaler "
+            f"gpus_per_model is {gpus_per_model}, but there are {gpus} GPUs to use; lower it, or, where an autoscaler "
             "adds GPUs, say in run.gpus how many"
         )
     return max(1, min(gpus // gpus_per_model, work)), gpus_per_model

@@ -48,7 +48,8 @@ def answer(
     seed: Annotated[int | None, typer.Option(help="makes sampling repeatable")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="text that ends an answer")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first so many questions")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="actors; default one a GPU")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="actors; default as many as the GPUs hold")] = None,
+    gpus_per_model: Annotated[int, typer.Option(min=1, help="GPUs an actor spreads its model over")] = 1,
     batch: Annotated[int, typer.Option(min=1, help="questions answered at once")] = 64,
     retry_errors: Annotated[bool, typer.Option("--retry-errors", help="ask again what failed before")] = False,
     max_failed_share: Annotated[float, typer.Option(min=0, max=1, help="of the questions, for exit code 3")] = 0.5,
@@ -64,7 +65,7 @@ def answer(
     record = AnswerRecord(table, run_id, plan)
     is_terminated = False
     if plan.todo:
-        settings = AnswerRunConfig(workers=workers, batch_rows=batch)
+        settings = AnswerRunConfig(workers=workers, gpus_per_model=gpus_per_model, batch_rows=batch)
         driver = AnswerDriver(store, _sound(opened, plan.todo), model, config, settings, run_id, record.hear)
         try:
             with start_ray(address):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import Field
 
+from jobs.cluster import given_devices
 from jobs.limits import killed_after
 from jobs.question_table import AskedRow
 from sttm.engine.answer import ReadyVideo
@@ -88,7 +89,7 @@ class AnswerActor:
     ) -> None:
         store = Store.open(store_url)
         checkpoint = open_checkpoint(store.manifest(identity), model)
-        self._worker = QueryWorker(store, checkpoint, cache=CacheConfig(device_bytes=device_bytes))
+        self._worker = QueryWorker(store, checkpoint, given_devices(), CacheConfig(device_bytes=device_bytes))
         self._config, self._run_id, self._batch_rows, self._timeout_s = config, run_id, batch_rows, timeout_s
         self._computing = threading.Lock()
 

@@ -29,7 +29,8 @@ class AnswerRunConfig(Settings):
     """How the job runs; nothing here changes an answer.
 
     Attributes:
-        workers: actors; default one a GPU of the cluster, or one on the CPU.
+        workers: actors; default as many as the cluster's GPUs hold, or one on the CPU.
+        gpus_per_model: GPUs of one actor; ignored where the cluster has none.
         chunk_rows: questions handed out at once.
         batch_rows: questions answered at once.
         timeout_s: a chunk that takes longer counts as a crash.
@@ -40,6 +41,7 @@ class AnswerRunConfig(Settings):
     """
 
     workers: int | None = Field(default=None, ge=1)
+    gpus_per_model: int = Field(default=1, ge=1)
     chunk_rows: int = Field(default=256, ge=1)
     batch_rows: int = Field(default=64, ge=1)
     timeout_s: float = Field(default=900.0, gt=0)
@@ -104,7 +106,7 @@ class AnswerDriver:
             chunks = deque(_Chunk(group[at : at + size]) for at in range(0, len(group), size))
             self._waiting[identity] = chunks
         chunks_in_all = sum(map(len, self._waiting.values()))
-        places, gpus = places_for(chunks_in_all, None, gpus_per_model=1)
+        places, gpus = places_for(chunks_in_all, None, self._run.gpus_per_model)
         limits = (self._run.batch_rows, self._run.timeout_s, self._run.device_bytes)
         places = min(self._run.workers or places, chunks_in_all)
         self._pool = ActorPool(AnswerActor, (*self._args, *limits), places, gpus, _IN_FLIGHT)

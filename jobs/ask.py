@@ -25,6 +25,7 @@ from sttm.engine.sampling import SamplingConfig
 from sttm.engine.text_stream import TextStream
 from sttm.engine.worker import QueryWorker, joined, open_checkpoint
 from sttm.errors import ConfigError
+from sttm.models.placement import first_gpus
 from sttm.store.store import Store
 
 
@@ -40,6 +41,7 @@ def ask(
     seed: Annotated[int | None, typer.Option(help="makes sampling repeatable")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="text that ends the answer")] = None,
     disk_cache: Annotated[Path | None, typer.Option(help="folder for copies of a remote store's caches")] = None,
+    gpus_per_model: Annotated[int, typer.Option(min=1, help="GPUs to spread the model over")] = 1,
     approximate: Annotated[
         bool, typer.Option("--approximate", help="ask about several videos, as if in a row")
     ] = False,
@@ -53,7 +55,7 @@ def ask(
     opened = Store.open(store)
     rows = [opened.find(name) for name in video]
     checkpoint = open_checkpoint(opened.manifest(rows[0].identity), model)
-    worker = QueryWorker(opened, checkpoint, cache=CacheConfig(disk=disk_cache))
+    worker = QueryWorker(opened, checkpoint, first_gpus(gpus_per_model), CacheConfig(disk=disk_cache))
     sampling = SamplingConfig(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
 
     started = time.perf_counter()

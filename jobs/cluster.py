@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one of our own."""
+"""Joining a Ray cluster, or starting one of our own; and what an actor was given there."""
 
 import os
 import secrets
@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+import torch
+
+from sttm.models.placement import first_gpus
 
 
 @contextmanager
@@ -23,3 +26,11 @@ def start_ray(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def given_devices() -> tuple[torch.device, ...]:
+    """The GPUs that Ray gave this actor, the CPU if none (Ray does not hide the others); without Ray the first GPU."""
+    if not ray.is_initialized():  # asking would start one
+        return first_gpus(1)
+    given = len(ray.get_gpu_ids())
+    return first_gpus(given) if given else (torch.device("cpu"),)

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-import torch
 
+from jobs.cluster import given_devices
 from jobs.limits import allocating_at_most, killed_after
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
 from sttm.indexer import GPU_STAGES, DecodedVideo, Indexer, VideoReader
-from sttm.models.placement import first_gpus
 from sttm.store.catalog import CatalogRow
 from sttm.store.key import Recipe
 
@@ -30,14 +29,6 @@ def decode_video(ref: VideoRef, config_json: str, timeout_s: float, memory_bytes
     with killed_after(timeout_s), allocating_at_most(memory_bytes):
         decoded = reader.read(ref)
     return (decoded.inputs.pixels.nbytes, len(decoded.details["seconds"])), decoded
-
-
-def _given_devices() -> tuple[torch.device, ...]:
-    """The GPUs that Ray gave this actor, the CPU if none (Ray does not hide the others); without Ray the first GPU."""
-    if not ray.is_initialized():  # asking would start one
-        return first_gpus(1)
-    given = len(ray.get_gpu_ids())
-    return first_gpus(given) if given else (torch.device("cpu"),)
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ class PrefillActor:
 
     def __init__(self, config_json: str, recipe: Recipe, store_url: str, run_id: str, timeout_s: float) -> None:
         config = IndexConfig.model_validate_json(config_json)
-        self.indexer = Indexer(config, recipe, store_url, run_id, _given_devices())
+        self.indexer = Indexer(config, recipe, store_url, run_id, given_devices())
         self._gpu = threading.Lock()
         self._timeout_s = timeout_s
 

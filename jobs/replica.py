@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ray import serve
 
+from jobs.cluster import given_devices
 from jobs.serve import open_worker
 from sttm.engine.cache_tier import CacheConfig, CacheState
 from sttm.engine.scheduler import Ended, Piece, ScheduleConfig, Scheduler
@@ -28,7 +29,7 @@ class Replica:
 
     def __init__(self, store: str, model: str | None, cache: CacheConfig, schedule: ScheduleConfig) -> None:
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._worker = open_worker(store, model, cache)
+        self._worker = open_worker(store, model, cache, given_devices())
         self._scheduler = Scheduler(self._worker, schedule)
 
     async def answer(self, identity: str, query: Query, options: Sequence[str]) -> AsyncIterator[list[Event]]:

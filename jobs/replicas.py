@@ -37,6 +37,7 @@ class Replicas:
 
     Args:
         count: replicas.
+        gpus_per_model: GPUs of each; ignored where there is none.
         address: of a Ray cluster; None, and no `$RAY_ADDRESS`, starts one in this machine.
         store, model, cache, schedule: of each replica.
         drain_s: time to finish when closed.
@@ -51,6 +52,7 @@ class Replicas:
     def __init__(
         self,
         count: int,
+        gpus_per_model: int,
         address: str | None,
         store: str,
         model: str | None,
@@ -65,15 +67,15 @@ class Replicas:
         self._ray = ExitStack()
         self._ray.enter_context(start_ray(address))
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        if 0 < gpus < count and not address:
+        if 0 < gpus < count * gpus_per_model and not address:
             self._ray.close()
-            raise ConfigError(f"--replicas {count} need a GPU each, and this machine has {gpus}")
+            raise ConfigError(f"--replicas {count} need {gpus_per_model} GPUs each, and this machine has {gpus}")
         serve.start(proxy_location="Disabled", logging_config=_LOGGING)
         deployment = serve.deployment(
             Replica,
             name=_DEPLOYMENT,
             num_replicas=count,
-            ray_actor_options={"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 0},
+            ray_actor_options={"num_gpus": gpus_per_model, "num_cpus": 1} if gpus else {"num_cpus": 0},
             max_ongoing_requests=schedule.max_rows + schedule.max_waiting,
             health_check_period_s=2,
             graceful_shutdown_wait_loop_s=0.1,

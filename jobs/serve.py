@@ -24,6 +24,7 @@ from sttm.engine.scheduler import ScheduleConfig, Scheduler
 from sttm.engine.worker import QueryWorker, open_checkpoint
 from sttm.errors import ConfigError, StoreError
 from sttm.models.checkpoint import Checkpoint
+from sttm.models.placement import Devices, first_gpus
 from sttm.store.store import Store
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def serve(
     max_waiting: Annotated[int, typer.Option(min=1, help="questions waiting; more are refused")] = 256,
     max_tokens: Annotated[int, typer.Option(min=1, help="longest answer that may be asked for")] = 1024,
     timeout_s: Annotated[float, typer.Option(min=0.1, help="longest time for an answer")] = 120.0,
-    replicas: Annotated[int, typer.Option(min=1, help="processes that answer, a GPU each, on Ray Serve")] = 1,
+    replicas: Annotated[int, typer.Option(min=1, help="processes that answer, on Ray Serve")] = 1,
+    gpus_per_model: Annotated[int, typer.Option(min=1, help="GPUs a process spreads its model over")] = 1,
     ray_address: Annotated[str | None, typer.Option(help="cluster for the replicas; default $RAY_ADDRESS")] = None,
     drain_s: Annotated[int, typer.Option(min=0, help="time to finish after SIGTERM")] = 60,
     requests_per_minute: Annotated[int | None, typer.Option(min=1, help="of one API key (or address)")] = None,
@@ -82,7 +84,7 @@ def serve(
     )
     os.environ.pop(KEYS, None)  # no other process needs to know them
     schedule = ScheduleConfig(max_rows=max_rows, max_waiting=max_waiting)
-    answerer = _answerer(replicas, ray_address, (store, model, cache), schedule, drain_s)
+    answerer = _answerer(replicas, gpus_per_model, ray_address, (store, model, cache), schedule, drain_s)
     print(f"serving {opened.storage.url} with {name} on http://{host}:{port}", flush=True)
     app = create_app(opened, name.rstrip("/").rsplit("/", 1)[-1], answerer, config, keys)
     listen(app, host, port, drain_s, is_private=not keys)
@@ -91,6 +93,7 @@ def serve(
 
 def _answerer(
     replicas: int,
+    gpus_per_model: int,
     ray_address: str | None,
     worker: tuple[str, str | None, CacheConfig],
     schedule: ScheduleConfig,
@@ -98,12 +101,12 @@ def _answerer(
 ) -> "Answerer":
     """A scheduler in this process, or replicas on Ray Serve."""
     if replicas == 1 and ray_address is None:
-        return Scheduler(open_worker(*worker), schedule)
+        return Scheduler(open_worker(*worker, first_gpus(gpus_per_model)), schedule)
     try:
         from jobs.replicas import Replicas
     except ImportError as error:
         raise ConfigError(f"{error}; --replicas needs: pip install 'sttm[serve]'") from None
-    started = Replicas(replicas, ray_address, *worker, schedule, drain_s)
+    started = Replicas(replicas, gpus_per_model, ray_address, *worker, schedule, drain_s)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's own handler would abort; the server sets its own
     return started
 
@@ -121,10 +124,10 @@ def newest_checkpoint(store: Store, model: str | None) -> Checkpoint:
     return open_checkpoint(store.manifest(usable[-1].identity), model)
 
 
-def open_worker(store: str, model: str | None, cache: CacheConfig) -> QueryWorker:
-    """A worker of one store; arguments and errors as for `newest_checkpoint`."""
+def open_worker(store: str, model: str | None, cache: CacheConfig, devices: Devices) -> QueryWorker:
+    """A worker of one store; arguments and errors as for `newest_checkpoint` and `QueryWorker`."""
     started, opened = time.perf_counter(), Store.open(store)
-    worker = QueryWorker(opened, newest_checkpoint(opened, model), cache=cache)
+    worker = QueryWorker(opened, newest_checkpoint(opened, model), devices, cache)
     print(f"model loaded in {time.perf_counter() - started:.1f} s", flush=True)
     return worker
 

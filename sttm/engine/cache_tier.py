@@ -9,10 +9,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from pydantic import Field
 
 from sttm.engine.answer import ReadyVideo
+from sttm.models.placement import Devices, as_devices
 from sttm.settings import Settings
 from sttm.store.lru import ByteLRU
 
@@ -51,7 +51,7 @@ class CacheTier:
 
     Args:
         load: reads a video by identity onto the device; what it raises reaches all who wait, and is not remembered.
-        device: where answers are computed.
+        devices: where answers are computed: one, or one a layer.
         device_bytes, host_bytes: as in `CacheConfig`.
 
     Attributes:
@@ -60,10 +60,10 @@ class CacheTier:
     """
 
     def __init__(
-        self, load: Callable[[str], ReadyVideo], device: torch.device, device_bytes: int, host_bytes: int = 0
+        self, load: Callable[[str], ReadyVideo], devices: Devices, device_bytes: int, host_bytes: int = 0
     ) -> None:
         self.counts = {"device": 0, "host": 0, "joined": 0, "load": 0}
-        self._load, self._device = load, device
+        self._load, self._devices = load, as_devices(devices)
         self._lock = threading.Lock()
         self._on_device: ByteLRU[ReadyVideo] = ByteLRU(device_bytes)
         self._on_host: ByteLRU[ReadyVideo] = ByteLRU(host_bytes)
@@ -108,13 +108,13 @@ class CacheTier:
         with self._lock:
             video = self._on_host.get(identity)
             self.counts["load" if video is None else "host"] += 1
-        return None if video is None else video.to(self._device)
+        return None if video is None else video.to(self._devices)
 
     def _demote(self, videos: list[tuple[str, ReadyVideo]]) -> None:
         for identity, video in videos:
             with self._lock:
                 is_wanted = video.size_bytes <= self._on_host.limit_bytes and identity not in self._on_host
             if is_wanted:
-                copy = video.to("cpu", pinned=self._device.type == "cuda")
+                copy = video.to("cpu", pinned=self._devices[0].type == "cuda")
                 with self._lock:
                     self._on_host.put(identity, copy, copy.size_bytes)

@@ -25,6 +25,7 @@ from sttm.engine.text_stream import TextStream
 from sttm.errors import ModelError, QuestionError
 from sttm.kv_cache import KVCache
 from sttm.models.checkpoint import Checkpoint, ModelConfig
+from sttm.models.placement import Devices, first_gpus
 from sttm.store.artifact import Manifest
 from sttm.store.disk_cache import DiskCache
 from sttm.store.key import differences
@@ -129,7 +130,7 @@ class QueryWorker:
     Args:
         store: where the artifacts are.
         checkpoint: the model that made them; an artifact of another is refused.
-        device: default the GPU if there is one.
+        devices: where the model goes, one or several (`sttm.models.placement`); default the GPU if there is one.
         cache: how much memory videos may take.
     """
 
@@ -137,18 +138,17 @@ class QueryWorker:
         self,
         store: Store,
         checkpoint: Checkpoint,
-        device: str | torch.device | None = None,
+        devices: Devices | None = None,
         cache: CacheConfig | None = None,
     ) -> None:
         cache = cache or CacheConfig()
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.store, self.checkpoint = store, checkpoint
-        self.model = checkpoint.load_language_model(self.device)
+        self.model = checkpoint.load_language_model(devices or first_gpus(1))
         self.family = checkpoint.family(with_processor=False)
         self.stop_ids = self.family.stop_ids(checkpoint.generation_config)
         self.disk = None if cache.disk is None else DiskCache(cache.disk, cache.disk_bytes)
         self._buffer = ReadBuffer()
-        self.videos = CacheTier(self._read, self.device, cache.device_bytes, cache.host_bytes)
+        self.videos = CacheTier(self._read, self.model.layer_devices, cache.device_bytes, cache.host_bytes)
 
     def load(self, identity: str) -> ReadyVideo:
         """A stored video, ready to be asked about; kept for the next question.
@@ -219,8 +219,8 @@ class QueryWorker:
         manifest = self.store.manifest(identity)
         require_same_model(manifest, self.checkpoint)
         if self.disk is not None:
-            return self.disk.load(self.store.storage, manifest, self.device, self._buffer)
-        return self.store.load_kv(identity, self.device, self._buffer)
+            return self.disk.load(self.store.storage, manifest, self.model.device, self._buffer)
+        return self.store.load_kv(identity, self.model.device, self._buffer)
 
 
 def joined(identities: Sequence[str]) -> str:
