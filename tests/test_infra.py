@@ -178,10 +178,13 @@ def test_image_is_pinned_and_its_context_holds_what_it_copies() -> None:
 def test_image_has_every_dependency_at_a_tested_version() -> None:
     lines = [line for line in (INFRA / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     pinned = {Requirement(line).name: next(iter(Requirement(line).specifier)) for line in lines}
+    brought = {Requirement(line).name: Requirement(line).extras for line in lines}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["s3"]]
+    extras = project["optional-dependencies"]
+    wanted = [Requirement(text) for text in project["dependencies"] + extras["s3"] + extras["serve"]]
     assert pinned.keys() == {requirement.name for requirement in wanted}
     for requirement in wanted:
+        assert requirement.extras <= brought[requirement.name]
         assert pinned[requirement.name].operator == "=="
         assert pinned[requirement.name].version in requirement.specifier
     setup = dict(re.findall(r"(torch|torchvision)==([\d.]+)", (INFRA / "setup.sh").read_text()))
