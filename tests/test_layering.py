@@ -12,7 +12,10 @@ FILES = sorted([*ROOT.glob("sttm/**/*.py"), *ROOT.glob("jobs/**/*.py")])
 
 DOORS = {
     "decord": {"sttm/video.py", "sttm/video_file.py", "sttm/video_index.py"},
-    "av": {"sttm/video.py", "sttm/video_file.py", "sttm/video_index.py", "sttm/synthetic/encode.py"},
+    "av": {
+        *("sttm/video.py", "sttm/video_file.py", "sttm/video_index.py"),
+        *("sttm/synthetic/encode.py", "sttm/synthetic/film.py"),
+    },
     "fsspec": {"sttm/store/storage.py", "sttm/corpus.py", "sttm/video_file.py"},
     "pyarrow": {
         *("sttm/store/tokens.py", "sttm/store/catalog.py", "sttm/store/answer_table.py"),

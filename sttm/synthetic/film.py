@@ -34,7 +34,7 @@ def write_film(
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = width, height, "yuv420p", bits_per_s
-        stream.options = {"preset": "fast"}
+        stream.options = {"preset": "veryfast"}
         stream.codec_context.thread_type, stream.codec_context.thread_count = "AUTO", 0
         for planes in _pictures(seconds * fps, width, height, fps):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
