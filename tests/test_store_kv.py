@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_samples import make_cache
 
-from sttm.errors import ArtifactError
+from sttm.errors import ArtifactError, StoreError
 from sttm.kv_cache import alike
 from sttm.store.kv import EncodedKV, decode_kv, encode_kv, read_header, read_kv, read_layers
 from sttm.store.kv_header import PAGE_BYTES, parse_header
@@ -119,6 +119,17 @@ def test_a_cache_on_a_gpu_gives_the_same_file_and_is_read_back_there(scheme: str
     for got, expected in zip(loaded.keys + loaded.values, on_cpu.keys + on_cpu.values, strict=True):
         assert got.is_cuda
         assert torch.equal(got.cpu(), expected)
+
+
+@pytest.mark.parametrize("scheme", ["exact", "int8", "k8v4", "int4"])
+def test_layers_packed_together_give_the_same_file(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = make_cache(merge_layer=2)
+    expected = encode_kv(cache, scheme)
+    monkeypatch.setattr("sttm.store.kv_pack._AT_ONCE_BYTES", {"cpu": 1 << 30})
+    assert encode_kv(cache, scheme).data == expected.data
+    cache.values[3][0, 5, 7] = torch.inf
+    with pytest.raises(StoreError, match="a value is NaN or infinite"):
+        encode_kv(cache, scheme)
 
 
 def test_encoding_is_repeatable() -> None:

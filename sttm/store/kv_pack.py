@@ -4,20 +4,21 @@ A GPU is given all its work at once (packing on its current stream, the copies o
 video; checking and digesting the bytes waits for them in whatever thread publishes them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sttm.kv_cache import KVCache
+from sttm.kv_cache import KVCache, alike
 from sttm.store.download import Download, Downloaded, empty_for_copies
 from sttm.store.kv_header import KVHeader, KVLayout, Region
 from sttm.store.quantize import pack_unchecked, require_storable
 from sttm.store.sealed import digest_of
 
 _EMPTY_DIGEST = "0" * 64
+_AT_ONCE_BYTES = {"cpu": 0, "cuda": 32 << 20}  # packed: a GPU waits for launches, a CPU for memory
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class PackedKV:
         places: next position in layers below and from `merge_layer`.
         notes: as for `encode_kv`.
         whole: uint8 [bytes of the file], to be read when `arrived`; the header is still missing.
-        extremes: float32 [2, 4] a layer, of `pack_unchecked`; likewise.
+        extremes: float32 [layers, 2, 4] of each batch of layers, of `pack_unchecked`; likewise.
         arrived: the copies into both.
     """
 
@@ -68,7 +69,7 @@ class PackedKV:
         """
         layout, data = self.layout, self.whole.numpy().data
         self.arrived.wait()
-        for layer, found in enumerate(self.extremes):
+        for layer, found in enumerate(torch.cat(self.extremes)):
             require_storable(found, layout.layer_shape(layer))
         start = len(data) - layout.body_bytes
         digests = tuple(digest_of(data[start + region.begin : start + region.end]) for region in layout.regions)
@@ -96,15 +97,35 @@ def pack_kv(
     start = len(draft.to_bytes())
     whole = empty_for_copies((start + layout.body_bytes,), torch.uint8, cache.keys[0].is_cuda)
     extremes = []
-    for index, region in enumerate(layout.regions):
-        if index == 0:
-            tensors = _head_tensors(cache)
-        else:
-            layer = index - 1
-            tensors, found = pack_unchecked(cache.keys[layer], cache.values[layer], layout.layer_shape(layer))
-            extremes.append(download.fetch(found))
+
+    def fill(region: Region, tensors: Sequence[Tensor]) -> None:
         _fill(whole[start + region.begin : start + region.end], region, tensors, download)
+
+    fill(layout.regions[0], _head_tensors(cache))
+    for layers in _batches(cache, layout):
+        shape = layout.layer_shape(layers.start)
+        keys, values = (_stacked(tensors[layers.start : layers.stop]) for tensors in (cache.keys, cache.values))
+        parts, found = pack_unchecked(keys, values, shape)
+        extremes.append(download.fetch(found))
+        for number, layer in enumerate(layers):
+            fill(layout.regions[1 + layer], [part[number] for part in parts])
     return PackedKV(layout, places, notes or {}, whole, tuple(extremes), download.started())
+
+
+def _batches(cache: KVCache, layout: KVLayout) -> Iterator[range]:
+    """Neighbouring layers of one shape and device that are packed together; exact ones, only copied, one by one."""
+    kinds = [(layout.layer_shape(layer), key.device) for layer, key in enumerate(cache.keys)]
+    sizes = [region.end - region.begin for region in layout.regions[1:]]
+    for layers in alike(kinds, sizes, _AT_ONCE_BYTES[cache.keys[0].device.type]):
+        if layout.layer_shape(layers.start).scheme == "exact":
+            yield from (range(layer, layer + 1) for layer in layers)
+        else:
+            yield layers
+
+
+def _stacked(layers: Sequence[Tensor]) -> Tensor:
+    """[layers, ...]; a single one is not copied."""
+    return layers[0][None] if len(layers) == 1 else torch.stack(tuple(layers))
 
 
 def _head_tensors(cache: KVCache) -> tuple[Tensor, ...]:

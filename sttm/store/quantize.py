@@ -86,30 +86,34 @@ def pack(key: Tensor, value: Tensor, shape: LayerShape) -> tuple[Tensor, ...]:
     Raises:
         StoreError: a number is not finite, or too large for an fp16 scale and zero.
     """
-    parts, extremes = pack_unchecked(key, value, shape)
-    require_storable(extremes.cpu(), shape)
-    return parts
+    parts, extremes = pack_unchecked(key[None], value[None], shape)
+    require_storable(extremes[0].cpu(), shape)
+    return tuple(part[0] for part in parts)
 
 
 def pack_unchecked(key: Tensor, value: Tensor, shape: LayerShape) -> tuple[tuple[Tensor, ...], Tensor]:
     """As `pack`, without waiting for a GPU: what `require_storable` has to look at comes back beside the parts.
 
+    Args:
+        key, value: [layers, H, N, D], of several layers of one shape.
+        shape: of each layer.
+
     Returns:
-        The parts, and extremes float32 [2, 4] of keys and values: lowest and highest number, lowest zero, largest
-        scale. NaN if any number is.
+        The parts, stacked likewise, and extremes float32 [layers, 2, 4] of keys and values: lowest and highest number,
+        lowest zero, largest scale. NaN if any number is.
     """
     if shape.scheme == "exact":
-        return (key, value), torch.stack([_extremes(*tensor.aminmax()) for tensor in (key, value)])
+        return (key, value), torch.stack([_extremes(*_lowest_highest(tensor)) for tensor in (key, value)], dim=1)
     rules, end = shape.rules, shape.tokens - shape.trailing
-    middle_key, middle_value = key[:, shape.leading : end].float(), value[:, shape.leading : end].float()
+    middle_key, middle_value = key[..., shape.leading : end, :].float(), value[..., shape.leading : end, :].float()
     key_codes, key_scale, key_zero, of_keys = _pack_keys(middle_key, rules.key_group, rules.key_bits)
     value_codes, value_scale, value_zero, of_values = _pack_values(middle_value, shape.value_group, rules.value_bits)
     packed = (key_scale, key_zero, value_scale, value_zero, key_codes, value_codes)
     if shape.leading + shape.trailing == 0:
-        return packed, torch.stack((of_keys, of_values))
-    ends = [torch.cat((tensor[:, : shape.leading], tensor[:, end:]), dim=1) for tensor in (key, value)]
-    of_ends = [_extremes(*tensor.aminmax()) for tensor in ends]
-    return (*ends, *packed), torch.stack((_widest([of_keys, of_ends[0]]), _widest([of_values, of_ends[1]])))
+        return packed, torch.stack((of_keys, of_values), dim=1)
+    ends = [torch.cat((tensor[..., : shape.leading, :], tensor[..., end:, :]), dim=-2) for tensor in (key, value)]
+    of_ends = [_extremes(*_lowest_highest(tensor)) for tensor in ends]
+    return (*ends, *packed), torch.stack((_widest([of_keys, of_ends[0]]), _widest([of_values, of_ends[1]])), dim=1)
 
 
 def require_storable(extremes: Tensor, shape: LayerShape) -> None:
@@ -151,17 +155,18 @@ def unpack(parts: tuple[Tensor, ...], shape: LayerShape) -> tuple[Tensor, Tensor
 
 def _pack_keys(key: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Per channel, in groups of tokens; the last group may be shorter."""
-    whole = key.shape[1] // group * group
+    whole = key.shape[-2] // group * group
     scales, zeros, codes, extremes = [], [], [], []
-    for tokens, size in ((key[:, :whole], group), (key[:, whole:], key.shape[1] - whole)):
-        if tokens.shape[1]:
-            grouped = tokens.unflatten(1, (-1, size))  # [H, G, group, D]
-            scale, zero, found = _range_of(grouped, 2, bits)
-            codes.append(_encode(grouped, scale[:, :, None], zero[:, :, None]).flatten(1, 2))
+    for tokens, size in ((key[..., :whole, :], group), (key[..., whole:, :], key.shape[-2] - whole)):
+        if tokens.shape[-2]:
+            grouped = tokens.unflatten(-2, (-1, size))  # [layers, H, G, group, D]
+            scale, zero, found = _range_of(grouped, -2, bits)
+            codes.append(_encode(grouped, scale[..., None, :], zero[..., None, :]).flatten(-3, -2))
             scales.append(scale)
             zeros.append(zero)
             extremes.append(found)
-    return _narrow(torch.cat(codes, dim=1), bits), torch.cat(scales, dim=1), torch.cat(zeros, dim=1), _widest(extremes)
+    packed, scale, zero = (torch.cat(parts, dim=-2) for parts in (codes, scales, zeros))
+    return _narrow(packed, bits), scale, zero, _widest(extremes)
 
 
 def _unpack_keys(codes: Tensor, scale: Tensor, zero: Tensor, group: int, out: Tensor) -> None:
@@ -175,13 +180,13 @@ def _unpack_keys(codes: Tensor, scale: Tensor, zero: Tensor, group: int, out: Te
 
 
 def _pack_values(value: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grouped = value.unflatten(-1, (-1, group))  # [H, N, G, group]
-    scale, zero, extremes = _range_of(grouped, 3, bits)
+    grouped = value.unflatten(-1, (-1, group))  # [layers, H, N, G, group]
+    scale, zero, extremes = _range_of(grouped, -1, bits)
     return _narrow(_encode(grouped, scale[..., None], zero[..., None]).flatten(-2), bits), scale, zero, extremes
 
 
 def _range_of(grouped: Tensor, axis: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """fp16 scale and zero of each group, rounded outwards so that no number of it is clipped; extremes of all."""
+    """fp16 scale and zero of each group, rounded outwards so that no number of it is clipped; extremes [layers, 4]."""
     low, high = grouped.amin(axis), grouped.amax(axis)
     zero = low.half()
     zero = torch.where(zero.float() > low, _below(zero), zero)
@@ -189,11 +194,18 @@ def _range_of(grouped: Tensor, axis: int, bits: int) -> tuple[Tensor, Tensor, Te
     exact_scale = (high - zero.float()) / high.new_full((), 2**bits - 1)
     scale = exact_scale.half()
     scale = torch.where(scale.float() < exact_scale, -_below(-scale), scale).clamp_min(SMALLEST_SCALE)
-    return scale, zero, _extremes(low.amin(), high.amax(), zero.amin(), scale.amax())
+    lowest, highest = low.flatten(1).amin(1), high.flatten(1).amax(1)
+    return scale, zero, _extremes(lowest, highest, zero.flatten(1).amin(1), scale.flatten(1).amax(1))
+
+
+def _lowest_highest(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each layer, [layers]."""
+    low, high = numbers.flatten(1).aminmax(dim=1)
+    return low, high
 
 
 def _extremes(low: Tensor, high: Tensor, zero: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
-    """float32 [4]; what is kept exact has no zero and no scale."""
+    """float32 [layers, 4]; what is kept exact has no zero and no scale."""
     nothing = torch.zeros_like(low)
     return torch.stack(
         [
@@ -201,14 +213,15 @@ def _extremes(low: Tensor, high: Tensor, zero: Tensor | None = None, scale: Tens
             high.float(),
             (nothing if zero is None else zero).float(),
             (nothing if scale is None else scale).float(),
-        ]
+        ],
+        dim=-1,
     )
 
 
 def _widest(extremes: list[Tensor]) -> Tensor:
     """The extremes of several parts of one tensor together."""
-    low, high, zero, scale = torch.stack(extremes).unbind(1)
-    return torch.stack((low.amin(), high.amax(), zero.amin(), scale.amax()))
+    low, high, zero, scale = torch.stack(extremes).unbind(-1)
+    return torch.stack((low.amin(0), high.amax(0), zero.amin(0), scale.amax(0)), dim=-1)
 
 
 def _below(numbers: Tensor) -> Tensor:
