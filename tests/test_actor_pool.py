@@ -115,9 +115,9 @@ def test_places_follow_from_gpus_models_and_work(two_gpus: None) -> None:
     assert places_for(1, None, 1) == (1, 1)
     assert places_for(10, 5, 2) == (2, 2)
     assert places_for(10, 0, 4) == (1, 0)
-    with pytest.raises(ConfigError, match=r"gpus_per_model=3, but there are 2 GPUs"):
+    with pytest.raises(ConfigError, match=r"gpus_per_model is 3, but there are 2 GPUs"):
         places_for(10, None, 3)
-    with pytest.raises(ConfigError, match=r"gpus_per_model=2, but there are 1 GPUs"):
+    with pytest.raises(ConfigError, match=r"gpus_per_model is 2, but there are 1 GPUs"):
         places_for(10, 1, 2)
 
 
