@@ -69,7 +69,9 @@ class Replicas:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         if 0 < gpus < count * gpus_per_model and not address:
             self._ray.close()
-            raise ConfigError(f"--replicas {count} need {gpus_per_model} GPUs each, and this machine has {gpus}")
+            raise ConfigError(
+                f"--replicas {count} need {gpus_per_model} GPUs each, and this machine has {gpus}; ask for fewer"
+            )
         serve.start(proxy_location="Disabled", logging_config=_LOGGING)
         deployment = serve.deployment(
             Replica,

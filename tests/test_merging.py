@@ -301,6 +301,16 @@ def test_a_replayed_decision_is_the_same(budget: float) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_merges_on_a_gpu_that_is_not_the_current_one() -> None:
+    x, config = video(6, 14, 14, C=64), MergeConfig(budget=0.4)
+    for _ in range(3):
+        first, second = (merge(x.to(gpu), config) for gpu in ("cuda:0", "cuda:1"))
+        assert torch.equal(first.survivor.cpu(), second.survivor.cpu())
+        torch.testing.assert_close(first.apply(x.to("cuda:0")).cpu(), second.apply(x.to("cuda:1")).cpu())
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 3, 300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_kernel_sums_equal_plain_torch(rows: int, dtype: torch.dtype) -> None:

@@ -121,8 +121,7 @@ class _State:
 
 def _merge(state: _State, grid: tuple[int, int, int], merging: MergeConfig) -> Merged:
     features = state.hidden[state.sequence.visual].view(*grid, -1)
-    with torch.cuda.device_of(features):  # a kernel of our own runs on the current GPU
-        return merge(features, merging)
+    return merge(features, merging)
 
 
 def _angles(model: LanguageModel, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,12 +34,9 @@ class AtOnce:
     decision: Decision
     facts: Tensor
 
-    def settle(self, facts: list[float], target: int) -> tuple[int, Decision] | None:
-        """The number of survivors and the decision with its thresholds, None if it misses the target.
-
-        `facts` are those of this decision, fetched.
-        """
-        nodes, usable, *lowest = facts
+    def settle(self, target: int) -> tuple[int, Decision] | None:
+        """Wait for the facts: the number of survivors and the decision with its thresholds, None off the target."""
+        nodes, usable, *lowest = self.facts.tolist()
         if nodes - usable > target:
             return None
         thresholds = [None if cosine == torch.inf else cosine for cosine in lowest]
@@ -67,10 +64,8 @@ def decide_by_budget(
     Where no frame follows that could be linked, a quadtree node removes up to 3 tokens at once and the count may fall
     short of the target by up to 2.
     """
-    if rule == "best":
-        at_once = decide_at_once(similarity, grid, target, spatial_share, floor)
-        if settled := at_once.settle(at_once.facts.tolist(), target):
-            return settled[1]
+    if rule == "best" and (settled := decide_at_once(similarity, grid, target, spatial_share, floor).settle(target)):
+        return settled[1]
     cover = cover_cosine(similarity.split, grid)
     cells = len(cover) * grid.cells
 

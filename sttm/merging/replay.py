@@ -18,7 +18,7 @@ from sttm.merging.merged import Merged, weighted_sum
 from sttm.merging.rows import Rows, rows_of
 from sttm.merging.similarity import from_cosines
 
-_KEPT = 8  # shapes and settings; a graph of 128 frames of 14 x 14 tokens holds some 30 MB
+_KEPT = 8  # shapes and settings: a graph keeps the memory of all its steps
 
 
 def merge_to_budget(x_TPC: Tensor, grid: Grid, config: MergeConfig) -> Merged | None:
@@ -50,7 +50,7 @@ class _Planner:
             at_once, rows = self._planned()
             rows = Rows(*(field.clone() for field in vars(rows).values()))  # the next video overwrites the graph's own
             features = weighted_sum(x_TPC.flatten(0, 1), rows.survivor, rows.weights, len(rows.index))
-            settled = at_once.settle(at_once.facts.tolist(), self._target)
+            settled = at_once.settle(self._target)
         if settled is None:
             return None
         count, decision = settled
