@@ -45,7 +45,7 @@ def good_videos() -> dict[str, bytes]:
         + encode_video(container="mpegts", size=(128, 96), ticks_ms=range(3000, 6000, 100)),
     }
     found = {**real, **odd, **coded, **damaged}
-    return found | {f"plain-{n}.mp4": encode_video(count=20 + n) for n in range(48 - len(found))}
+    return found | {f"plain-{n}.mp4": encode_video(count=32 + n) for n in range(48 - len(found))}
 
 
 def write_bad_night(folder: Path) -> tuple[Path, list[str]]:

@@ -55,7 +55,7 @@ def encode_video(
         audio_seconds: adds a silent audio track.
     """
     ticks, tick = (range(count), Fraction(1, rate)) if ticks_ms is None else (ticks_ms, Fraction(1, 1000))
-    flags = {"movflags": movflags} if container == "mp4" and movflags else {}
+    flags = {"fflags": "+bitexact"} | ({"movflags": movflags} if container == "mp4" and movflags else {})
     with (
         tempfile.NamedTemporaryFile() as output,  # moving the index to the front reopens the file by name
         av.open(output.name, "w", format=container, container_options=flags) as file,
@@ -65,7 +65,8 @@ def encode_video(
         stream.pix_fmt = pixel_format
         stream.codec_context.gop_size = gop
         stream.codec_context.time_base = tick
-        stream.options = options or {}
+        # x264's macroblock tree is not the same at every run, and tests want the same bytes
+        stream.options = ({"mbtree": "0"} if codec == "libx264" else {}) | (options or {})
         if rotation:
             stream.set_display_rotation(rotation)
         track = file.add_stream("aac", rate=8000, layout="mono") if audio_seconds else None
