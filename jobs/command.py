@@ -23,7 +23,12 @@ def run(*, is_group: bool = False, **functions: Callable[..., int | None]) -> No
         is_group: a single function is a subcommand too.
         functions: by the name they have on the command line; a single one needs no subcommand.
     """
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=len(functions) > 1)
+    app = typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        no_args_is_help=len(functions) > 1,
+        rich_markup_mode=None,  # it would take [brackets] in a help text for markup
+    )
     for name, function in functions.items():
         app.command(name)(_guarded(function))
     if is_group:

@@ -67,7 +67,9 @@ def evaluate(
     """Measure how much accuracy reducers keep."""
     settings = load_config(JobConfig, config, set_)
     compared = parse_reducers(reducers, parse_budgets(budgets), settings)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _usable(device) if device else ("cuda" if torch.cuda.is_available() else "cpu")
+    if out is not None:
+        _make(out)
     limit = limit or (QUICK_CLIPS if quick else None)
     source = Source(benchmark, questions, annotations, videos, scoring, encoded)
     asked = source.load(settings, limit).head(limit)
@@ -92,6 +94,22 @@ def _run(evaluator: Evaluator, video: VideoQuestions, inputs: VideoInputs) -> Vi
     except torch.OutOfMemoryError as error:
         torch.cuda.empty_cache()
         return f"out of memory at {inputs.tokens} visual tokens: {str(error).splitlines()[0]}"
+
+
+def _usable(device: str) -> str:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0]
+        raise ConfigError(f"--device {device!r}: {cause}; write cpu, cuda or cuda:1, or leave it out") from error
+    return device
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {folder} cannot be a folder: {error.strerror}; name another") from error
 
 
 def parse_budgets(text: str) -> list[float]:
@@ -126,6 +144,8 @@ class Source:
             return read_table(self.questions, self.videos, settings.video, self.scoring)
         if self.benchmark == "synthetic":
             return synthetic_benchmark(limit or CLIPS, settings.video if self.encoded else None)
+        if self.benchmark not in FORMATS:
+            raise ConfigError(f"no benchmark {self.benchmark!r}; known: synthetic, {', '.join(FORMATS)}")
         if self.annotations is None or self.videos is None:
             raise ConfigError(f"--benchmark {self.benchmark} needs --annotations FILE and --videos FOLDER")
         return read_benchmark(self.benchmark, self.annotations, self.videos, settings.video)
@@ -211,7 +231,6 @@ def _show(rows: list[Row], record: Record) -> None:
 
 def _write(folder: Path, report: dict[str, Any], rows: list[Row], record: Record) -> None:
     """`report.json`, `table.md`, `replies.jsonl` (one line a question, all reducers), with matplotlib `plot.png`."""
-    folder.mkdir(parents=True, exist_ok=True)
     errors = [asdict(error) for error in record.errors]
     (folder / "report.json").write_text(json.dumps({**report, "error_rows": errors}, indent=1))
     (folder / "table.md").write_text(tables(rows) + "\n" if rows else "")

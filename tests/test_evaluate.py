@@ -310,7 +310,10 @@ def test_videos_read_ahead_come_in_order_with_their_own_errors(evaluator: Evalua
         ({"budgets": "0.5,x"}, "shares like"),
         ({"budgets": "50"}, "share of the tokens"),
         ({"questions": None, "benchmark": "vnbench"}, "needs --annotations"),
+        ({"questions": None, "benchmark": "nope"}, "known: synthetic, video-mme"),
         ({"reducers": "sttm["}, "brackets"),
+        ({"device": "gpu7"}, "--device 'gpu7': .*leave it out"),
+        ({"out": Path(__file__)}, "test_evaluate.py cannot be a folder"),
     ],
 )
 def test_a_wrong_command_line_is_explained(
