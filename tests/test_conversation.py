@@ -1,5 +1,7 @@
 """Follow-up turns equal one long prompt; rows of a batch draw and end on their own."""
 
+import math
+
 import pytest
 import torch
 from checkpoints import FAMILIES
@@ -7,7 +9,7 @@ from family_setup import HALF, Setup
 
 from sttm.engine.answer import Continuation, Generation, ReadyVideo, answer, ready
 from sttm.engine.conversation import Conversation, follow_up_ids, turns_ids
-from sttm.engine.sampling import SamplingConfig
+from sttm.engine.sampling import Sampler, SamplingConfig
 from sttm.errors import QuestionError
 
 TURNS = SamplingConfig(max_tokens=5)
@@ -77,6 +79,23 @@ def test_a_row_samples_the_same_alone_and_in_a_batch(one: Setup, video: ReadyVid
     assert rows == alone
     assert [len(row) for row in rows] == [4, 7, 10]
     assert generation.ended == ["length"] * 3
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "first"),
+    [(1e-39, 1.0, 5.0), (2e-4, 1e-9, 3e37), (1.5, 1.0, float("nan")), (1.5, 1.0, float("inf"))],
+)
+def test_what_a_row_asks_for_or_holds_never_hurts_its_neighbours(temperature: float, top_p: float, first: float) -> None:
+    """A temperature that float32 cannot divide by, and logits that are not numbers."""
+    innocent = SamplingConfig(temperature=1.5, seed=3)
+    evil = SamplingConfig(temperature=temperature, top_p=top_p, seed=4)
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    alone = Sampler([innocent])(logits[:1].clone(), [0])
+    logits[1, 7] = first
+    tokens = Sampler([innocent, evil])(logits, [0, 1])
+    assert tokens[0] == alone[0]
+    assert 0 <= int(tokens[1]) < 50
+    assert not math.isfinite(first) or int(tokens[1]) == 7
 
 
 def test_a_cut_row_leaves_the_others_as_they_were(one: Setup, video: ReadyVideo) -> None:

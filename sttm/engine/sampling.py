@@ -12,13 +12,14 @@ from torch import Tensor
 
 from sttm.settings import Settings
 
+_GREEDY_BELOW = 1e-4  # temperature; what it would leave to chance is less than float32 tells apart
 
 class SamplingConfig(Settings):
     """How the next token is chosen.
 
     Attributes:
         max_tokens: longest answer, in tokens.
-        temperature: 0 takes the likeliest token (greedy).
+        temperature: 0, or what is as good as 0, takes the likeliest token (greedy).
         top_p: sample from the likeliest tokens that together hold this probability.
         seed: makes sampling repeatable; None draws a new seed.
     """
@@ -39,7 +40,7 @@ class Sampler:
     def __call__(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
         """Tokens int64 [B] from float32 logits [B, V]; `rows` says which config each belongs to."""
         tokens = logits.argmax(-1)
-        drawn = [at for at, row in enumerate(rows) if self._configs[row].temperature > 0]
+        drawn = [at for at, row in enumerate(rows) if self._configs[row].temperature >= _GREEDY_BELOW]
         if drawn:
             tokens[drawn] = self._draw(logits[drawn], [rows[at] for at in drawn])
         return tokens
@@ -49,8 +50,11 @@ class Sampler:
         temperature = logits.new_tensor([[c.temperature] for c in configs])
         top_p = logits.new_tensor([[c.top_p] for c in configs])
         draws = logits.new_tensor([[self._random[row].random()] for row in rows])
-        chances, ids = (logits / temperature).softmax(-1).sort(-1, descending=True)
+        # The likeliest is at 0 before the division, which then cannot overflow.
+        scaled = (logits - logits.amax(-1, keepdim=True)) / temperature
+        chances, ids = scaled.softmax(-1).sort(-1, descending=True)
         sums = chances.cumsum(-1)
-        last = (sums - chances <= top_p).sum(-1, keepdim=True) - 1
+        # Logits that are not numbers must not become an index out of range, which would end all work on a GPU.
+        last = ((sums - chances <= top_p).sum(-1, keepdim=True) - 1).clamp_min(0)
         chosen = torch.searchsorted(sums, draws * sums.gather(1, last), right=True)
         return ids.gather(1, torch.minimum(chosen, last))[:, 0]
