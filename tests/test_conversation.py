@@ -85,7 +85,7 @@ def test_a_row_samples_the_same_alone_and_in_a_batch(one: Setup, video: ReadyVid
     ("temperature", "top_p", "first"),
     [(1e-39, 1.0, 5.0), (2e-4, 1e-9, 3e37), (1.5, 1.0, float("nan")), (1.5, 1.0, float("inf"))],
 )
-def test_what_a_row_asks_for_or_holds_never_hurts_its_neighbours(temperature: float, top_p: float, first: float) -> None:
+def test_no_temperature_and_no_logits_hurt_other_rows(temperature: float, top_p: float, first: float) -> None:
     """A temperature that float32 cannot divide by, and logits that are not numbers."""
     innocent = SamplingConfig(temperature=1.5, seed=3)
     evil = SamplingConfig(temperature=temperature, top_p=top_p, seed=4)

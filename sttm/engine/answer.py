@@ -10,94 +10,26 @@ together and every step appends one token a row.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from copy import copy
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sttm.engine.decoder import key_bias, moved, rotary, rotate, run_layer
+from sttm.engine.decoder import moved, rotary, run_layer
 from sttm.engine.own_tokens import OwnTokens
+from sttm.engine.ready_video import ReadyVideo as ReadyVideo
+from sttm.engine.ready_video import ready as ready
 from sttm.engine.sampling import Sampler, SamplingConfig
 from sttm.engine.step_graph import StepGraph, captured
-from sttm.kv_cache import KVCache, alike
 from sttm.models.attention import additive
 from sttm.models.language_model import LanguageModel
-from sttm.models.placement import Devices, as_devices
 
 _LOOKING_ROPE = ("dynamic", "longrope")
-_ROTATED_AT_ONCE_BYTES = 32 << 20  # keys of several layers: few launches, and bounded memory
+# What is fed at once, so that memory, and the time others wait, do not grow with the square of a long question.
+_TOKENS_AT_ONCE, _SCORES_AT_ONCE = 8192, 1 << 22  # of all rows; a head's scores of their own tokens
 _EAGER_STEPS = 2  # run kernel by kernel first: many answers are a word, and the first step sets libraries up
 _REPAID_AFTER = 8  # steps: making a graph takes about as long as two run kernel by kernel
-
-
-@dataclass(frozen=True)
-class ReadyVideo:
-    """A video's KV cache as attention wants it: keys rotated, each layer's on the device of the model's layer.
-
-    Attributes:
-        keys, values: per layer [heads, tokens, D].
-        merge_layer: layers from here on hold the reduced tokens.
-        next_positions: first free position for layers below `merge_layer` and from it on.
-        position_axes: 1 for RoPE, 3 for M-RoPE.
-        bias: float32 [tokens], added to the attention logits of the reduced tokens' keys; None for plain attention.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    merge_layer: int
-    next_positions: tuple[int, int]
-    position_axes: int
-    bias: Tensor | None = None
-
-    def group(self, layer: int) -> int:
-        """0 for a layer that holds every token, 1 for one that holds the reduced ones."""
-        return int(layer >= self.merge_layer)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all keys and values."""
-        return sum(t.nbytes for t in (*self.keys, *self.values))
-
-    def to(self, devices: Devices, pinned: bool = False) -> "ReadyVideo":
-        """The same on another device; `pinned` puts it into page-locked memory, which a GPU copies at full rate.
-
-        Args:
-            devices: one for all, or one a layer, see `LanguageModel.layer_devices`.
-            pinned: for the CPU only.
-        """
-
-        def placed(tensor: Tensor, device: torch.device) -> Tensor:
-            tensor = tensor.to(device, non_blocking=tensor.is_pinned())
-            return tensor.pin_memory() if pinned else tensor
-
-        each = as_devices(devices)
-        each = each * len(self.keys) if len(each) == 1 else each
-        bias = None if self.bias is None else placed(self.bias, each[-1])
-        return replace(
-            self, keys=tuple(map(placed, self.keys, each)), values=tuple(map(placed, self.values, each)), bias=bias
-        )
-
-
-@torch.inference_mode()
-def ready(model: LanguageModel, cache: KVCache) -> ReadyVideo:
-    """Bring a cache to the model's devices and dtype and rotate its keys."""
-    devices = model.layer_devices
-    angles = [
-        tuple(a[0] for a in rotary(model, model.text.embed_tokens.weight, p.to(model.device).long()[:, None]))
-        for p in (cache.positions, cache.reduced_positions)
-    ]
-    keys: list[Tensor] = []
-    kinds = [(key.shape, devices[layer], layer >= cache.merge_layer) for layer, key in enumerate(cache.keys)]
-    for layers in alike(kinds, [key.nbytes for key in cache.keys], _ROTATED_AT_ONCE_BYTES):
-        device = devices[layers.start]
-        angles = moved(angles, device)
-        together = torch.stack([cache.keys[layer].to(device, model.dtype) for layer in layers])
-        keys += rotate(together, angles[layers.start >= cache.merge_layer]).unbind()
-    values = tuple(v.to(device, model.dtype) for v, device in zip(cache.values, devices, strict=True))
-    next_positions = (cache.next_position, cache.reduced_next_position)
-    bias = moved(key_bias(cache.multiplicity), devices[-1])
-    return ReadyVideo(tuple(keys), values, cache.merge_layer, next_positions, len(cache.positions), bias)
 
 
 class Continuation:
@@ -110,15 +42,18 @@ class Continuation:
         room: tokens a row that will be fed after the questions; more are copied into larger buffers.
 
     Attributes:
+        asked: int64 [B, Q], the questions.
         fed: tokens a row so far, padding included.
     """
 
     def __init__(self, model: LanguageModel, video: ReadyVideo, questions: Sequence[Sequence[int]], room: int) -> None:
-        self._model, self._video, self._questions = model, video, questions
+        self._model, self._video = model, video
         longest = max(map(len, questions))
         if min(map(len, questions)) == 0:
             raise ValueError("a question has no tokens")
-        self._pad = torch.tensor([longest - len(q) for q in questions], device=model.device)
+        pads = [longest - len(question) for question in questions]
+        rows = [[0] * pad + list(question) for pad, question in zip(pads, questions, strict=True)]
+        self._pad, self.asked = torch.tensor(pads, device=model.device), torch.tensor(rows, device=model.device)
         self.fed = 0
         self._own = OwnTokens(video.keys, len(questions))
         self.expect(longest + room)
@@ -136,8 +71,7 @@ class Continuation:
 
     def start(self) -> Tensor:
         """Feed the questions; float32 logits [B, V] of each row's first answer token."""
-        rows = [[0] * int(p) + list(q) for p, q in zip(self._pad.tolist(), self._questions, strict=True)]
-        return self.feed(torch.tensor(rows, device=self._model.device))
+        return self.feed(self.asked)
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
@@ -153,20 +87,43 @@ class Continuation:
     @torch.inference_mode()
     def feed(self, ids: Tensor) -> Tensor:
         """Feed Q tokens a row, int64 [B, Q]; float32 logits [B, V] of the next."""
-        first, self.fed = self.fed, self.fed + ids.shape[1]
-        self._own.make_room(self.fed)
-        columns = torch.arange(first, self.fed, device=ids.device)
-        return self._logits(ids, columns, self._own.seen(self.fed))
+        last = torch.empty(0)
+        for hidden in self.read(ids):
+            last = hidden[:, -1]
+        return self._model.logits(last)
+
+    @torch.inference_mode()
+    def read(self, ids: Tensor) -> Iterator[Tensor]:
+        """Feed Q tokens a row, int64 [B, Q], in pieces that bound memory and time: hidden states [B, q, C] of each."""
+        end = self.fed + ids.shape[1]
+        self._own.make_room(end)
+        most = min(_TOKENS_AT_ONCE, _SCORES_AT_ONCE // self._own.seen(end))
+        for piece in ids.split(max(1, most // len(ids)), dim=1):
+            first, self.fed = self.fed, self.fed + piece.shape[1]
+            columns = torch.arange(first, self.fed, device=ids.device)
+            yield self._hidden(piece, columns, self._own.seen(self.fed))
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only, in this order."""
+        """Go on with these rows only, in this order; a row named twice goes on as two."""
         chosen = torch.tensor(rows, device=self._pad.device)
         self._pad, self._graph = self._pad[chosen], None
         self._own.keep(chosen)
 
+    def branch(self, rows: Sequence[int], room: int) -> "Continuation":
+        """Another that goes on with these rows, for `room` more tokens; this one stays as it is."""
+        other = copy(self)
+        other._own = self._own.copy()
+        other.keep(rows)
+        other.expect(room)
+        return other
+
     def _logits(self, ids: Tensor, columns: Tensor, seen: int) -> Tensor:
-        """Logits after tokens [B, Q] that go to these columns, int64 [Q], of the own ones, of which `seen` are seen.
+        """Float32 logits [B, V] after the last of tokens [B, Q]; arguments as for `_hidden`."""
+        return self._model.logits(self._hidden(ids, columns, seen)[:, -1])
+
+    def _hidden(self, ids: Tensor, columns: Tensor, seen: int) -> Tensor:
+        """Hidden states [B, Q, C] of tokens [B, Q] that go to these columns, int64 [Q], of the own ones, `seen` seen.
 
         Of the tensors' values no shape follows, so that one call can stand for another in a CUDA graph.
         """
@@ -182,7 +139,7 @@ class Continuation:
                 hidden, angles, mask, bias = moved((hidden, angles, mask, bias), shared[0].device)
             group = video.group(layer)
             hidden = run_layer(model, layer, hidden, mask, angles[group], self._own, shared, bias if group else None)
-        return model.logits(hidden[:, -1])
+        return hidden
 
     def _mask(self, columns: Tensor, seen: int) -> Tensor:
         """Which own tokens each query may see, [B, 1, Q, seen]: neither later ones nor padding."""

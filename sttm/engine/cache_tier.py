@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from sttm.engine.answer import ReadyVideo
+from sttm.engine.ready_video import ReadyVideo
 from sttm.models.placement import Devices, as_devices
 from sttm.settings import Settings
 from sttm.store.lru import ByteLRU

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from sttm.engine.answer import ReadyVideo, ready
+from sttm.engine.ready_video import ReadyVideo, ready
 from sttm.kv_cache import KVCache
 from sttm.models.language_model import LanguageModel
 

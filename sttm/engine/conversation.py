@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from sttm.engine.answer import Continuation, Generation, ReadyVideo
+from sttm.engine.answer import Continuation, Generation
 from sttm.engine.context import require_room
+from sttm.engine.ready_video import ReadyVideo
 from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ModelError, QuestionError
 from sttm.models.base import Family

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sttm.engine.answer import ReadyVideo
+from sttm.engine.ready_video import ReadyVideo
 
 
 def hugging_face_cache(video: ReadyVideo) -> Any:

@@ -11,7 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sttm.engine.answer import Continuation, ReadyVideo
+from sttm.engine.answer import Continuation
+from sttm.engine.ready_video import ReadyVideo
 from sttm.models.language_model import LanguageModel
 from sttm.settings import Settings
 

@@ -1,15 +1,34 @@
-"""How likely a model finds given answers: teacher-forced log-likelihoods after a stored video and a question."""
+"""How likely a model finds given answers: teacher-forced log-likelihoods after a stored video and a question.
 
-from collections.abc import Sequence
+A question is fed once, then all tokens of its options at once, each option behind a copy of the question's own tokens.
+"""
+
+from collections.abc import Generator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from sttm.engine.answer import Continuation, ReadyVideo
+from sttm.engine.answer import Continuation
+from sttm.engine.batching import batches
+from sttm.engine.ready_video import ReadyVideo
 from sttm.models.language_model import LanguageModel
 
+_LOGITS_AT_ONCE = 1 << 26  # float32 numbers in memory at one time, 256 MB
+T = TypeVar("T")
+Pieces = Generator[None, None, T]  # work in pieces that each take a bounded time; what it returns is the result
 
-@torch.inference_mode()
+
+def finished(pieces: Pieces[T]) -> T:
+    """Do all pieces; their result."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
 def score_options(
     model: LanguageModel,
     video: ReadyVideo,
@@ -23,30 +42,70 @@ def score_options(
         questions: token ids, as `Family.question_ids` makes them.
         options: per question, the token ids of each option. End them with the stop token to ask for the whole answer,
             so that an option is not preferred for being the beginning of a longer one.
-        max_rows: options scored at once.
+        max_rows: questions, or options, fed at once.
 
     Returns:
         Per question, float32 [options] on the CPU: sums of the tokens' log-probabilities.
     """
-    pairs = [(question, option) for question, row in zip(questions, options, strict=True) for option in row]
-    if any(len(option) == 0 for _, option in pairs):
+    return finished(scoring(model, video, questions, options, max_rows))
+
+
+@torch.inference_mode()
+def scoring(
+    model: LanguageModel,
+    video: ReadyVideo,
+    questions: Sequence[Sequence[int]],
+    options: Sequence[Sequence[Sequence[int]]],
+    max_rows: int = 64,
+) -> Pieces[list[Tensor]]:
+    """`score_options` piece by piece: the work between two yields is bounded, however long questions and options."""
+    if any(len(option) == 0 for row in options for option in row):
         raise ValueError("an option has no tokens")
-    parts = [_score(model, video, pairs[at : at + max_rows]) for at in range(0, len(pairs), max_rows)]
-    scores = torch.cat(parts) if parts else torch.empty(0)
-    return list(scores.split([len(row) for row in options]))
+    scores = [torch.empty(len(row)) for row in options]
+    for numbers in batches([len(question) for question in questions], max_rows):
+        asked = Continuation(model, video, [questions[number] for number in numbers], 0)
+        last = torch.empty(0)
+        for hidden in asked.read(asked.asked):
+            last = hidden[:, -1]
+            yield
+        first = model.logits(last).log_softmax(-1)
+        pairs = [(at, o) for at, number in enumerate(numbers) for o in range(len(options[number]))]
+        tokens = [options[numbers[at]][o] for at, o in pairs]
+        for group in batches([asked.fed + len(option) for option in tokens], max_rows):
+            rows = [pairs[pair][0] for pair in group]
+            found = yield from _scored(model, asked, first[rows], rows, [tokens[pair] for pair in group])
+            for pair, score in zip(group, found.tolist(), strict=True):
+                at, o = pairs[pair]
+                scores[numbers[at]][o] = score
+    return scores
 
 
-def _score(model: LanguageModel, video: ReadyVideo, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
-    """float32 [rows], one option a row; rows whose option has ended are fed its last token and not counted."""
-    longest = max(len(option) for _, option in pairs)
-    lengths = torch.tensor([len(option) for _, option in pairs], device=model.device)
-    ids = torch.tensor([[*option, *[option[-1]] * (longest - len(option))] for _, option in pairs])
-    ids = ids.to(model.device)
-    continuation = Continuation(model, video, [question for question, _ in pairs], longest - 1)
-    logits, total = continuation.start(), torch.zeros(len(pairs), device=model.device)
-    for step in range(longest):
-        if step:
-            logits = continuation.step(ids[:, step - 1])
-        chosen = logits.log_softmax(-1).gather(1, ids[:, step, None])[:, 0]
-        total += torch.where(step < lengths, chosen, 0.0)
+def _scored(
+    model: LanguageModel, asked: Continuation, first: Tensor, rows: Sequence[int], options: Sequence[Sequence[int]]
+) -> Pieces[Tensor]:
+    """Float32 [R] for R options, each after a row of `asked`; `first` [R, V] are its first token's log-probabilities.
+
+    Options are padded on the right, where no token of theirs sees it.
+    """
+    longest = max(map(len, options))
+    ids = torch.tensor([[*option, *[0] * (longest - len(option))] for option in options], device=model.device)
+    is_real = torch.arange(longest) < torch.tensor([len(option) for option in options])[:, None]
+    is_real = is_real.to(model.device)
+    total, at = first.gather(1, ids[:, :1])[:, 0], 1
+    if longest > 1:
+        for hidden in asked.branch(rows, longest - 1).read(ids[:, :-1]):
+            here = slice(at, at + hidden.shape[1])
+            total, at = total + _log_likelihoods(model, hidden, ids[:, here], is_real[:, here]), here.stop
+            yield
     return total.cpu()
+
+
+def _log_likelihoods(model: LanguageModel, hidden: Tensor, ids: Tensor, is_real: Tensor) -> Tensor:
+    """Sums, float32 [R], of the log-probabilities of tokens [R, q] after hidden states [R, q, C], padding left out."""
+    step = max(1, _LOGITS_AT_ONCE // model.text.config.vocab_size)
+    states, wanted = hidden[is_real.to(hidden.device)].split(step), ids[is_real].split(step)
+    chosen = torch.zeros(ids.shape, device=ids.device)
+    chosen[is_real] = torch.cat(
+        [model.logits(s).log_softmax(-1).gather(1, t[:, None])[:, 0] for s, t in zip(states, wanted, strict=True)]
+    )
+    return chosen.sum(1)

@@ -1,6 +1,7 @@
 """Keys and values of the rows' own tokens, in buffers that are made once and filled from the front."""
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -49,6 +50,12 @@ class OwnTokens:
             for layer, old in enumerate(buffers):
                 buffers[layer] = old.new_zeros(*old.shape[:2], larger, old.shape[3])
                 buffers[layer][:, :, :room] = old
+
+    def copy(self) -> "OwnTokens":
+        """Another that can `keep` other rows and grow; until then both hold the same buffers."""
+        other = copy(self)
+        other._keys, other._values = list(self._keys), list(self._values)
+        return other
 
     def keep(self, rows: Tensor) -> None:
         """Drop all but these rows, int64 [kept]."""

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from sttm.engine.answer import Continuation, Generation, ReadyVideo, ready
+from sttm.engine.answer import Continuation, Generation
 from sttm.engine.cache_tier import CacheConfig, CacheState, CacheTier
 from sttm.engine.compose import compose
 from sttm.engine.context import require_room
 from sttm.engine.conversation import Conversation, text_ids, turns_ids
-from sttm.engine.likelihood import score_options
+from sttm.engine.likelihood import Pieces, finished, scoring
+from sttm.engine.ready_video import ReadyVideo, ready
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.text_stream import TextStream
 from sttm.errors import ModelError, QuestionError
@@ -57,13 +58,11 @@ class Choice:
 
     Attributes:
         index: the likeliest option.
-        log_likelihoods: log p(option and end of turn | video, question) of each.
-        probabilities: the same, normalised over the options.
+        probabilities: p(option and end of turn | video, question) of each, normalised over the options.
         prompt_tokens: of the question.
     """
 
     index: int
-    log_likelihoods: tuple[float, ...]
     probabilities: tuple[float, ...]
     prompt_tokens: int
 
@@ -191,14 +190,20 @@ class QueryWorker:
         Raises:
             ValueError, QuestionError: as for `start`.
         """
+        return finished(self.choosing(video, turns, options))
+
+    def choosing(
+        self, video: ReadyVideo, turns: Sequence[Sequence[str]], options: Sequence[Sequence[str]]
+    ) -> Pieces[list[Choice]]:
+        """`choose` piece by piece, so that other work, or a look at who still waits, can come between."""
         end = int(self.family.tokenizer.eos_token_id)
         questions = [turns_ids(self.family, turn) for turn in turns]
         ids = [[[*text_ids(self.family, text), end] for text in row] for row in options]
         for question, row in zip(questions, ids, strict=True):
             require_room(self.model, video, len(question), max(map(len, row)))
-        scores = score_options(self.model, video, questions, ids)
+        scores = yield from scoring(self.model, video, questions, ids)
         return [
-            Choice(int(s.argmax()), tuple(s.tolist()), tuple(s.softmax(0).tolist()), len(q))
+            Choice(int(s.argmax()), tuple(s.softmax(0).tolist()), len(q))
             for s, q in zip(scores, questions, strict=True)
         ]
 
