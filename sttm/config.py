@@ -1,5 +1,6 @@
 """The settings of one index, from YAML and overrides, and the recipe they amount to."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,12 +95,19 @@ def _apply(data: dict[str, Any], override: str) -> None:
 def index_recipe(config: IndexConfig, checkpoint: Checkpoint) -> Recipe:
     """All that changes the bytes of an artifact, besides the video itself.
 
-    The checkpoint counts by its digests, not its name: the same weights in another folder make the same cache.
+    The checkpoint counts by its digests, not its name: the same weights in another folder make the same cache. How
+    frames are resized is part of them, and a section of its own (`preprocess`) where the checkpoint does not say it.
+
+    Raises:
+        ModelError: the checkpoint cannot be used.
+        ConfigError: a setting does not go with it.
     """
+    bounds = checkpoint.pixel_bounds
     return make_recipe(
         model={**checkpoint.digests, "dtype": config.model.dtype},
         video={**config.video.model_dump(mode="json"), "decoders": decoder_versions()},
         merge=config.merge.model_dump(mode="json"),
         prefill=config.prefill.model_dump(mode="json", exclude={"chunk_tokens"}),
         store=config.store.model_dump(mode="json"),
+        **({} if bounds is None else {"preprocess": asdict(bounds)}),
     )

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+from published import write_published
 
 from sttm.config import IndexConfig, index_recipe, load_config
 from sttm.errors import ConfigError
-from sttm.models.checkpoint import Checkpoint
+from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.store.key import differences, recipe_digest
 
 
@@ -62,3 +63,13 @@ def test_recipe_changes_with_what_changes_the_bytes(qwen2_vl_folder: Path, setti
         changed = recipe(override)
         path = override.split("=")[0]
         assert [d.path for d in differences(plain, changed)] == [path]
+    (resized,) = differences(plain, recipe("model.frame_pixels=50000"))
+    assert (resized.path, resized.right["most"]) == ("preprocess", 50000)
+
+
+def test_recipe_holds_the_bounds_of_frames_that_the_checkpoint_does_not_say(
+    qwen2_vl_folder: Path, tmp_path: Path
+) -> None:
+    config = IndexConfig(model=ModelConfig(path=str(write_published(qwen2_vl_folder, tmp_path / "published"))))
+    bounds = index_recipe(config, Checkpoint.open(config.model))["preprocess"]
+    assert bounds == {"least": 100352, "most": 602112, "total": 38535168}

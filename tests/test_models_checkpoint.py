@@ -2,11 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from checkpoints import FAMILIES
+from checkpoints import FAMILIES, write_checkpoint
 from family_setup import Setup
 from safetensors.torch import load_file, save_file
 
@@ -70,12 +74,54 @@ def test_missing_weight_is_an_error_not_a_random_one(broken: Path) -> None:
         opened(broken).load_model("cpu")
 
 
-def test_sliding_window_is_refused(tmp_path: Path) -> None:
-    setup = Setup.of("qwen2_vl")
-    config = type(setup.family.config).from_dict(setup.family.config.to_dict())
-    config.text_config.layer_types = ["full_attention", "sliding_attention"] * 2
+@pytest.mark.parametrize("place", [None, "text_config"])
+def test_quantised_checkpoint_is_refused_by_its_config(broken: Path, place: str | None) -> None:
+    raw = json.loads((broken / "config.json").read_text())
+    (raw[place] if place else raw)["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (broken / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ModelError, match=r"quantised .*method 'fp8'.*take the unquantised checkpoint"):
+        opened(broken).family()
+
+
+@pytest.mark.parametrize("load", [Checkpoint.load_model, Checkpoint.load_language_model])
+def test_quantised_weights_are_refused_where_the_config_is_silent(
+    broken: Path, load: Callable[[Checkpoint, str], object]
+) -> None:
+    """Without the scales beside them they are other numbers, and the answers wrong without a word."""
+    path = broken / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("down_proj.weight"))
+    weights |= {name: weights[name].to(torch.float8_e4m3fn), f"{name}_scale_inv": torch.ones(1, 1)}
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"{name} is stored as F8_E4M3, .*take the unquantised checkpoint"):
+        load(opened(broken), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_refused"),
+    [
+        ({"layer_types": ["full_attention", "sliding_attention"] * 2}, True),
+        ({"layer_types": None, "sliding_window": 16}, True),
+        ({"layer_types": None, "sliding_window": 16, "use_sliding_window": True}, True),
+        ({"layer_types": None, "sliding_window": 16, "use_sliding_window": False}, False),
+        ({"layer_types": None, "sliding_window": 4096}, False),
+        ({"layer_types": None, "sliding_window": None}, False),
+    ],
+)
+def test_sliding_window_is_refused(settings: dict[str, Any], is_refused: bool) -> None:
+    """Also where a config has no kinds of layers, as Mistral's; a window as long as all positions hides nothing."""
+    family = Setup.of("llava_next_video").family
+    text = SimpleNamespace(max_position_embeddings=4096, **settings)
+    config = SimpleNamespace(model_type="llava_next_video", get_text_config=lambda: text)
+    with pytest.raises(ModelError, match="sliding_attention") if is_refused else nullcontext():
+        type(family)(config, family.tokenizer)
+
+
+def test_mistrals_window_is_refused(tmp_path: Path) -> None:
+    text = {"model_type": "mistral", "sliding_window": 16}
+    folder = write_checkpoint("llava_next_video", tmp_path / "mistral", text_config=text)
     with pytest.raises(ModelError, match="sliding_attention"):
-        type(setup.family)(config, setup.family.tokenizer)
+        opened(folder).family()
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])

@@ -1,13 +1,15 @@
 """Checkpoints in the layout of the original LLaVA code equal their twins in transformers' layout."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import write_checkpoint, write_lmms_lab
-from family_setup import HALF, NO_MERGE, Setup, video
+from family_setup import HALF, NO_MERGE, QUESTIONS, Setup, video
+from published import TEXT_TEMPLATE, write_tokenizer_parts
 
 from sttm.engine.answer import Continuation, ready
 from sttm.engine.prefill import PrefillConfig, prefill
@@ -92,11 +94,38 @@ def test_newline_position_comes_from_the_original_config(twins: tuple[Setup, Set
     assert grid.prefill(HALF).cache.tokens == (len(grid.prompt.ids), kept)
 
 
+@pytest.mark.parametrize("model_type", ["llava", "llava_qwen"])
+def test_tokenizer_may_lack_its_json(twins: tuple[Setup, Setup], tmp_path: Path, model_type: str) -> None:
+    original = twins[0].folder
+    folder = Path(shutil.copytree(original, tmp_path / "copy"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+    write_tokenizer_parts(original, folder, tokenizer_class="Qwen2Tokenizer", chat_template=TEXT_TEMPLATE)
+    (folder / "tokenizer.json").unlink()
+    family = Checkpoint.open(ModelConfig(path=str(folder))).family()
+    assert family.prefix_ids(twins[0].inputs) == twins[0].family.prefix_ids(twins[0].inputs)
+    assert [family.question_ids(text) for text in QUESTIONS] == twins[0].questions()
+
+
+@pytest.mark.parametrize("name", ["mm_spatial_pool_stride", "mm_patch_merge_type", "rope_scaling"])
+def test_null_is_the_default_where_the_original_code_has_it_so(
+    twins: tuple[Setup, Setup], tmp_path: Path, name: str
+) -> None:
+    folder = twins[0].folder
+    raw = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**raw, name: None}))
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    silent, plain = (Checkpoint.open(ModelConfig(path=str(path))).config.to_dict() for path in (tmp_path, folder))
+    assert silent == plain
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"architectures": ["LlavaLlamaForCausalLM"]}, "LlavaLlamaForCausalLM.*only LlavaQwenForCausalLM"),
         ({"mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "clip-vit-large.*is not google/siglip"),
+        ({"mm_spatial_pool_stride": 4}, "mm_spatial_pool_stride 4 is not supported, only 2"),
+        ({"mm_spatial_pool_mode": None}, "mm_spatial_pool_mode None is not supported, only 'bilinear'"),
         ({"mm_spatial_pool_mode": "average"}, "mm_spatial_pool_mode 'average' is not supported, only 'bilinear'"),
         ({"add_faster_video": True}, "add_faster_video"),
     ],

@@ -52,7 +52,7 @@ def test_the_tokenizer_is_what_the_training_job_builds_and_reads_any_text(tokeni
 
 
 def test_frames_of_the_training_size_stay_as_they_are_and_patches_agree() -> None:
-    processor = load_video_processor(FOLDER)
+    processor = load_video_processor(FOLDER, "Qwen2VLVideoProcessor")
     clips = render(sample_scenes(HELD_OUT_SEED, 1, frames=8))
     out = processor(videos=[clips[0].permute(0, 3, 1, 2)], return_tensors="pt")
     assert out["video_grid_thw"].tolist() == [[4, 28, 28]]

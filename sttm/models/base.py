@@ -12,9 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from sttm.errors import ModelError, QuestionError
+from sttm.models.pixel_bounds import PixelBounds
 
 _QUESTION_MARK = "\x00question\x00"  # stands for the question while the chat template is rendered
 
@@ -100,13 +102,20 @@ class Family(ABC):
     """
 
     model_types: ClassVar[tuple[str, ...]]
+    # transformers' class that resizes and lays out this family's videos.
+    processor_class: ClassVar[str]
+    # Of frames where a checkpoint describes no videos; None where it always does, or its frames have one size.
+    default_bounds: ClassVar[PixelBounds | None] = None
     # The last piece of the prefix after the video, None where the video itself is last. Either way a special token, so
     # that BPE cannot join the question to it.
     prefix_end: ClassVar[str | None] = None
 
-    def __init__(self, config: Any, tokenizer: Any, processor: Any = None) -> None:
+    def __init__(
+        self, config: Any, tokenizer: Any, processor: Any = None, pixel_bounds: PixelBounds | None = None
+    ) -> None:
         self.config, self.tokenizer, self.processor = config, tokenizer, processor
-        kinds = set(getattr(config.get_text_config(), "layer_types", None) or [])
+        self.pixel_bounds = pixel_bounds  # None: the processor's own
+        kinds = _attention_kinds(config.get_text_config())
         if kinds - {"full_attention"}:
             raise ModelError(
                 f"{config.model_type} checkpoint has {', '.join(sorted(kinds))} layers; "
@@ -188,20 +197,35 @@ class Family(ABC):
             tuple(level.to(embeds) for level in deepstack),
         )
 
+    def require_template(self) -> None:
+        """Check that the chat template renders a video and a question.
+
+        Raises:
+            ModelError: it does not; names the folder and the cure.
+        """
+        self._template()
+
     def _template(self) -> tuple[str, str, str]:
         """The chat template cut at the video and at the question: text before, between and after."""
         content = [{"type": "video"}, {"type": "text", "text": _QUESTION_MARK}]
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:  # what a template of text alone comes to
+            raise self._template_error(f"{type(error).__name__}: {error}") from error
         before, video, rest = text.partition(self.video_token)
         after, question, end = rest.partition(_QUESTION_MARK)
         if not video or not question or self.video_token in rest:
-            raise ModelError(
-                f"the chat template of this {self.config.model_type} checkpoint does not render one video and one "
-                f"question as {self.video_token!r} ... question: {text[:200]!r}"
-            )
+            raise self._template_error(f"it gives {text[:200]!r}")
         return before, after, end
+
+    def _template_error(self, cause: str) -> ModelError:
+        return ModelError(
+            f"{self.tokenizer.name_or_path}: the chat template does not render one video and one question as "
+            f"{self.video_token!r} ... question ({cause}); put the template of this {self.config.model_type} "
+            "checkpoint's processor into the folder as chat_template.json or chat_template.jinja"
+        )
 
     def _split(self, after: str) -> tuple[str, str]:
         """Text between video and question, cut into the prefix's share and the question's."""
@@ -225,3 +249,12 @@ class Family(ABC):
 
     def _id(self, token: str) -> int:
         return int(self.tokenizer.convert_tokens_to_ids(token))
+
+
+def _attention_kinds(text_config: Any) -> set[str]:
+    """Kinds of attention in the decoder's layers, where its config tells; Mistral's names its one window only."""
+    if kinds := getattr(text_config, "layer_types", None):
+        return set(kinds)
+    window = getattr(text_config, "sliding_window", None)
+    has_window = window is not None and getattr(text_config, "use_sliding_window", None) is not False
+    return {"sliding_attention"} if has_window and window < text_config.max_position_embeddings else set()

@@ -11,15 +11,18 @@ from typing import Any, Literal
 
 import blake3
 import torch
+from pydantic import Field
 from torch import nn
 
-from sttm.errors import ModelError
+from sttm.errors import ConfigError, ModelError
 from sttm.models import attention, lmms_lab
 from sttm.models.base import Family
 from sttm.models.families import family_of
 from sttm.models.language_model import LanguageModel, load_language_model
+from sttm.models.pixel_bounds import PixelBounds
 from sttm.models.placement import Devices, as_devices, device_map
-from sttm.models.processor import import_torchvision, load_video_processor
+from sttm.models.processor import describes_videos, import_torchvision, load_video_processor
+from sttm.models.weights import Weights
 from sttm.settings import Settings
 
 BUILT_IN = Path(__file__).parent / "tiny"
@@ -32,11 +35,14 @@ class ModelConfig(Settings):
         path: a folder, a Hugging Face repository id, or `tiny` for the built-in model.
         revision: branch, tag or commit of a hub repository; None takes its default branch.
         dtype: arithmetic of the language model and the vision tower.
+        frame_pixels: most pixels (width x height) of a frame in the vision tower; a larger one is scaled down. None
+            takes what the checkpoint says of videos, see `sttm.models.pixel_bounds`.
     """
 
     path: str = "tiny"
     revision: str | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    frame_pixels: int | None = Field(default=None, ge=32 * 32)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -74,9 +80,14 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> Any:
-        """The transformers config object."""
+        """The transformers config object.
+
+        Raises:
+            ModelError: the checkpoint is of an unsupported kind, or quantised.
+        """
         from transformers import AutoConfig
 
+        self._refuse_quantised()
         if self._is_lmms_lab:
             return lmms_lab.convert_config(self.folder, self._raw_config)
         family_of(str(self._raw_config.get("model_type")), self.name)  # before transformers says it less clearly
@@ -89,7 +100,27 @@ class Checkpoint:
 
     def family(self, with_processor: bool = True) -> Family:
         """The adapter with this checkpoint's tokenizer, and its video processor when videos will be read."""
-        return self.family_class(self.config, self._tokenizer(), self._video_processor() if with_processor else None)
+        processor = self._video_processor() if with_processor else None
+        family = self.family_class(self.config, self._tokenizer(), processor, self.pixel_bounds)
+        family.require_template()  # before any video
+        return family
+
+    @cached_property
+    def pixel_bounds(self) -> PixelBounds | None:
+        """Of the frames shown to the vision tower, where it is not the checkpoint that says it.
+
+        Raises:
+            ConfigError: `frame_pixels` is set for a model whose frames have one size.
+        """
+        asked, bounds = self.settings.frame_pixels, self.family_class.default_bounds
+        if asked is None:
+            return None if bounds is None or describes_videos(self.folder) else bounds
+        if bounds is None:
+            raise ConfigError(
+                f"model.frame_pixels={asked}: {self.name} shows every frame in the one size of its vision tower; "
+                "leave the setting out"
+            )
+        return bounds.asked(asked)
 
     def load_model(self, devices: Devices) -> nn.Module:
         """The whole model (vision tower and language model) for inference on one device, or spread over several.
@@ -97,11 +128,12 @@ class Checkpoint:
         Spread, the weights go straight to their GPUs and never fill the host's memory: a 72B model has 145 GB.
 
         Raises:
-            ModelError: a weight is missing, or there are more devices than layers.
+            ModelError: a weight is missing or quantised, or there are more devices than layers.
         """
         from transformers import AutoModelForImageTextToText
 
         devices = as_devices(devices)
+        Weights(self.folder)  # transformers would take quantised ones for numbers
         model, report = AutoModelForImageTextToText.from_pretrained(
             self.folder,
             config=self.config,
@@ -174,17 +206,34 @@ class Checkpoint:
     def _video_processor(self) -> Any:
         if self._is_lmms_lab:
             return lmms_lab.video_processor(self.config)
-        return load_video_processor(self.folder)
+        return load_video_processor(self.folder, self.family_class.processor_class)
+
+    def _refuse_quantised(self) -> None:
+        """Raise a ModelError if the config speaks of quantised weights."""
+        for part in (self._raw_config, self._raw_config.get("text_config")):
+            if isinstance(part, dict) and (found := part.get("quantization_config")):
+                method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
+                raise ModelError(
+                    f"{self.name} is quantised (quantization_config in config.json, method {method!r}), which is not "
+                    "supported; take the unquantised checkpoint"
+                )
 
     def _tokenizer(self) -> Any:
+        """With the chat template that knows of videos: the processor's, which comes in a file of its own.
+
+        tokenizer_config.json may hold another one, for text and tools alone (Qwen2.5-VL). Of two files transformers'
+        processors prefer the JSON.
+        """
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.folder)
         if self._is_lmms_lab:
-            lmms_lab.add_video_token(tokenizer)
-        legacy = self.folder / "chat_template.json"
-        if not tokenizer.chat_template and legacy.exists():
+            return lmms_lab.load_tokenizer(self.folder)
+        tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        legacy, jinja = self.folder / "chat_template.json", self.folder / "chat_template.jinja"
+        if legacy.exists():
             tokenizer.chat_template = json.loads(legacy.read_text("utf-8"))["chat_template"]
+        elif jinja.exists():
+            tokenizer.chat_template = jinja.read_text("utf-8")
         if not tokenizer.chat_template:
             raise ModelError(f"{self.name} has no chat template (chat_template.jinja or chat_template.json)")
         return tokenizer

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from sttm.errors import ModelError
 from sttm.models.attention import ATTENTION
 from sttm.models.placement import Devices, as_devices, place_layers
+from sttm.models.weights import Weights
 
 # Where the same weight lives in checkpoints of different age and family.
 _TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "language_model.")
@@ -59,7 +59,7 @@ def load_language_model(folder: Path, config: Any, dtype: torch.dtype, devices: 
         devices: where to put them; the layers are spread over several, see `sttm.models.placement`.
 
     Raises:
-        ModelError: a weight is missing or has another shape than the config says.
+        ModelError: a weight is missing, is quantised, or has another shape than the config says.
     """
     from transformers import AutoModel
 
@@ -67,7 +67,7 @@ def load_language_model(folder: Path, config: Any, dtype: torch.dtype, devices: 
     with torch.device("meta"):
         text = AutoModel.from_config(text_config, dtype=dtype, attn_implementation=ATTENTION)
         head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False, dtype=dtype)
-    weights = _Weights(folder)
+    weights = Weights(folder)
     is_own_head = weights.has(_HEAD_NAMES)
     devices = as_devices(devices)
     layers = place_layers(text, head if is_own_head else None, devices)
@@ -93,27 +93,3 @@ def _device_of(name: str, first: torch.device, layers: tuple[torch.device, ...])
     if part == "layers":
         return layers[int(rest.split(".")[0])]
     return layers[-1] if part == "norm" else first
-
-
-class _Weights:
-    """Named tensors over all safetensors files of a folder, memory-mapped."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._files = [safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))]
-        self._home = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118 (not a dict)
-
-    def has(self, names: tuple[str, ...]) -> bool:
-        return any(name in self._home for name in names)
-
-    def read(self, names: list[str] | tuple[str, ...], shape: torch.Size) -> Tensor:
-        """The first tensor that exists under one of `names`."""
-        for name in names:
-            if name in self._home:
-                tensor = self._home[name].get_tensor(name)
-                if tensor.shape != shape:
-                    raise ModelError(
-                        f"{self._folder}: {name} has shape {tuple(tensor.shape)}, its config says {tuple(shape)}"
-                    )
-                return tensor
-        raise ModelError(f"{self._folder} has no weight {names[0]!r} (nor under its older names)")

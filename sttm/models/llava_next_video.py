@@ -14,6 +14,7 @@ class LlavaNextVideo(Llava):
     """Adapter for `model_type: llava_next_video`."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_next_video",)
+    processor_class: ClassVar[str] = "LlavaNextVideoVideoProcessor"
 
     @property
     def side(self) -> int:

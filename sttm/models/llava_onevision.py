@@ -33,6 +33,7 @@ class LlavaOnevision(Llava):
     """Adapter for `model_type: llava_onevision`."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+    processor_class: ClassVar[str] = "LlavaOnevisionVideoProcessor"
 
     @property
     def side(self) -> int:

@@ -13,9 +13,8 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from sttm.errors import ModelError
+from sttm.models.weights import Weights
 
 _VISION = r"^model\.vision_tower\.vision_tower\.(?:vision_model\.)?"
 # Weight names of transformers (values) for those of the original code (regular expressions, keys).
@@ -29,6 +28,7 @@ KEY_MAPPING = {
 _TOWERS = {"google/siglip-so400m-patch14-384": {"num_attention_heads": 16, "hidden_act": "gelu_pytorch_tanh"}}
 _LAYERS_USED = 26  # of 27: the original deletes the last one
 _SUPPORTED = {"mm_projector_type": "mlp2x_gelu", "mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2}
+_DEFAULT_IF_NULL = ("mm_spatial_pool_stride",)  # the original code takes 2; it fails where one of the others is null
 
 VIDEO_TOKEN = "<video>"  # noqa: S105 (no password)
 CHAT_TEMPLATE = (
@@ -71,12 +71,14 @@ def convert_config(folder: Path, config: dict[str, Any]) -> Any:
     )
 
 
-def add_video_token(tokenizer: Any) -> None:
-    """Give a Qwen2 tokenizer the placeholder and the chat template that the original code keeps in Python."""
-    from transformers import AddedToken
+def load_tokenizer(folder: Path) -> Any:
+    """The Qwen2 tokenizer with the placeholder and the chat template that the original code keeps in Python."""
+    from transformers import AddedToken, Qwen2Tokenizer
 
+    tokenizer = Qwen2Tokenizer.from_pretrained(folder)
     tokenizer.add_tokens([AddedToken(VIDEO_TOKEN, special=True, normalized=False)], special_tokens=True)
     tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
 
 
 def video_processor(config: Any) -> Any:
@@ -103,20 +105,22 @@ def _check(folder: Path, config: dict[str, Any]) -> None:
     if config["mm_vision_tower"] not in _TOWERS:
         raise ModelError(f"{folder}: vision tower {config['mm_vision_tower']!r} is not {', '.join(_TOWERS)}")
     for key, expected in _SUPPORTED.items():
-        if config.get(key, expected) != expected:
+        given = config.get(key, expected)
+        if given != expected and not (given is None and key in _DEFAULT_IF_NULL):
             raise ModelError(f"{folder}: {key} {config[key]!r} is not supported, only {expected!r} is")
     if config.get("add_faster_video"):
         raise ModelError(f"{folder}: add_faster_video (frames at two rates) is not supported")
 
 
 def _newline_position(config: dict[str, Any]) -> str:
-    if "unpad" not in config.get("mm_patch_merge_type", "spatial_unpad") and "mm_newline_position" not in config:
+    merge_type = config.get("mm_patch_merge_type") or "spatial_unpad"
+    if "unpad" not in merge_type and "mm_newline_position" not in config:
         return "no_token"
     return str(config.get("mm_newline_position", "one_token"))
 
 
 def _vision_config(folder: Path, tower: str) -> dict[str, Any]:
-    shapes = {re.sub(_VISION, "", name): shape for name, shape in _shapes(folder) if re.match(_VISION, name)}
+    shapes = {re.sub(_VISION, "", name): shape for name, shape in Weights(folder).shapes() if re.match(_VISION, name)}
     try:
         channels, _, _, patch = shapes["embeddings.patch_embedding.weight"]
         positions = shapes["embeddings.position_embedding.weight"][0]
@@ -134,12 +138,3 @@ def _vision_config(folder: Path, tower: str) -> dict[str, Any]:
         "vision_use_head": False,
         **_TOWERS[tower],
     }
-
-
-def _shapes(folder: Path) -> list[tuple[str, list[int]]]:
-    """Names and shapes of all weights, from the headers of the safetensors files."""
-    shapes = []
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            shapes += [(name, file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118 (not a dict)
-    return shapes

@@ -13,12 +13,16 @@ from sttm.models.base import Family, VideoInputs
 from sttm.models.frame_attention import FrameAttention
 from sttm.models.mrope import mrope_positions
 from sttm.models.patch_embedding import LinearPatchEmbedding
+from sttm.models.pixel_bounds import PixelBounds
 
 
 class Qwen2VL(Family):
     """Adapter for `model_type: qwen2_vl`, and the parent of its successors."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
+    processor_class: ClassVar[str] = "Qwen2VLVideoProcessor"
+    # 128 to 768 tokens of 28x28 pixels two frames, 24,576 a video.
+    default_bounds: ClassVar[PixelBounds | None] = PixelBounds(128 * 28**2, 768 * 28**2, 2 * 24_576 * 28**2)
     prefix_end: ClassVar[str | None] = "<|vision_end|>"
 
     @property
@@ -39,13 +43,29 @@ class Qwen2VL(Family):
         pixels = np.pad(pixels, ((0, lacking), (0, 0), (0, 0), (0, 0)), mode="edge") if lacking else pixels
         frames = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
         batch = self.processor(
-            videos=[frames], do_sample_frames=False, do_rescale=False, do_normalize=False, return_tensors="pt"
+            videos=[frames],
+            do_sample_frames=False,
+            do_rescale=False,
+            do_normalize=False,
+            return_tensors="pt",
+            **self._size(len(frames)),
         )
         t, h, w = batch["video_grid_thw"][0].tolist()
         merge = self.processor.merge_size
         patches = batch["pixel_values_videos"].numpy()
         first = np.minimum(np.arange(t) * self.processor.temporal_patch_size, len(seconds) - 1)
         return VideoInputs(patches, (t, h // merge, w // merge), seconds, seconds[first])
+
+    def _size(self, frames: int) -> dict[str, dict[str, int]]:
+        """The processor's argument that bounds a frame's pixels, where its own settings do not."""
+        if self.pixel_bounds is None:
+            return {}
+        shortest, longest = self.edges(self.pixel_bounds, frames)
+        return {"size": {"shortest_edge": shortest, "longest_edge": longest}}
+
+    def edges(self, bounds: PixelBounds, frames: int) -> tuple[int, int]:
+        """The processor's `shortest_edge` and `longest_edge`, which are areas."""
+        return bounds.of(frames)
 
     def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
         merge = self.processor.merge_size

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sttm.models.base import VideoInputs
 from sttm.models.mrope import mrope_positions
+from sttm.models.pixel_bounds import PixelBounds
 from sttm.models.qwen2_vl import Qwen2VL
 
 _START, _END = "<|vision_start|>", "<|vision_end|>"
@@ -24,6 +25,13 @@ class Qwen3VL(Qwen2VL):
     """Adapter for `model_type: qwen3_vl`."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
+    processor_class: ClassVar[str] = "Qwen3VLVideoProcessor"
+    default_bounds: ClassVar[PixelBounds | None] = PixelBounds(32**2, 768 * 32**2, 24_576 * 32**2)
+
+    def edges(self, bounds: PixelBounds, frames: int) -> tuple[int, int]:
+        """This processor counts the pixels of all frames."""
+        least, most = bounds.of(frames)
+        return frames * least, frames * most
 
     def prefix_ids(self, inputs: VideoInputs) -> list[int]:
         before, _, _ = self._template()
