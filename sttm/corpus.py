@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from sttm.errors import CorpusError
-from sttm.video_file import absolute_uri, is_http, open_filesystem, redact_url
+from sttm.video_file import absolute_uri, is_http, is_local, open_filesystem, path_on, redact_url
 
 VIDEO_EXTENSIONS = (
     *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
@@ -47,7 +46,7 @@ class VideoRef:
     """Where one video is and what its source looked like when it was listed.
 
     Attributes:
-        uri: absolute normalised URL, e.g. `file:///data/a.mp4` or `s3://bucket/a.mp4`.
+        uri: absolute normalised URL, e.g. `file:///data/a.mp4` or `s3://bucket/a.mp4`; always encodable as UTF-8.
         video_id: stable name of the video, safe in paths: the manifest's `id`, else stem and hash of the URI.
         name: file name with its extension.
         size_bytes: size at listing, None where the source could not be looked at (reading it will say why).
@@ -64,7 +63,7 @@ class VideoRef:
     def from_uri(cls, uri: str, *, video_id: str | None = None, info: dict[str, Any] | None = None) -> "VideoRef":
         """Build a ref from a URL or path and, where known, fsspec's info. An unsafe `video_id` is a CorpusError."""
         uri = absolute_uri(uri)
-        name = posixpath.basename(urlsplit(uri).path if is_http(uri) else uri)
+        name = posixpath.basename(re.split(r"[?#]", uri, maxsplit=1)[0] if is_http(uri) else uri)
         if video_id is None:
             video_id = _derived_id(uri, name)
         elif not _SAFE_ID.fullmatch(video_id):
@@ -77,7 +76,7 @@ def list_corpus(url: str, *, limit: int | None = None, storage_options: dict[str
     """List the videos a URL names: folder (recursive), glob, single file or manifest.
 
     Folders and globs come sorted by URI, manifests in row order; a URI named twice is listed once. Names starting
-    with a dot are skipped in folders. A manifest row whose file is missing is listed with `size_bytes=None`.
+    with a dot are skipped in folders. A manifest row that cannot be looked at is listed with `size_bytes=None`.
 
     Args:
         url: local path or fsspec URL.
@@ -99,6 +98,11 @@ def list_corpus(url: str, *, limit: int | None = None, storage_options: dict[str
     except PermissionError as e:
         where = f" ({e.filename})" if isinstance(e.filename, str) and "://" not in e.filename else ""
         raise CorpusError(f"{redact_url(url)} may not be read{where}; check permissions or credentials") from None
+    except CorpusError:
+        raise
+    except Exception as e:  # clients of object stores raise their own libraries' classes
+        why = f"{type(e).__name__}; check the network and the credentials"
+        raise CorpusError(f"{redact_url(url)} cannot be listed: {why}") from e
     if not refs:
         raise CorpusError(f"no videos in {redact_url(url)}; looked for {' '.join(VIDEO_EXTENSIONS)}")
     return refs
@@ -112,7 +116,7 @@ def look_again(uris: list[str]) -> list[VideoRef]:
 def _derived_id(uri: str, name: str) -> str:
     """`file:///data/My clip.mp4` -> `My_clip-<12 hex digits>`: readable, and distinct for equal names elsewhere."""
     stem = re.sub(r"[^A-Za-z0-9_]+", "_", posixpath.splitext(name)[0]).strip("_")[:48]
-    return f"{stem or 'video'}-{hashlib.sha256(uri.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
+    return f"{stem or 'video'}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"
 
 
 def _version(info: dict[str, Any]) -> str:
@@ -132,7 +136,7 @@ def _find(fs: Any, path: str, url: str) -> Iterable[_Row]:
             raise FileNotFoundError(url)
         return _listed(fs, _glob(fs, path, extension))
     if fs.isdir(path):
-        infos = _walk_local(fs, path) if _is_local(fs) else fs.find(path, detail=True).values()
+        infos = _walk_local(fs, path) if is_local(fs) else fs.find(path, detail=True).values()
         return _listed(fs, [i for i in infos if _is_video(i["name"]) and not _is_hidden(i["name"], path)])
     if extension in MANIFEST_EXTENSIONS:
         return _manifest(fs, path, url)
@@ -158,10 +162,6 @@ def _followed(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
         return info
     name = info["name"]
     return dict(fs.info(name)) if os.path.exists(name) else {"name": name, "type": "file"}
-
-
-def _is_local(fs: Any) -> bool:
-    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
 def _is_video(name: str) -> bool:
@@ -265,7 +265,7 @@ def _with_infos(refs: list[VideoRef], storage_options: dict[str, Any] | None) ->
         if protocol not in filesystems:
             try:
                 filesystems[protocol] = open_filesystem(ref.uri, storage_options)[0]
-            except CorpusError:
+            except Exception:  # reading the video will say why
                 filesystems[protocol] = None
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(partial(_with_info, filesystems), refs))
@@ -274,8 +274,8 @@ def _with_infos(refs: list[VideoRef], storage_options: dict[str, Any] | None) ->
 def _with_info(filesystems: dict[str, Any], ref: VideoRef) -> VideoRef:
     fs = filesystems[ref.uri.partition("://")[0]]
     try:
-        info = fs.info(fs._strip_protocol(ref.uri)) if fs is not None else None
-    except (FileNotFoundError, PermissionError, NotADirectoryError):
+        info = fs.info(path_on(fs, ref.uri)) if fs is not None else None
+    except Exception:  # the boundary where one video's fault becomes its row: reading the video will say why
         info = None
     if info is not None and info.get("type") == "directory":
         info = None

@@ -12,7 +12,9 @@ from sttm.errors import CorpusError, VideoError
 # s3fs remembers listings per process, which hides what other writers added since.
 _NO_LISTING_CACHE = {"use_listings_cache": False, "skip_instance_cache": True}
 _CHUNK_BYTES = 8 << 20
+_LONE_SURROGATE, _ESCAPED_BYTE = re.compile(r"[\ud800-\udfff]"), re.compile(r"%u(DC[89A-F][0-9A-F])")
 _NOT_A_FILE = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
+_GONE, _REFUSED = (404, 410), (401, 403)
 _MP4_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 _EBML_MAGIC, _MATROSKA_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
@@ -25,33 +27,66 @@ def open_filesystem(url: str, storage_options: dict[str, Any] | None = None) -> 
     """
     import fsspec
 
-    protocol, _ = fsspec.core.split_protocol(str(url))
-    protocol = protocol or "file"
+    protocol, kind = _filesystem_class(url)
+    cache = _NO_LISTING_CACHE if protocol in ("s3", "s3a") else {}
+    fs = fsspec.filesystem(protocol, **{**kind._get_kwargs_from_urls(url), **cache, **(storage_options or {})})
+    return fs, path_on(fs, url)
+
+
+def _filesystem_class(url: str) -> tuple[str, Any]:
+    """The protocol of a URL and the fsspec class that serves it, of which no instance is made: some connect at once."""
+    import fsspec
+
+    protocol = fsspec.core.split_protocol(str(url))[0] or "file"
     try:
-        kind = fsspec.get_filesystem_class(protocol)
+        return protocol, fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as e:
         cure = "pip install 'sttm[s3]'" if protocol in ("s3", "s3a") else "install the fsspec package that serves it"
         raise CorpusError(f"cannot open {redact_url(url)}: no filesystem for {protocol!r} ({e}); {cure}") from None
-    cache = _NO_LISTING_CACHE if protocol in ("s3", "s3a") else {}
-    fs = fsspec.filesystem(protocol, **{**kind._get_kwargs_from_urls(url), **cache, **(storage_options or {})})
-    path = str(kind._strip_protocol(str(url)))
-    return fs, path if is_http(path) else posixpath.normpath(path)
+
+
+def path_on(fs: Any, url: str) -> str:
+    """The path of a URL on its fsspec filesystem or class: absolute, without `..` or a trailing slash."""
+    path = str(fs._strip_protocol(str(url)))
+    if is_http(path):
+        return path
+    path = posixpath.normpath(path)
+    return _ESCAPED_BYTE.sub(lambda byte: chr(int(byte[1], 16)), path) if is_local(fs) else path
+
+
+def is_local(fs: Any) -> bool:
+    """Whether a fsspec filesystem or class is the machine's own."""
+    return "file" in _protocols(fs)
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
 def absolute_uri(url: str) -> str:
-    """Normalise a path or URL: `a/../b.mp4` -> `file:///cwd/b.mp4`. An unknown protocol is left as it is."""
+    """Normalise a path or URL: `a/../b.mp4` -> `file:///cwd/b.mp4`. An unknown protocol is left as it is.
+
+    A URI is always text: a byte of a local file name that is no UTF-8 reads `%uDCFF`, and opens the same file again.
+    """
     try:
-        fs, path = open_filesystem(url)
+        _, kind = _filesystem_class(url)
     except CorpusError:
-        return url
-    return str(fs.unstrip_protocol(path))
+        return _as_text(url)
+    path, starts = _as_text(path_on(kind, url)), tuple(f"{protocol}://" for protocol in _protocols(kind))
+    return path if path.startswith(starts) else starts[0] + path
+
+
+def _as_text(url: str) -> str:
+    """The same where it can be encoded; Python has a lone surrogate where a file name has a byte that is no UTF-8."""
+    return _LONE_SURROGATE.sub(lambda half: f"%u{ord(half[0]):04X}", str(url))
 
 
 def redact_url(url: str) -> str:
     """A URL for messages: without user info, query or fragment (where tokens hide). Local paths stay whole."""
-    protocol, separator, rest = str(url).partition("://")
+    url = _as_text(url)
+    protocol, separator, rest = url.partition("://")
     if not separator or protocol in ("file", "local", "memory"):
-        return str(url)
+        return url
     host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
     return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
 
@@ -66,18 +101,34 @@ def read_video_file(uri: str, max_bytes: int, storage_options: dict[str, Any] | 
 
     Raises:
         VideoError: `missing`, `unreadable`, `empty_file` or `too_large` (known before anything is downloaded).
+        OSError: the storage, the network or the machine failed; worth another try.
     """
     where = redact_url(uri)
     try:
         return _read(uri, where, max_bytes, storage_options)
-    except FileNotFoundError:
-        raise VideoError("missing", f"{where} does not exist; was it moved after the corpus was listed?") from None
-    except CorpusError as e:
-        raise VideoError("unreadable", str(e)) from None
-    except OSError as e:
-        if isinstance(e, PermissionError) or e.errno in _NOT_A_FILE:
-            raise VideoError("unreadable", f"{where} cannot be read: {e.strerror or type(e).__name__}") from None
+    except (VideoError, MemoryError):
         raise
+    except Exception as e:  # clients raise their own libraries' classes, whose texts may quote credentials
+        raise _fault(e, where) from None
+
+
+def _fault(error: Exception, where: str) -> Exception:
+    """What an error of a filesystem means: a fault of the file, or (OSError) an outage."""
+    if is_http(where) and isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # fsspec says "not found" whatever a web server's fault is
+    status = getattr(error, "status", None)  # of a web server's reply
+    cause = f"status {status}" if status else getattr(error, "strerror", None) or type(error).__name__
+    if isinstance(error, MemoryError):
+        return error
+    if isinstance(error, CorpusError):
+        return VideoError("unreadable", str(error))
+    if isinstance(error, FileNotFoundError) or status in _GONE:
+        return VideoError("missing", f"{where} does not exist; was it moved after the corpus was listed?")
+    if isinstance(error, PermissionError) or status in _REFUSED or getattr(error, "errno", None) in _NOT_A_FILE:
+        return VideoError("unreadable", f"{where} cannot be read: {cause}")
+    if isinstance(error, ValueError):
+        return VideoError("unreadable", f"{where!r} cannot be opened: {cause}; check the address and what serves it")
+    return OSError(f"{where} cannot be read just now: {cause}; check the network and the storage behind it")
 
 
 def _read(uri: str, where: str, max_bytes: int, storage_options: dict[str, Any] | None) -> tuple[io.BytesIO, str]:

@@ -12,7 +12,7 @@ import pytest
 from media import encode_video
 from s3_server import S3Server
 
-from sttm.corpus import VideoRef, list_corpus
+from sttm.corpus import VideoRef, list_corpus, look_again
 from sttm.errors import CorpusError, VideoError
 from sttm.video import VideoConfig, read_video
 from sttm.video_file import redact_url
@@ -90,6 +90,21 @@ def test_path_with_glob_characters_that_exists_is_taken_literally(folder):
         assert ref in list_corpus(str(folder))
 
 
+@pytest.mark.parametrize("name", [b"a\xff.mp4", b"\xe9t\xe9/a.mp4", b"a%uDC.mp4"])
+def test_name_that_is_not_utf8_is_text_and_opens_again(tmp_path, name):
+    path = os.fsencode(tmp_path) + b"/" + name
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    Path(os.fsdecode(path)).write_bytes(encode_video(count=3))
+    (ref,) = refs = list_corpus(str(tmp_path))
+    assert "".join((ref.uri, ref.name, ref.video_id)).encode()
+    assert list_corpus(ref.uri) == list_corpus(os.fsdecode(path)) == list_corpus(f"{tmp_path}/**/*.mp4") == refs
+    assert look_again([ref.uri])[0].version == ref.version
+    assert len(read_video(ref, VideoConfig(fps=10)).pixels) == 3
+    with pytest.raises(VideoError) as caught:
+        read_video(ref, VideoConfig(max_source_bytes=1))
+    assert str(caught.value).encode()
+
+
 def test_single_file_may_have_any_extension(folder):
     (ref,) = list_corpus(f"{folder}/notes.txt")
     assert ref.name == "notes.txt"
@@ -141,6 +156,31 @@ def test_manifest_row_that_names_a_folder_fails_alone(folder):
     assert [ref.size_bytes for ref in refs] == [None, 5]
 
 
+BAD_ROWS = {
+    "a name too long": ("a" * 300 + ".mp4", "unreadable"),
+    "a name with a NUL": ("a\0.mp4", "unreadable"),
+    "half a character": ("\ud800.mp4", "missing"),
+    "a file taken for a folder": ("b.mp4/a.mp4", "unreadable"),
+    "no address": ("http://[/a.mp4", "unreadable"),
+    "an unknown protocol": ("nosuch://host/a.mp4", "unreadable"),
+    "an archive that is none": ("zip://a.mp4", "unreadable"),
+    "no credentials": ("s3a://bucket/a.mp4", None),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_bad_manifest_row_fails_alone(folder, monkeypatch, kind):
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    uri, code = BAD_ROWS[kind]
+    good, bad = list_corpus(write_manifest(folder / "list.jsonl", [{"uri": "b.mp4"}, {"uri": uri}]))
+    assert (good.size_bytes, bad.size_bytes, bad.version) == (5, None, "")
+    assert "".join((bad.uri, bad.name, bad.video_id)).encode()
+    with pytest.raises(VideoError if code else OSError, match=code):
+        read_video(bad, VideoConfig())
+
+
 @pytest.mark.parametrize("bad", ["../up", "a/b", ".", "..", ".x", "-x", "a b", "ü", "a\nb", "x" * 129])
 def test_unsafe_id_is_refused(folder, bad):
     manifest = write_manifest(folder / "list.jsonl", [{"uri": "b.mp4", "id": bad}])
@@ -190,6 +230,15 @@ def test_nothing_found_is_explained(tmp_path):
             list_corpus(url)
     with pytest.raises(CorpusError, match=r"limit 0 is not positive"):
         list_corpus(str(tmp_path), limit=0)
+
+
+def test_storage_out_of_reach_is_explained(monkeypatch):
+    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:1", "MAX_ATTEMPTS": "1", "ACCESS_KEY_ID": "me"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    with pytest.raises(CorpusError, match=r"s3://bucket/x cannot be listed: \w+; check the network") as caught:
+        list_corpus("s3://bucket/x")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_unreadable_folder_inside_is_an_error_not_a_gap(folder, monkeypatch):
