@@ -67,10 +67,11 @@ def read_video(ref: VideoRef | str, config: VideoConfig, *, storage_options: dic
     """Read, check, sample and decode one video.
 
     At each sampled time the frame on screen is taken, once: a frame shown for long, or a video slower than `fps`,
-    gives fewer frames. A problem of the network or the machine stays an ordinary `OSError`, worth another try.
+    gives fewer frames. A problem of the network or the machine is an ordinary `OSError`, worth another try.
 
     Raises:
         VideoError: anything that is the video's fault; codes above.
+        MemoryError: a decoder was refused memory, which says nothing of the video.
     """
     ref = VideoRef.from_uri(ref) if isinstance(ref, str) else ref
     where = redact_url(ref.uri)
@@ -116,6 +117,8 @@ def _index(source: io.BytesIO, where: str) -> VideoIndex:
                 return index
             else:
                 code, cause = "no_frames", "has a video stream without a single frame; copy it again"
+    except MemoryError:  # one of FFmpeg's errors too, but the machine's fault
+        raise
     except av.error.FFmpegError as e:
         code, cause = "not_a_video", f"is in no known video format ({e.strerror or type(e).__name__}); check the file"
     if is_cut_off(source.getbuffer()):
@@ -129,6 +132,8 @@ def _demux(container: Any, *streams: Any) -> Iterator[Any]:
 
     try:
         yield from container.demux(*streams)
+    except MemoryError:
+        raise
     except av.error.FFmpegError:
         return
 
@@ -205,6 +210,8 @@ def _by_pyav(
             stream.codec_context.thread_count = 1
             for frame in _decoded(container, stream, index, keeper):
                 keeper.offer(frame)
+    except MemoryError:
+        raise
     except av.error.FFmpegError as e:
         cause = f"its frames cannot be turned into RGB ({e.strerror})"
         raise VideoError("unsupported_codec", f"{where}: {cause}; re-encode it, for example as H.264") from None
@@ -228,9 +235,13 @@ def _decoded(container: Any, stream: Any, index: VideoIndex, keeper: FrameKeeper
                 context.flush_buffers()
             before = gop
             yield from context.decode(packet)
+        except MemoryError:
+            raise
         except av.error.FFmpegError:
             keeper.bad_packets += 1
     try:
         yield from context.decode(None)
+    except MemoryError:
+        raise
     except av.error.FFmpegError:
         keeper.bad_packets += 1

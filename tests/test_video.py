@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from blake3 import blake3
 from media import CLIPS, PLAYLIST, TEXT, encode_audio, encode_video, flipped, picture, truncated
+from web_server import WebServer
 
+from jobs.limits import allocating_at_most
 from sttm.corpus import VideoRef
 from sttm.errors import VideoError
 from sttm.video import Frames, VideoConfig, read_video
@@ -272,6 +274,53 @@ def test_unknown_protocol_is_unreadable_and_hides_secrets():
         read_video("nosuch://user:hunter2@host/a.mp4?token=hunter2", VideoConfig())
     assert caught.value.code == "unreadable"
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(404, "missing"), (410, "missing"), (401, "unreadable"), (403, "unreadable")]
+)
+def test_refusal_of_a_web_server_is_the_videos_fault(status, code):
+    with WebServer() as web_server, pytest.raises(VideoError) as caught:
+        read_video(web_server.url(str(status)), VideoConfig())
+    assert caught.value.code == code
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_trouble_of_a_web_server_is_worth_another_try(status):
+    message = rf"127.*/{status} cannot be read just now: status {status}"
+    with WebServer() as web_server, pytest.raises(OSError, match=message) as caught:
+        read_video(web_server.url(str(status)), VideoConfig())
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a.mp4", "http://127.0.0.1:1/a.mp4?token=hunter2"])
+def test_storage_out_of_reach_is_worth_another_try(monkeypatch, url):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    with pytest.raises(OSError, match=r"/a\.mp4 cannot be read just now: .*; check the network") as caught:
+        read_video(url, VideoConfig())
+    assert "hunter2" not in str(caught.value)
+
+
+def test_web_video_is_read():
+    with WebServer({"a.mp4": encode_video(count=3)}) as web_server:
+        assert len(read_video(web_server.url("a.mp4"), VideoConfig(fps=10)).pixels) == 3
+
+
+def test_want_of_memory_is_never_the_videos_fault(write):
+    large = {"size": (4096, 3072), "codec": "mjpeg", "pixel_format": "yuvj420p", "container": "avi"}
+    path, outcomes = write(encode_video(count=1, **large), "large.avi"), set()
+    for extra in range(0, 128 << 20, 16 << 20):
+        used = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
+        try:
+            with allocating_at_most(int(used.split()[1]) * 1024 + extra):
+                outcomes.add(str(read_video(path, VideoConfig()).pixels.shape))
+        except MemoryError as error:
+            outcomes.add(type(error).__module__)
+    assert {"av.error", "(1, 3072, 4096, 3)"} <= outcomes
 
 
 def test_caps_stop_before_decoding(write):
