@@ -17,7 +17,7 @@ from sttm.corpus import VideoRef
 from sttm.engine.answer import ready
 from sttm.engine.fidelity import certify
 from sttm.engine.prefill import Prefilled, prefill
-from sttm.errors import VideoError
+from sttm.errors import ConfigError, VideoError
 from sttm.kv_cache import KVCache
 from sttm.models.base import VideoInputs
 from sttm.models.checkpoint import Checkpoint
@@ -33,6 +33,7 @@ from sttm.store.kv_pack import EncodedKV, PackedKV, pack_kv
 from sttm.store.store import Store
 from sttm.store.tokens import write_tokens
 from sttm.video import read_video
+from sttm.video_file import redact_url
 
 GPU_STAGES = ("encode", "prefill", "pack", "certify")  # of an artifact's `timings_s`: those the model's device works in
 
@@ -107,7 +108,7 @@ class VideoReader:
         try:
             inputs = self._family.preprocess(frames.pixels, frames.seconds)
         except ValueError as error:  # such as an aspect ratio the model's processor refuses
-            raise VideoError("unusable_frames", f"{ref.uri}: {error}") from error
+            raise VideoError("unusable_frames", f"{redact_url(ref.uri)}: {error}") from error
         source = Source(ref.uri, ref.video_id, ref.name, frames.size_bytes, ref.version)
         details = {
             "seconds": frames.seconds.tolist(),
@@ -129,6 +130,7 @@ class Indexer:
         device: where the model goes, one or several (`sttm.models.placement`); None takes a GPU if there is one.
 
     Raises:
+        ConfigError: a setting that no video could be indexed with by this model.
         ModelError: the checkpoint cannot be used, or there are more devices than layers.
     """
 
@@ -139,6 +141,7 @@ class Indexer:
         self._store = Store.open(store_url)
         devices = as_devices(device or first_gpus(1))
         checkpoint = Checkpoint.open(config.model)
+        _check_settings(config, checkpoint.config.get_text_config())
         self._family = checkpoint.family()
         self._model = checkpoint.load_model(devices)
         self._devices = {parameter.device for parameter in self._model.parameters()}
@@ -221,14 +224,15 @@ class Indexer:
         if prefilled.live is None:
             return encoded
         model, fidelity, clock = self._language_model, self._config.fidelity, self.clock()
-        stored = decode_kv(encoded.kv.data, decoded.source.uri, model.device)
+        where = redact_url(decoded.source.uri)
+        stored = decode_kv(encoded.kv.data, where, model.device)
         found = certify(model, ready(model, prefilled.live), ready(model, stored), self._probes, fidelity.tokens)
         clock.end("certify")
         if fidelity.max_kl is not None and not found.kl_mean <= fidelity.max_kl:
             scheme = self._config.store.kv_scheme
             raise VideoError(
                 "unfaithful_cache",
-                f"{decoded.source.uri}: the {scheme} cache differs from the live one by {found.kl_mean:.3g} nats a "
+                f"{where}: the {scheme} cache differs from the live one by {found.kl_mean:.3g} nats a "
                 f"token, more than fidelity.max_kl={fidelity.max_kl:g}; choose a finer store.kv_scheme, such as exact",
             )
         facts = _timed(encoded.facts, "certify", clock.seconds()["certify"])
@@ -245,6 +249,17 @@ class Indexer:
         prefilled = self.prefill(decoded)
         encoded = self.certify(decoded, prefilled, self.encode(prefilled))
         return self.publish(decoded, encoded)
+
+
+def _check_settings(config: IndexConfig, text: Any) -> None:
+    """Refuse, before any video, what prefill or merge would refuse of each; `text` is the language model's config."""
+    layer, layers = config.prefill.merge_layer, text.num_hidden_layers
+    if not 0 <= layer < layers:
+        raise ConfigError(f"prefill.merge_layer={layer} is no layer of {config.model.path}; choose 0 to {layers - 1}")
+    head_dim, channels = config.merge.head_dim, text.hidden_size
+    if channels % (head_dim or channels):
+        what = f"merge.head_dim={head_dim} does not divide the {channels} channels of {config.model.path}"
+        raise ConfigError(f"{what}; choose a divisor, or none to compare whole vectors")
 
 
 def _timed(facts: Facts, stage: str, seconds: float) -> Facts:

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from web_server import WebServer
 
 from sttm.config import IndexConfig, index_recipe
 from sttm.corpus import VideoRef, list_corpus
 from sttm.engine.answer import Continuation, SamplingConfig, answer, ready
 from sttm.engine.fidelity import FidelityConfig
 from sttm.engine.prefill import prefill
-from sttm.errors import StoreError, VideoError
+from sttm.errors import ConfigError, StoreError, VideoError
 from sttm.indexer import Indexer, VideoReader
 from sttm.kv_cache import KVCache
 from sttm.merging import MergeConfig
@@ -116,6 +117,34 @@ def test_unfaithful_cache_is_not_published(tmp_path: Path, clip: Path, qwen2_vl_
     with pytest.raises(VideoError, match="max_kl=1e-09; choose a finer"):
         job.index(clip)
     assert not (tmp_path / "store" / "commit").exists()
+
+
+def test_messages_hide_the_credentials_of_an_address(tmp_path: Path, clip: Path, qwen2_vl_folder: Path) -> None:
+    job = Job(tmp_path, qwen2_vl_folder, "int4", max_kl=1e-9)
+    narrow = encode_clip(np.zeros((1, 2, 1002, 3), dtype=np.uint8))
+    with WebServer({"good.mp4": clip.read_bytes(), "narrow.mp4": narrow}) as web_server:
+        for name, code in (("good.mp4", "unfaithful_cache"), ("narrow.mp4", "unusable_frames")):
+            with pytest.raises(VideoError, match=rf"{code}: http://127\S*/{name}: ") as caught:
+                job.indexer.index(job.reader.read(VideoRef.from_uri(web_server.url(name))))
+            assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "cure"),
+    [
+        ("prefill", "merge_layer", 99, r"merge_layer=99 is no layer of .*; choose 0 to \d"),
+        ("prefill", "merge_layer", -1, r"merge_layer=-1 is no layer of"),
+        ("merge", "head_dim", 7, r"head_dim=7 does not divide the \d+ channels of .*; choose a divisor"),
+    ],
+)
+def test_setting_that_no_model_can_follow_is_refused_before_any_video(
+    tmp_path: Path, qwen2_vl_folder: Path, section: str, key: str, value: int, cure: str
+) -> None:
+    job = Job(tmp_path, qwen2_vl_folder)
+    changed = getattr(job.config, section).model_copy(update={key: value})
+    config = job.config.model_copy(update={section: changed})
+    with pytest.raises(ConfigError, match=cure):
+        Indexer(config, job.recipe, job.url, "run", device="cpu")
 
 
 def test_equal_content_under_another_name_is_not_prefilled_again(
