@@ -7,6 +7,7 @@ import yaml
 
 from jobs.config import JobConfig, effective
 from sttm.config import load_config
+from sttm.engine.context import QUESTION_TOKENS
 from sttm.errors import ConfigError
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -66,3 +67,27 @@ def test_every_value_says_where_it_is_from() -> None:
 def test_nothing_of_what_a_run_needs_some_of_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"run\.{name}: .*greater than .*got 0"):
         load_config(JobConfig, FILES[0], [f"run.{name}=0"])
+
+
+@pytest.mark.parametrize(
+    ("stem", "frame", "text", "positions"),
+    [
+        ("llava_next_video_7b", 12 * 12, 5, 4096),
+        ("llava_onevision_7b", 14 * 14, 15, 32768),
+        ("llava_video_7b", 14 * 15, 14, 32768),
+        ("llava_video_72b", 14 * 15, 14, 32768),
+    ],
+)
+def test_a_video_of_most_frames_leaves_positions_for_questions(
+    stem: str, frame: int, text: int, positions: int
+) -> None:
+    """Tokens of a frame with its separators and of the text around the video, each with a position of its own."""
+    config = load_config(JobConfig, Path(__file__).parent.parent / "configs" / f"{stem}.yaml")
+    assert config.video.max_frames * frame + text + QUESTION_TOKENS <= positions
+
+
+@pytest.mark.parametrize("stem", ["qwen2_vl_7b", "qwen2_5_vl_7b"])
+def test_a_video_of_most_frames_has_the_tokens_qwen_allows(stem: str) -> None:
+    config = load_config(JobConfig, Path(__file__).parent.parent / "configs" / f"{stem}.yaml")
+    assert config.model.frame_pixels is not None
+    assert config.model.frame_pixels // 28**2 * config.video.max_frames // 2 == 24_576

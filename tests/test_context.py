@@ -1,16 +1,32 @@
-"""A question that would run past the model's positions is refused, with numbers; one that just fits is not."""
+"""What would run past the model's positions is refused, with numbers: a question, or a video that leaves room for none.
 
+What just fits is not.
+"""
+
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from checkpoints import FAMILIES
 from family_setup import HALF, Setup
 
+from sttm.config import IndexConfig
 from sttm.engine.answer import ready
-from sttm.engine.context import positions_of, require_room
+from sttm.engine.context import QUESTION_TOKENS, positions_of, require_room
 from sttm.engine.conversation import Conversation
+from sttm.engine.prefill import PrefillConfig, prefill, require_possible
 from sttm.engine.sampling import SamplingConfig
-from sttm.errors import QuestionError
+from sttm.errors import ConfigError, QuestionError, VideoError
+from sttm.evaluation.evaluator import Evaluator
+from sttm.evaluation.questions import Question, VideoQuestions
+from sttm.evaluation.reducers import Reducer, parse_reducers
+from sttm.merging import MergeConfig
+from sttm.models.checkpoint import Checkpoint, ModelConfig
+from sttm.models.language_model import LanguageModel
+
+REDUCERS = parse_reducers("sttm", [0.5], IndexConfig())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -35,6 +51,68 @@ def test_turns_of_a_conversation_add_up() -> None:
     with pytest.raises(QuestionError, match="ask a shorter question"):
         next(talk.ask("why?", SamplingConfig(max_tokens=room)))
     assert list(talk.ask("why?", SamplingConfig(max_tokens=2)))  # a refused turn leaves no trace
+
+
+def with_positions(setup: Setup, count: int) -> LanguageModel:
+    """The language model, trained on so many positions."""
+    text = copy(setup.model.text)
+    text.config = copy(text.config)
+    text.config.max_position_embeddings = count
+    return replace(setup.model, text=text)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rule", ["survived", "reassigned"])
+@pytest.mark.parametrize("merge_layer", [0, 2])
+def test_video_that_leaves_no_room_for_a_question_is_not_prefilled(family: str, rule: str, merge_layer: int) -> None:
+    """Layers before the merge count the full positions, those behind it the reduced ones."""
+    setup, config = Setup.of(family), PrefillConfig(merge_layer=merge_layer, position_rule=rule)
+    cache = prefill(setup.model, setup.prompt, HALF, config).cache
+    counted = [cache.reduced_next_position] + [cache.next_position] * (merge_layer > 0)
+    needed = max(counted) + QUESTION_TOKENS
+    fits = with_positions(setup, needed)
+    video = ready(fits, prefill(fits, setup.prompt, HALF, config).cache)
+    require_room(fits, video, 28, 100)
+    message = (
+        rf"too_long: the video takes \d+ tokens and {max(counted)} of the model's {needed - 1} .* lower video.max_"
+    )
+    with pytest.raises(VideoError, match=message):
+        prefill(with_positions(setup, needed - 1), setup.prompt, HALF, config)
+
+
+def test_evaluator_asks_what_fits_behind_the_full_video(qwen2_vl_folder: Path) -> None:
+    setup = Setup.of("qwen2_vl")
+    evaluator = Evaluator(Checkpoint.open(ModelConfig(path=str(qwen2_vl_folder), dtype="float32")), REDUCERS, 4)
+    start = setup.prompt.next_position
+    video = VideoQuestions("v", (Question("Why?", "x", row=1), Question("why? " * 100, "x", row=2)), lambda: None)  # type: ignore[arg-type, return-value]
+    evaluator._language_model.text.config.max_position_embeddings = start + QUESTION_TOKENS
+    outcome = evaluator.run(video, setup.inputs)
+    assert [question.row for question in outcome.asked] == [1]
+    assert [(e.row, f"leaves {QUESTION_TOKENS} of" in e.cause) for e in outcome.errors] == [(2, True)]
+    evaluator._language_model.text.config.max_position_embeddings -= 1
+    outcome = evaluator.run(video, setup.inputs)
+    assert (outcome.asked, outcome.outcomes) == ((), ())
+    assert [(e.row, "lower video.max_frames" in e.cause) for e in outcome.errors] == [(1, True), (2, True)]
+
+
+@pytest.mark.parametrize(
+    ("merging", "settings", "message"),
+    [
+        (HALF, {"merge_layer": 4}, r"prefill.merge_layer=4: this model has layers 0 to 3"),
+        (HALF, {"merge_layer": -1}, r"prefill.merge_layer=-1"),
+        (HALF.model_copy(update={"head_dim": 48}), {}, r"merge.head_dim=48 does not divide this model's 64 channels"),
+    ],
+)
+def test_settings_that_no_video_could_be_prefilled_with_are_refused_without_one(
+    qwen2_vl_folder: Path, merging: MergeConfig, settings: dict[str, int], message: str
+) -> None:
+    setup, config = Setup.of("qwen2_vl"), PrefillConfig(**settings)
+    with pytest.raises(ConfigError, match=message):
+        require_possible(setup.checkpoint.config.get_text_config(), merging, config)
+    with pytest.raises(ConfigError, match=message):
+        setup.prefill(merging, **settings)
+    with pytest.raises(ConfigError, match=message):
+        Evaluator(setup.checkpoint, [Reducer("sttm", None, merging, config)])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sttm.engine.context import require_room_for_questions
 from sttm.engine.decoder import causal_mask, key_bias, moved, rotary, run_layer, unrotated_keys
+from sttm.errors import ConfigError
 from sttm.kv_cache import KVCache
 from sttm.merging import MergeConfig, Merged, merge
 from sttm.models.base import Prompt
@@ -38,6 +40,26 @@ class PrefillConfig(Settings):
     chunk_tokens: int | None = None
 
 
+def require_possible(text_config: Any, merging: MergeConfig, config: PrefillConfig) -> None:
+    """Check settings against the decoder they are for, which takes no weights.
+
+    Args:
+        text_config: the text model's.
+        merging, config: the settings.
+
+    Raises:
+        ConfigError: `merge_layer` lies outside the decoder, or `head_dim` does not divide its hidden states.
+    """
+    depth, channels = text_config.num_hidden_layers, text_config.hidden_size
+    if not 0 <= config.merge_layer < depth:
+        raise ConfigError(f"prefill.merge_layer={config.merge_layer}: this model has layers 0 to {depth - 1}")
+    if channels % (merging.head_dim or channels):
+        raise ConfigError(
+            f"merge.head_dim={merging.head_dim} does not divide this model's {channels} channels; take a divisor, or "
+            "null to compare whole vectors"
+        )
+
+
 @dataclass(frozen=True)
 class Prefilled:
     """What prefill makes of one video: the cache to store, the merge it rests on, and the live end state.
@@ -58,11 +80,14 @@ def prefill(model: LanguageModel, prompt: Prompt, merging: MergeConfig, config: 
     """Read one video into a KV cache.
 
     Raises:
-        ValueError: `merge_layer` lies outside the model.
+        ConfigError: as `require_possible`.
+        VideoError: `too_long`: before or after the merge the video leaves no positions for a question.
     """
-    depth, k = len(model.text.layers), config.merge_layer
-    if not 0 <= k < depth:
-        raise ValueError(f"merge_layer {k} is outside this model's layers 0..{depth - 1}")
+    text_config, k = model.text.config, config.merge_layer
+    require_possible(text_config, merging, config)
+    if k:
+        length = len(prompt.ids)
+        require_room_for_questions(text_config, length, prompt.next_position, "lower video.max_frames")
     ones = torch.ones(len(prompt.ids), dtype=torch.int32, device=prompt.embeds.device)
     sequence = _Sequence(prompt.positions, prompt.visual, prompt.next_position, ones)
     state = _State(sequence, prompt.embeds, prompt.deepstack, _angles(model, prompt.embeds, prompt.positions))
@@ -72,6 +97,9 @@ def prefill(model: LanguageModel, prompt: Prompt, merging: MergeConfig, config: 
         if layer == k:
             merged = _merge(state, prompt.grid, merging)
             state = _reduce(model, state, merged, config)
+            length = len(state.hidden)
+            cure = "lower video.max_frames, or merge.budget where positions are reassigned"
+            require_room_for_questions(text_config, length, state.sequence.next_position, cure)
             tables = _tables(prompt, state.sequence, merged)  # now: at the end, fetching them would wait for all layers
         state = state.on(device)
         hidden, layer_keys, layer_values = _prefill_layer(model, layer, state, config.chunk_tokens)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from sttm.engine.answer import Continuation, ReadyVideo, SamplingConfig, answer, ready
+from sttm.engine.context import positions_of, require_room_for_questions
 from sttm.engine.likelihood import score_options
-from sttm.engine.prefill import prefill
+from sttm.engine.prefill import prefill, require_possible
+from sttm.errors import VideoError
 from sttm.evaluation.questions import Question, RowError, VideoQuestions
 from sttm.evaluation.reducers import Reducer
 from sttm.evaluation.scoring import Verdict, judge
@@ -62,17 +64,25 @@ class VideoOutcome:
 class Evaluator:
     """Holds one model on one device.
 
+    A question counts for all reducers or none: it is asked only if it fits behind the full video.
+
     Args:
         checkpoint: any supported model.
         reducers: what to compare.
         max_tokens: longest reply.
         device: where the model goes.
+
+    Raises:
+        ConfigError: a reducer's settings do not go with the model.
+        ModelError: the checkpoint cannot be used.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, reducers: Sequence[Reducer], max_tokens: int = 16, device: str = "cpu"
     ) -> None:
         self._reducers, self._device = tuple(reducers), torch.device(device)
+        for reducer in self._reducers:
+            require_possible(checkpoint.config.get_text_config(), reducer.merge, reducer.prefill)
         self._family = checkpoint.family()
         self._model = checkpoint.load_model(device)
         self._language_model = LanguageModel.of(self._model)
@@ -95,8 +105,15 @@ class Evaluator:
         asked, errors = self._askable(video)
         if not asked:
             return VideoOutcome(video.name, (), (), errors)
-        ids = [self._family.question_ids(question.prompt) for question in asked]
         prompt = self._family.prompt(self._model, inputs)
+        try:
+            asked, too_long = self._fitting(video, asked, prompt)
+        except VideoError as error:
+            return VideoOutcome(video.name, (), (), errors + _all_refused(video, asked, error))
+        ids = [self._family.question_ids(question.prompt) for question in asked]
+        errors += too_long
+        if not asked:
+            return VideoOutcome(video.name, (), (), errors)
         outcomes = tuple(self._reduce(prompt, reducer, asked, ids) for reducer in self._reducers)
         return VideoOutcome(video.name, asked, outcomes, errors)
 
@@ -111,6 +128,36 @@ class Evaluator:
             else:
                 asked.append(question)
         return tuple(asked), tuple(errors)
+
+    def _fitting(
+        self, video: VideoQuestions, asked: tuple[Question, ...], prompt: Prompt
+    ) -> tuple[tuple[Question, ...], tuple[RowError, ...]]:
+        """Questions that end, answer included, within the model's positions, and errors for the rest.
+
+        Raises:
+            VideoError: the video leaves no room for any.
+        """
+        config, start = self._language_model.text.config, prompt.next_position
+        if any(reducer.prefill.position_rule == "reassigned" for reducer in self._reducers):
+            start = max(start, len(prompt.ids))  # more than M-RoPE's own
+        require_room_for_questions(config, len(prompt.ids), start, "lower video.max_frames")
+        room = positions_of(config) - start
+        fitting, errors = [], []
+        for question in asked:
+            tokens = len(self._family.question_ids(question.prompt)) + self._answer_tokens(question)
+            if tokens > room:
+                cause = (
+                    f"it takes {tokens} tokens with its answer, and the video leaves {room} of the model's positions"
+                )
+                errors.append(RowError(question.row, video.name, cause))
+            else:
+                fitting.append(question)
+        return tuple(fitting), tuple(errors)
+
+    def _answer_tokens(self, question: Question) -> int:
+        if question.scoring == "likelihood":
+            return max(len(self._option_ids(option)) for option in question.options)
+        return self._sampling.max_tokens
 
     def _reduce(self, prompt: Prompt, reducer: Reducer, asked: tuple[Question, ...], ids: list[list[int]]) -> Outcome:
         _wait(self._device)
@@ -161,6 +208,10 @@ class Evaluator:
         """An option as a whole answer: its tokens and the end of the turn."""
         tokenizer = self._family.tokenizer
         return [*tokenizer(option, add_special_tokens=False)["input_ids"], int(tokenizer.eos_token_id)]
+
+
+def _all_refused(video: VideoQuestions, asked: Sequence[Question], error: VideoError) -> tuple[RowError, ...]:
+    return tuple(RowError(question.row, video.name, str(error)) for question in asked)
 
 
 def _wait(device: torch.device) -> None:
