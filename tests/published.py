@@ -90,7 +90,8 @@ def write_published(source: Path, folder: Path) -> Path:
     if family == "qwen3_vl":
         shutil.copy(source / "video_preprocessor_config.json", folder)
     shutil.copy(source / "tokenizer.json", folder)
-    kind = "LlamaTokenizer" if family == "llava_next_video" else "Qwen2Tokenizer"
+    # No Llama tokenizer: transformers 5.17 would give it that model's way of cutting words.
+    kind = "PreTrainedTokenizerFast" if family == "llava_next_video" else "Qwen2Tokenizer"
     write_tokenizer_parts(source, folder, tokenizer_class=kind, chat_template=TEXT_TEMPLATE)
     _write(folder / "chat_template.json", {"chat_template": (source / "chat_template.jinja").read_text()})
     ends = [token["id"] for token in _added(source) if token["content"] in ("<|im_end|>", "<|endoftext|>")]
