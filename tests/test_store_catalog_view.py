@@ -8,7 +8,7 @@ from store_samples import publish
 
 from sttm.errors import StoreError
 from sttm.store.catalog import CatalogRow
-from sttm.store.catalog_view import CatalogView
+from sttm.store.catalog_view import CatalogView, UnknownVideoError
 from sttm.store.store import Store
 
 
@@ -37,11 +37,25 @@ def test_found_as_the_catalog_finds_it(store: Store) -> None:
     view, row = CatalogView(store.storage, max_age_s=0), store.catalog.rows()[1]
     for text in (row.video_id, row.uri, row.name):
         assert view.find(text) == store.find(text) == row
-    with pytest.raises(StoreError, match="no video 'nothing'"):
+    with pytest.raises(UnknownVideoError, match="no video 'nothing'") as raised:
         view.find("nothing")
+    assert store.storage.url not in str(raised.value)
     store.catalog.append([replace(named(row, "twin"), name=row.name)])
-    with pytest.raises(StoreError, match="is the name of 2 videos"):
+    with pytest.raises(UnknownVideoError, match="is the name of 2 videos"):
         view.find(row.name)
+
+
+def test_a_store_that_is_lost_is_an_error_and_back_it_is_as_before(store: Store, tmp_path: Path) -> None:
+    view = CatalogView(store.storage, max_age_s=0)
+    rows = view.rows()
+    away = tmp_path.rename(tmp_path.with_name("away"))
+    for look in (view.rows, lambda: view.find(rows[0].video_id), lambda: view.search("", 0, 9)):
+        with pytest.raises(StoreError, match="is the store still mounted") as raised:
+            look()
+        assert not isinstance(raised.value, UnknownVideoError)
+    away.rename(tmp_path)
+    assert view.find(rows[0].video_id) == rows[0]
+    assert view.rows() == rows
 
 
 def test_search_is_paged_newest_first_and_shows_usable_videos_only(store: Store) -> None:
@@ -50,6 +64,8 @@ def test_search_is_paged_newest_first_and_shows_usable_videos_only(store: Store)
     assert view.search("", 2, 2)[1] == 3
     found, total = view.search("BETA", 0, 9)
     assert total == len(found) == 1
+    store.catalog.append([named(found[0], "beta-2")])
+    assert view.search("BETA", 0, 9)[1] == 2
     failed = replace(named(view.rows()[0], "broken"), status="error", identity="")
     store.catalog.append([failed])
     assert view.search("broken", 0, 9) == ([], 0)

@@ -5,11 +5,19 @@ import time
 
 from sttm.errors import StoreError
 from sttm.store.catalog import Catalog, CatalogRow, Snapshot
+from sttm.store.catalog_history import split_history
 from sttm.store.storage import Storage
 
 
+class UnknownVideoError(StoreError):
+    """The store can be read, and no one usable video in it goes by this name."""
+
+
 class CatalogView(Catalog):
-    """The rows as they were at most `max_age_s` ago. Thread-safe for reading."""
+    """The rows as they were at most `max_age_s` ago. Thread-safe for reading.
+
+    A catalog that was there and is gone, as after a lost mount, is a `StoreError`, and not an empty store.
+    """
 
     def __init__(self, storage: Storage, max_age_s: float = 5.0) -> None:
         super().__init__(storage)
@@ -18,32 +26,41 @@ class CatalogView(Catalog):
         self._seen: Snapshot | None = None
         self._rows: list[CatalogRow] = []
         self._named: dict[str, list[CatalogRow]] = {}
+        self._newest: list[tuple[str, CatalogRow]] = []
 
     def rows(self) -> list[CatalogRow]:
         """As for `Catalog.rows`; the list is shared, do not change it."""
         with self._lock:
             if self._read_at is None or time.monotonic() - self._read_at > self._max_age_s:
                 snapshot = self.snapshot()
+                if self._seen is not None and snapshot.version == 0 < self._seen.version:
+                    raise StoreError(f"the catalog of {self.storage.url} is gone; is the store still mounted?")
                 if snapshot != self._seen:
-                    self._rows, self._seen = super().rows(), snapshot
-                    self._named = _by_name(self._rows)
+                    self._rows, self._seen = split_history(self.history(snapshot))[0], snapshot
+                    self._named, self._newest = _by_name(self._rows), _newest_first(self._rows)
                 self._read_at = time.monotonic()
             return self._rows
 
     def find(self, text: str, recipe_digest: str | None = None) -> CatalogRow:
-        """As for `Catalog.find`, in constant time, and without a guess at what an unknown name may have meant."""
+        """As for `Catalog.find`, in constant time, and without a guess at what an unknown name may have meant.
+
+        Raises:
+            UnknownVideoError: where `Catalog.find` raises; the message does not tell where the store is.
+        """
         self.rows()
         found = self._named.get(text)
         if not found:
-            raise StoreError(f"no video {text[:200]!r} in {self.storage.url}")
-        return _Fixed(self.storage, found).find(text, recipe_digest)
+            raise UnknownVideoError(f"no video {text[:200]!r} in the store")
+        try:
+            return _Fixed(self.storage, found).find(text, recipe_digest)
+        except StoreError as error:
+            raise UnknownVideoError(str(error)) from None
 
     def search(self, text: str, offset: int, limit: int) -> tuple[list[CatalogRow], int]:
         """One page of the usable videos with `text` in id, name or URI (any case), newest first; how many there are."""
+        self.rows()
         text = text.casefold()
-        newest = {row.video_id: row for row in self.rows() if row.status == "ok"}
-        found = [r for r in newest.values() if any(text in t.casefold() for t in (r.video_id, r.name, r.uri))]
-        found.sort(key=lambda row: row.created_at, reverse=True)
+        found = [row for folded, row in self._newest if text in folded]
         return found[offset : offset + limit], len(found)
 
 
@@ -65,3 +82,10 @@ def _by_name(rows: list[CatalogRow]) -> dict[str, list[CatalogRow]]:
         for name in {row.video_id, row.uri, row.name}:
             named.setdefault(name, []).append(row)
     return named
+
+
+def _newest_first(rows: list[CatalogRow]) -> list[tuple[str, CatalogRow]]:
+    """The newest usable row of each video, newest first, with the text that it is searched by."""
+    newest = {row.video_id: row for row in rows if row.status == "ok"}.values()
+    ordered = sorted(newest, key=lambda row: row.created_at, reverse=True)
+    return [("\0".join((row.video_id, row.name, row.uri)).casefold(), row) for row in ordered]
