@@ -47,7 +47,7 @@ def serve(
         float | None, typer.Option(min=0, help="videos in page-locked memory; default 16 on CUDA")
     ] = None,
     disk_cache: Annotated[Path | None, typer.Option(help="folder for copies of a remote store's caches")] = None,
-    disk_gb: Annotated[float, typer.Option(min=0, help="what the copies may take")] = 64.0,
+    disk_gb: Annotated[float, typer.Option(min=0, help="what the copies of all replicas may take there")] = 64.0,
     max_rows: Annotated[int, typer.Option(min=1, help="questions answered at one time")] = 64,
     max_waiting: Annotated[int, typer.Option(min=1, help="questions waiting; more are refused")] = 256,
     max_tokens: Annotated[int, typer.Option(min=1, help="longest answer that may be asked for")] = 1024,
@@ -85,7 +85,7 @@ def serve(
     os.environ.pop(KEYS, None)  # no other process needs to know them
     schedule = ScheduleConfig(max_rows=max_rows, max_waiting=max_waiting)
     answerer = _answerer(replicas, gpus_per_model, ray_address, (store, model, cache), schedule, drain_s)
-    print(f"serving {opened.storage.url} with {name} on http://{host}:{port}", flush=True)
+    print(f"serving {opened.storage.url} with {name} on {url_of(host, port)}", flush=True)
     app = create_app(opened, name.rstrip("/").rsplit("/", 1)[-1], answerer, config, keys)
     listen(app, host, port, drain_s, is_private=not keys)
     return 0
@@ -137,12 +137,15 @@ def listen(app: Any, host: str, port: int, drain_s: int, is_private: bool) -> No
     import uvicorn
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    from jobs.connection import Connection
+
     if is_private:  # a page elsewhere must not reach this through a name that it points here
         app = TrustedHostMiddleware(app, allowed_hosts=["127.0.0.1", "localhost", "[::1]", host])
     uvicorn.run(
         app,
         host=host,
         port=port,
+        http=Connection,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -153,6 +156,11 @@ def listen(app: Any, host: str, port: int, drain_s: int, is_private: bool) -> No
         ws="none",
         lifespan="on",
     )
+
+
+def url_of(host: str, port: int) -> str:
+    """Where a client finds a server that listens on a name, an IPv4 or an IPv6 address."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _is_loopback(host: str) -> bool:
