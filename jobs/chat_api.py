@@ -1,22 +1,25 @@
 """What the OpenAI chat API says, as far as a stored video can follow it: requests, chunks, errors.
 
-What would change an answer and cannot be honoured is refused, never ignored. Beyond the API: a video part
-(`{"type": "video_url", "video_url": {"url": id, URI or name}}` or `{"type": "video", "video": ...}`), `options` to
-choose from, `approximate` to ask about several videos at once, and `sttm` in the response with times and the
-artifact's identity. What `approximate` costs is measured in `sttm.engine.compose`.
+What would change an answer and cannot be honoured is refused, never ignored; null says nothing, as if left out. Beyond
+the API: a video part (`{"type": "video_url", "video_url": {"url": id, URI or name}}` or `{"type": "video", "video":
+...}`), `options` to choose from, `approximate` to ask about several videos at once, and `sttm` in the response with
+times and the artifact's identity. What `approximate` costs is measured in `sttm.engine.compose`.
 """
 
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.scheduler import Ended
 from sttm.engine.worker import Query
 
 MAX_MESSAGES, MAX_PARTS, MAX_CHARS, MAX_OPTIONS, MAX_STOPS, MAX_VIDEOS = 100, 32, 32_000, 64, 4, 8
+MAX_OPTION_CHARS = MAX_CHARS // MAX_OPTIONS  # every option is computed at the length of the longest
+_GENERATION = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop")
 _FINISH = {"stop": "stop", "length": "length", "cut": "stop"}
 
 
@@ -39,8 +42,19 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
 
 
+def invalid(errors: Sequence[Any]) -> ApiError:
+    """What pydantic found wrong with a request: the first place, and why."""
+    place = ".".join(map(str, errors[0]["loc"]))[:200] or "body"
+    return ApiError(400, f"{place}: {errors[0]['msg'][:300]}", "invalid_request")
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
 
 
 class _Url(_Strict):
@@ -71,24 +85,33 @@ class _Video(_Strict):
 
 
 _Part = Annotated[_Text | _VideoUrl | _Video, Field(discriminator="type")]
+_Empty = Annotated[list[Any], Field(max_length=0)]
 
 
-class _Message(BaseModel):
-    """One message; what a client got from us, an assistant message with all its fields, can be sent back."""
+class _Message(_Strict):
+    """One message; an assistant message that a client got from a service like this can be sent back as it is."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[_Part], Field(max_length=MAX_PARTS)]
+    content: str | Annotated[list[_Part], Field(max_length=MAX_PARTS)] | None = None
+    # Fields of an answer, taken where they say nothing.
+    annotations: _Empty | None = None
+    tool_calls: _Empty | None = None
+
+    @model_validator(mode="after")
+    def _check_content(self) -> "_Message":
+        if self.content is None and self.role != "assistant":
+            raise ValueError("content is missing")
+        return self
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
+        if not isinstance(self.content, list):
+            return self.content or ""
         return "\n".join(part.text for part in self.content if isinstance(part, _Text))
 
     @property
     def videos(self) -> list[str]:
-        if isinstance(self.content, str):
+        if not isinstance(self.content, list):
             return []
         return [part.name for part in self.content if not isinstance(part, _Text)]
 
@@ -103,6 +126,7 @@ class _TextFormat(_Strict):
 
 
 _Zero = Annotated[float, Field(ge=0, le=0)]
+_Option = Annotated[str, Field(min_length=1, max_length=MAX_OPTION_CHARS)]
 
 
 class ChatRequest(_Strict):
@@ -110,7 +134,7 @@ class ChatRequest(_Strict):
 
     model: str
     messages: Annotated[list[_Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-    stream: bool | None = False
+    stream: bool = False
     stream_options: _StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -118,9 +142,7 @@ class ChatRequest(_Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: int | None = None
     stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
-    options: (
-        Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2, max_length=MAX_OPTIONS)] | None
-    ) = None
+    options: Annotated[list[_Option], Field(min_length=2, max_length=MAX_OPTIONS)] | None = None
     approximate: bool | None = None
     # Taken with the value that changes nothing.
     n: Literal[1] | None = None
@@ -139,11 +161,16 @@ class ChatRequest(_Strict):
     def parse(body: bytes) -> "ChatRequest":
         """Read an untrusted body; an `ApiError` 400 names the field and what is wrong with it."""
         try:
-            return ChatRequest.model_validate_json(body)
+            request = ChatRequest.model_validate_json(body)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            place = ".".join(map(str, first["loc"]))[:200] or "body"
-            raise ApiError(400, f"{place}: {first['msg'][:300]}", "invalid_request") from None
+            raise invalid(error.errors(include_url=False, include_input=False, include_context=False)) from None
+        if request.stream_options and not request.stream:
+            raise ApiError(400, "stream_options: only with stream", "invalid_request")
+        without_effect = [name for name in _GENERATION if getattr(request, name) is not None]
+        if request.options and without_effect:
+            message = f"{', '.join(without_effect)}: not with options, of which one is chosen and nothing generated"
+            raise ApiError(400, message, "invalid_request")
+        return request
 
     @property
     def asked_about(self) -> list[str]:
@@ -188,8 +215,8 @@ class ChatRequest(_Strict):
         if len(turns) % 2 == 0 or not turns[-1].strip():
             raise ApiError(400, "messages: the last one must be a question of the user", "no_question")
         turns[0] = "\n\n".join(filter(None, [*system, turns[0]]))
-        if (size := sum(map(len, turns))) > MAX_CHARS:
-            raise ApiError(400, f"messages: {size} characters, over {MAX_CHARS}", "too_long")
+        if (size := sum(map(len, (*turns, *(self.options or ()))))) > MAX_CHARS:
+            raise ApiError(400, f"messages and options: {size} characters, over {MAX_CHARS}", "too_long")
         return tuple(turns)
 
 
@@ -204,6 +231,7 @@ class Completion:
 
     def __init__(self, request: ChatRequest, model: str, videos: dict[str, str]) -> None:
         self._request, self._videos = request, videos
+        self._tells_usage = request.stream_options is not None and request.stream_options.include_usage
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def whole(self, text: str, ended: Ended) -> dict[str, Any]:
@@ -222,14 +250,14 @@ class Completion:
     def last(self, ended: Ended) -> list[dict[str, Any]]:
         """The chunk that ends the text, and the one with the usage if it was asked for."""
         chunks = [{**self._chunk({}, _FINISH[ended.reason]), "sttm": self._about(ended)}]
-        if self._request.stream_options and self._request.stream_options.include_usage:
-            usage = {"choices": [], "usage": _usage(ended)}
-            chunks.append({**self._head, "object": "chat.completion.chunk", **usage})
+        if self._tells_usage:
+            chunks.append({**self._chunk({}), "choices": [], "usage": _usage(ended)})
         return chunks
 
     def _chunk(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+        usage = {"usage": None} if self._tells_usage else {}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [choice], **usage}
 
     def _about(self, ended: Ended) -> dict[str, Any]:
         times = {name: round(getattr(ended, name), 4) for name in ("load_s", "ttft_s", "total_s")}

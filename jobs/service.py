@@ -1,7 +1,7 @@
 """The HTTP service: OpenAI-compatible chat about stored videos, a search of the catalog, health, metrics, a page.
 
-    POST /v1/chat/completions     GET /v1/models     GET /videos?q=     GET /videos/{id}     GET /videos/{id}/frames
-    GET /healthz                  GET /metrics       GET /              GET /page/{file}
+    POST /v1/chat/completions   GET /v1/models[/{id}]   GET /videos?q=   GET /videos/{id}   GET /videos/{id}/frames
+    GET /healthz                GET /metrics            GET /            GET /page/{file}
 
 A video is only ever looked up in the catalog: no path, URL or key comes from a request.
 """
@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from jobs.answerer import Answerer
-from jobs.chat_api import ApiError, ChatRequest, Completion
+from jobs.chat_api import ApiError, ChatRequest, Completion, invalid
 from jobs.frame_strip import frame_strip
 from jobs.guard import Guard, GuardConfig
 from jobs.reply import Reply
@@ -30,13 +31,14 @@ from sttm.engine.worker import joined
 from sttm.errors import ArtifactError, ModelError, QuestionError, StoreError, SttmError, VideoError
 from sttm.settings import Settings
 from sttm.store.catalog import CatalogRow
-from sttm.store.catalog_view import CatalogView
+from sttm.store.catalog_view import CatalogView, UnknownVideoError
 from sttm.store.storage import MissingObjectError, public_url
 from sttm.store.store import Store
 
 _log = logging.getLogger(__name__)
 _PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {"page.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}
+_MORE = "the service's log says more"
 _ROUTES = ("/v1/chat/completions", "/v1/models", "/videos", "/healthz", "/metrics", "/page", "/")
 
 
@@ -81,6 +83,7 @@ def create_app(store: Store, model: str, answerer: Answerer, config: ServiceConf
         "/healthz": service.healthz,
         "/metrics": service.metrics_text,
         "/v1/models": service.models,
+        "/v1/models/{name:path}": service.model,
         "/videos": service.videos,
         "/videos/{video:path}/frames": service.frames,
         "/videos/{video:path}": service.video,
@@ -89,7 +92,7 @@ def create_app(store: Store, model: str, answerer: Answerer, config: ServiceConf
         app.add_api_route(path, handler, methods=["GET"], response_model=None)
     app.add_api_route("/v1/chat/completions", service.chat, methods=["POST"], response_model=None)
     app.add_exception_handler(Exception, _failed)
-    for kind in (ApiError, SttmError, HTTPException):
+    for kind in (ApiError, SttmError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _failed)
     return Guard(app, config.guard, keys, _is_open, service.count)
 
@@ -116,8 +119,7 @@ class Service:
     async def chat(self, request: Request) -> Response:
         """Answer about a video, or several: whole, or streamed as server-sent events."""
         asked = ChatRequest.parse(await request.body())
-        if asked.model != self._model:
-            raise ApiError(404, f"no model {asked.model[:100]!r}; this service has {self._model!r}", "model_not_found")
+        self._require_model(asked.model)
         query = asked.query(self._config.max_tokens, self._config.default_tokens)
         rows = [await self._find(name) for name in asked.asked_about]
         videos = {row.identity: row.video_id for row in rows}
@@ -139,30 +141,33 @@ class Service:
             if not is_streaming:
                 reply.close()
 
-    async def models(self) -> dict[str, Any]:
+    async def models(self) -> Response:
         """The one model."""
-        model = {"id": self._model, "object": "model", "created": 0, "owned_by": "sttm"}
-        return {"object": "list", "data": [model]}
+        return JSONResponse({"object": "list", "data": [self._about_model()]})
 
-    async def videos(self, q: str = "", offset: int = 0, limit: int = 50) -> dict[str, Any]:
+    async def model(self, name: str) -> Response:
+        """The one model, by its name."""
+        self._require_model(name)
+        return JSONResponse(self._about_model())
+
+    async def videos(self, q: str = "", offset: int = 0, limit: int = 50) -> Response:
         """A page of the usable videos with `q` in id, name or URI, newest first."""
         if not (offset >= 0 and 1 <= limit <= 500 and len(q) <= 1000):
             raise ApiError(400, "offset from 0 on, limit from 1 to 500, q of at most 1000 characters", "bad_page")
         rows, total = await asyncio.to_thread(self._catalog.search, q, offset, limit)
-        return {"object": "list", "total": total, "data": [_shown(row) for row in rows]}
+        return JSONResponse({"object": "list", "total": total, "data": [_shown(row) for row in rows]})
 
-    async def video(self, video: str) -> dict[str, Any]:
+    async def video(self, video: str) -> Response:
         """One video: its row and where each reduced token comes from, rows of (t, y0, x0, y1, x1, cells)."""
-        row = await self._find(video)
-        tokens = await asyncio.to_thread(self._store.load_tokens, row.identity, False)
+        return await asyncio.to_thread(self._about_video, await self._find(video))
+
+    def _about_video(self, row: CatalogRow) -> Response:
+        """Made in a thread, to the last byte: a long video has tens of thousands of tokens, and streams must go on."""
+        tokens = self._store.load_tokens(row.identity, with_features=False)
         boxes = [[*box, patches] for box, patches in zip(tokens.boxes.tolist(), tokens.patches.tolist(), strict=True)]
-        manifest = await asyncio.to_thread(self._store.manifest, row.identity)
-        about = {
-            "grid": tokens.grid,
-            "boxes": boxes,
-            "seconds": manifest.facts.details.get("sampling", {}).get("seconds", []),
-        }
-        return {**_shown(row), **about, "has_frames": self._config.shows_frames}
+        sampling = self._store.manifest(row.identity).facts.details.get("sampling", {})
+        about = {"grid": tokens.grid, "boxes": boxes, "seconds": sampling.get("seconds", [])}
+        return JSONResponse({**_shown(row), **about, "has_frames": self._config.shows_frames})
 
     async def frames(self, video: str) -> Response:
         """The sampled frames below each other in one JPEG, decoded now from the source."""
@@ -189,11 +194,17 @@ class Service:
             raise ApiError(404, "no such file", "not_found")
         return FileResponse(_PAGE / name, media_type=_PAGE_FILES[name])
 
+    def _require_model(self, name: str) -> None:
+        if name != self._model:
+            raise ApiError(404, f"no model {name[:100]!r}; this service has {self._model!r}", "model_not_found")
+
+    def _about_model(self) -> dict[str, Any]:
+        return {"id": self._model, "object": "model", "created": 0, "owned_by": "sttm"}
+
     async def _find(self, video: str) -> CatalogRow:
-        await asyncio.to_thread(self._catalog.rows)  # what fails here is the store's fault
         try:
             return await asyncio.to_thread(self._catalog.find, video)
-        except StoreError as error:
+        except UnknownVideoError as error:
             raise ApiError(404, str(error), "video_not_found") from None
 
 
@@ -208,7 +219,7 @@ async def _stream(event: Piece | Ended, reply: Reply, completion: Completion) ->
             yield _event(chunk)
         yield b"data: [DONE]\n\n"
     except Exception as error:  # the status is sent already
-        yield _event(_api_error(error).body)
+        yield _event(_told("a stream", error).body)
     finally:
         reply.close()
 
@@ -225,17 +236,25 @@ def _shown(row: CatalogRow) -> dict[str, Any]:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    found = _api_error(error)
-    if found.status >= 500:
-        _log.error("%s %s: %s", request.method, request.scope["path"][:200], error, exc_info=found.code == "internal")
+    found = _told(f"{request.method} {request.scope['path'][:200]}", error)
     headers = {"retry-after": "5"} if found.status in (429, 503) else None
     return JSONResponse(found.body, found.status, headers)
 
 
+def _told(where: str, error: Exception) -> ApiError:
+    """What the client is told; what is not told, or is no fault of the client's, is logged."""
+    found = _api_error(error)
+    if found.status >= 500 or found.code == "other_model":
+        _log.error("%s: %s", where, error, exc_info=error if found.code == "internal" else None)
+    return found
+
+
 def _api_error(error: Exception) -> ApiError:
-    """What the client is told; of a fault of ours only that there is one."""
+    """An error as the API reports it; of a fault of ours only that there is one, not where the store is."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, RequestValidationError):
+        return invalid(error.errors())
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), "http")
     if isinstance(error, BusyError):
@@ -245,9 +264,9 @@ def _api_error(error: Exception) -> ApiError:
     if isinstance(error, VideoError):
         return ApiError(422, str(error), error.code)
     if isinstance(error, ModelError):
-        return ApiError(409, str(error), "other_model")
+        return ApiError(409, f"another model made this video's cache, or this one has no turns; {_MORE}", "other_model")
     if isinstance(error, (ArtifactError, MissingObjectError)):
-        return ApiError(502, str(error), "bad_artifact")
+        return ApiError(502, f"what is stored is damaged or gone; {_MORE}", "bad_artifact")
     if isinstance(error, StoreError):
-        return ApiError(502, str(error), "store")
-    return ApiError(500, "internal error; the service's log says more", "internal")
+        return ApiError(502, f"the store cannot be read; {_MORE}", "store")
+    return ApiError(500, f"internal error; {_MORE}", "internal")

@@ -1,6 +1,8 @@
 """The service as its users see it: a real process, the official client, and requests nobody should send."""
 
 import asyncio
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +13,18 @@ import httpx
 import openai
 import psutil
 import pytest
+import uvicorn
+from fastapi import FastAPI, Response
 from indexed import index_clips
 from service import Service, serving
 
+from jobs.connection import Connection
 from jobs.guard import Guard, GuardConfig
-from jobs.serve import serve
+from jobs.serve import serve, url_of
+from jobs.service import Service as Handlers
+from jobs.service import ServiceConfig, create_app
 from sttm.engine.sampling import SamplingConfig
+from sttm.engine.scheduler import Scheduler
 from sttm.engine.worker import Query, QueryWorker, joined, open_checkpoint
 from sttm.errors import ConfigError
 from sttm.store.store import Store
@@ -41,13 +49,18 @@ def store(tmp_path_factory: pytest.TempPathFactory, qwen2_vl_folder: Path) -> St
 
 @pytest.fixture(scope="module")
 def service(store: Store) -> Iterator[Service]:
-    with serving(store.storage.url, key=f"{KEY}, other-key") as running:
+    with serving(store.storage.url, key=f"{KEY}, other-key") as running, connected(running.url) as silent:
         running.key = KEY
         yield running
+        assert silent.recv(1) == b""  # closed, because it sent nothing
         code, out = running.stop()
         assert code in (-15, 143)
         assert KEY not in out
         assert "wrong-key" not in out
+
+
+def connected(url: str) -> socket.socket:
+    return socket.create_connection((httpx.URL(url).host, httpx.URL(url).port), timeout=20)
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +93,22 @@ def test_official_client_gets_the_engines_answer(client: openai.OpenAI, worker: 
     about = answer.model_extra["sttm"]  # type: ignore[index]
     assert about["identity"] == store.find("clip-0.mp4").identity
     assert 0 < about["load_s"] <= about["ttft_s"] <= about["total_s"]
-    # A follow-up is sent back as the client holds it.
-    more: Any = [*messages, answer.choices[0].message, {"role": "user", "content": "And why?"}]
-    follow_up = client.chat.completions.create(model=MODEL, messages=more, max_tokens=8)
-    assert follow_up.choices[0].message.content == said(worker, "clip-0.mp4", ("What is it?", text, "And why?"), 8)
+    # A follow-up is sent back as the client holds it, or with every field that the client knows.
+    held = answer.choices[0].message
+    for back in (held, {**held.model_dump(), "annotations": []}):
+        more: Any = [*messages, back, {"role": "user", "content": "And why?"}]
+        follow_up = client.chat.completions.create(model=MODEL, messages=more, max_tokens=8)
+        assert follow_up.choices[0].message.content == said(worker, "clip-0.mp4", ("What is it?", text, "And why?"), 8)
+
+
+def test_null_is_as_good_as_left_out(client: openai.OpenAI, worker: QueryWorker) -> None:
+    messages: Any = [{"role": "user", "content": content("What is it?")}]
+    nulls: Any = dict.fromkeys(("tools", "tool_choice", "logit_bias", "top_logprobs", "stream_options", "stop", "seed"))
+    answer = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=8, stream=False, **nulls)
+    assert answer.choices[0].message.content == said(worker, "clip-0.mp4", ("What is it?",), 8)
+    messages += [{"role": "assistant", "content": None}, {"role": "user", "content": "And why?"}]
+    answer = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=8)
+    assert answer.choices[0].message.content == said(worker, "clip-0.mp4", ("What is it?", "", "And why?"), 8)
 
 
 def test_official_client_streams_the_same_text(client: openai.OpenAI, worker: QueryWorker) -> None:
@@ -100,6 +125,7 @@ def test_official_client_streams_the_same_text(client: openai.OpenAI, worker: Qu
     assert len([p for p in pieces if p]) > 3
     assert "".join(pieces) == said(worker, "clip-1.mp4", ("the colour?",), 16)
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+    assert all("usage" in c.model_fields_set and c.usage is None for c in chunks[:-1])
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 16
 
@@ -127,6 +153,9 @@ def test_options_are_chosen_by_likelihood(client: openai.OpenAI, worker: QueryWo
 
 def test_models_and_catalog(client: openai.OpenAI, service: Service, store: Store) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt-4'"):
+        client.models.retrieve("gpt-4")
     found = service.get("/videos").json()
     assert found["total"] == 3
     assert {v["name"] for v in found["data"]} == {"clip-0.mp4", "clip-1.mp4", "clip-2.mp4"}
@@ -153,7 +182,16 @@ def test_models_and_catalog(client: openai.OpenAI, service: Service, store: Stor
         ({"max_tokens": 10**9}, 400, "over this service's"),
         ({"presence_penalty": 0.5}, 400, "presence_penalty"),
         ({"tools": []}, 400, "tools"),
+        ({"messages": [{"role": "user", "content": None}]}, 400, "content is missing"),
+        ({"messages": [{"role": "user", "content": content("?"), "name": "Ann"}]}, 400, "messages.0.name"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, 400, "messages.0.tool_calls"),
+        ({"messages": [{"role": "assistant", "audio": {"id": "1"}}]}, 400, "messages.0.audio"),
+        ({"stream_options": {"include_usage": True}}, 400, "only with stream"),
         ({"options": ["one"]}, 400, "options"),
+        ({"options": ["one", "x" * 501]}, 400, "options.1: String should have at most 500 characters"),
+        ({"options": ["x" * 500] * 64}, 400, "messages and options: 32005 characters, over 32000"),
+        ({"options": ["a", "b"], "seed": 1, "stop": ["a"]}, 400, "seed, stop: not with options"),
+        ({"options": ["a", "b"], "temperature": 0, "max_tokens": 5}, 400, "max_tokens, temperature: not with options"),
         ({"options": ["red<|im_end|>", "blue"]}, 400, "control token '<|im_end|>'"),
         ({"messages": [{"role": "user", "content": content("?<|im_end|>")}]}, 400, "control token '<|im_end|>'"),
     ],
@@ -172,6 +210,13 @@ def test_a_name_is_only_ever_looked_up_in_the_catalog(service: Service, video: s
     answer = service.post(body(video=video))
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "video_not_found")
     assert service.get("/videos/" + video.replace("\0", "%00")).status_code == 404
+
+
+def test_a_bad_page_is_an_error_like_others(service: Service) -> None:
+    for page in ({"limit": "abc"}, {"offset": -1}):
+        answer = service.get("/videos", params=page)
+        assert answer.status_code == 400
+        assert next(iter(page)) in answer.json()["error"]["message"]
 
 
 def test_two_videos_in_one_question_are_refused(service: Service) -> None:
@@ -311,6 +356,8 @@ def test_limits_a_damaged_video_and_a_graceful_end(store: Store, tmp_path: Path,
         for _ in range(2):
             answer = service.post(body(video="clip-1.mp4"))
             assert (answer.status_code, answer.json()["error"]["code"]) == (502, "bad_artifact")
+            assert str(tmp_path) not in answer.text  # nobody needs to know where the store is
+        assert str(tmp_path) not in service.post(body(video="no-such.mp4")).text
         assert httpx.get(f"{service.url}/videos", headers={"host": "evil.example"}).status_code == 400
         with httpx.Client(timeout=60) as client:
             codes = [client.get(f"{service.url}/v1/models").status_code for _ in range(150)]
@@ -356,3 +403,64 @@ def test_a_slow_body_does_not_hold_a_place_for_ever() -> None:
     guard = Guard(None, GuardConfig(body_timeout_s=0.1), (), lambda _: False, lambda *_: None)
     asyncio.run(guard(scope, receive, send))
     assert sent[0]["status"] == 408
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1:80"), ("::1", "http://[::1]:80"), ("localhost", "http://localhost:80")],
+)
+def test_a_client_can_use_the_address_that_is_printed(host: str, url: str) -> None:
+    assert url_of(host, 80) == url
+
+
+def test_a_connection_without_a_request_is_closed_and_one_with_an_answer_under_way_is_not() -> None:
+    app = FastAPI()
+
+    @app.get("/{seconds}")
+    async def wait(seconds: float) -> float:
+        await asyncio.sleep(seconds)
+        return seconds
+
+    config = uvicorn.Config(app, port=0, http=Connection, timeout_keep_alive=1, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    with connected(url) as silent, connected(url) as slow, connected(url) as idle, httpx.Client(timeout=20) as client:
+        slow.sendall(b"GET /0 HTTP/1.1\r\nX:")
+        idle.sendall(b"GET /0 HTTP/1.1\r\nHost: x\r\n\r\nGET /0")  # an answered request, and half of another
+        assert client.get(f"{url}/2").json() == 2
+        for quiet in (silent, slow, idle):
+            quiet.settimeout(0.5)  # they were closed while the answer was under way
+        assert (silent.recv(99), slow.recv(99)) == (b"", b"")
+        assert b"".join(iter(lambda: idle.recv(999), b"")).startswith(b"HTTP/1.1 200")
+        assert client.get(f"{url}/0").json() == 0
+    server.should_exit = True
+    thread.join()
+
+
+def test_nothing_is_left_to_encode_in_the_event_loop(store: Store, worker: QueryWorker) -> None:
+    """FastAPI encodes a dict item by item in the loop: for a long video a second in which every stream stands still."""
+
+    async def answers() -> list[object]:
+        return [await handlers.models(), await handlers.videos(), await handlers.video("clip-0.mp4")]
+
+    scheduler = Scheduler(worker)
+    handlers = Handlers(store, MODEL, scheduler, ServiceConfig())
+    assert all(isinstance(answer, Response) for answer in asyncio.run(answers()))
+    scheduler.close()
+
+
+def test_health_tells_when_nothing_is_answered_any_more(store: Store, worker: QueryWorker) -> None:
+    scheduler = Scheduler(worker)
+    app = create_app(store, MODEL, scheduler, ServiceConfig())
+
+    async def health() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return (await client.get("/healthz")).status_code
+
+    assert asyncio.run(health()) == 200
+    scheduler.close()
+    assert asyncio.run(health()) == 503
