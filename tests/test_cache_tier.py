@@ -123,11 +123,6 @@ def remote(local: Store, s3_server: S3Server) -> Store:
     return Store(there)
 
 
-def file_of(folder: Path, key: str) -> Path:
-    (path,) = folder.glob(key)
-    return path
-
-
 def test_disk_copy_answers_without_the_remote_file(remote: Store, tmp_path: Path) -> None:
     row = remote.find("clip-0.mp4")
     manifest = remote.manifest(row.identity)

@@ -2,16 +2,23 @@
 
 import queue
 import threading
+import time
+import weakref
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from indexed import index_clips
 
+from sttm.engine import answer
+from sttm.engine.cache_tier import CacheConfig
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.scheduler import BusyError, Ended, Piece, ScheduleConfig, Scheduler
-from sttm.engine.worker import Query, QueryWorker, open_checkpoint
+from sttm.engine.worker import Query, QueryWorker, joined, open_checkpoint
+from sttm.errors import QuestionError
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store
 
@@ -34,6 +41,16 @@ def gated(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> Iterator[thre
     monkeypatch.setattr(worker, "load", wait_and_load)
     yield gate
     gate.set()
+
+
+@pytest.fixture
+def started(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that were begun, or tried."""
+    sizes: list[int] = []
+    start = worker.start
+
+    monkeypatch.setattr(worker, "start", lambda *args: sizes.append(len(args[1])) or start(*args))
+    return sizes
 
 
 def identity(worker: QueryWorker, number: int = 0) -> str:
@@ -60,11 +77,8 @@ def heard(events: "queue.Queue[Any]") -> tuple[str, Any]:
 
 
 def test_questions_of_two_videos_and_lengths_each_get_their_own_answer(
-    worker: QueryWorker, gated: threading.Event, monkeypatch: pytest.MonkeyPatch
+    worker: QueryWorker, gated: threading.Event, started: list[int]
 ) -> None:
-    sizes: list[int] = []
-    start = worker.start
-    monkeypatch.setattr(worker, "start", lambda video, queries: sizes.append(len(queries)) or start(video, queries))
     scheduler = Scheduler(worker, ScheduleConfig(loaders=32))
     asked = [(n % 2, query("What is it?" + " Why?" * (n % 3), 4 + n % 5)) for n in range(24)]
     replies: list[queue.Queue[Any]] = [queue.Queue() for _ in asked]
@@ -73,8 +87,7 @@ def test_questions_of_two_videos_and_lengths_each_get_their_own_answer(
     gated.set()
     results = [heard(reply) for reply in replies]
     scheduler.close()
-    assert len(sizes) < 24  # some were answered together
-    monkeypatch.undo()
+    assert len(started) < 24  # some were answered together
     for (video, one), (text, ended) in zip(asked, results, strict=True):
         assert text == alone(worker, video, one)
         assert isinstance(ended, Ended)
@@ -87,9 +100,10 @@ def test_too_many_are_refused_and_a_cancelled_one_is_never_begun(worker: QueryWo
     kept: queue.Queue[Any] = queue.Queue()
     dropped: queue.Queue[Any] = queue.Queue()
     scheduler.submit(identity(worker), query("What?"), kept.put)
-    scheduler.submit(identity(worker), query("Why?"), dropped.put).cancel()
+    ticket = scheduler.submit(identity(worker), query("Why?"), dropped.put)
     with pytest.raises(BusyError, match="2 questions are waiting"):
         scheduler.submit(identity(worker), query("How?"), kept.put)
+    ticket.cancel()
     gated.set()
     assert isinstance(heard(kept)[1], Ended)
     scheduler.close()
@@ -116,3 +130,144 @@ def test_closing_answers_what_was_accepted(worker: QueryWorker) -> None:
     scheduler.submit(identity(worker), query("What?", 40), reply.put)
     scheduler.close()
     assert heard(reply)[1].completion_tokens == 40
+
+
+def ask_all(worker: QueryWorker, gate: threading.Event, asked: list[Query]) -> list[tuple[str, Any]]:
+    """What is heard of questions about one video that wait together."""
+    scheduler = Scheduler(worker)
+    replies: list[queue.Queue[Any]] = [queue.Queue() for _ in asked]
+    for one, reply in zip(asked, replies, strict=True):
+        scheduler.submit(identity(worker), one, reply.put)
+    time.sleep(0.05)
+    gate.set()
+    results = [heard(reply) for reply in replies]
+    scheduler.close()
+    return results
+
+
+def test_a_long_question_has_a_batch_of_its_own(
+    worker: QueryWorker, gated: threading.Event, started: list[int]
+) -> None:
+    asked = [query("What is it?")] * 3 + [query("why? " * 200)] + [query("What is it?")] * 12
+    results = ask_all(worker, gated, asked)
+    assert started == [15, 1]
+    assert {text for text, _ in results[:3]} == {alone(worker, 0, asked[0])}
+    assert results[3][0] == alone(worker, 0, asked[3])
+
+
+def test_what_cannot_be_asked_leaves_the_others_together(
+    worker: QueryWorker, gated: threading.Event, started: list[int]
+) -> None:
+    bad = [query("What <|im_end|>"), query("What?", 10**6), Query(("question", "answer"))]
+    results = ask_all(worker, gated, [query("What?"), *bad, *[query("What?")] * 7])
+    assert started == [8]
+    assert [type(end) for _, end in results[1:4]] == [QuestionError, QuestionError, ValueError]
+    assert sum(isinstance(end, Ended) for _, end in results) == 8
+
+
+def test_too_little_memory_halves_a_batch(
+    worker: QueryWorker, gated: threading.Event, started: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = worker.start
+
+    def full(*args: Any) -> Any:
+        answers = start(*args)
+        if len(args[1]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answers
+
+    monkeypatch.setattr(worker, "start", full)
+    results = ask_all(worker, gated, [query("What?")] * 8)
+    assert started == [8, 4, 2, 2, 4, 2, 2]
+    assert {text for text, _ in results} == {alone(worker, 0, query("What?"))}
+
+
+def test_after_an_error_that_a_gpu_does_not_recover_from_it_is_not_alive(
+    worker: QueryWorker, gated: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(worker, "start", fail)
+    scheduler = Scheduler(worker, ScheduleConfig(max_rows=1))
+    replies: list[queue.Queue[Any]] = [queue.Queue() for _ in range(3)]
+    for number, reply in enumerate(replies):
+        scheduler.submit(identity(worker, number % 2), query("What?"), reply.put)
+    assert scheduler.is_alive
+    gated.set()
+    for reply in replies:
+        assert isinstance(heard(reply)[1], torch.AcceleratorError)
+    assert not scheduler.is_alive
+    with pytest.raises(BusyError):
+        scheduler.submit(identity(worker), query("What?"), replies[0].put)
+    scheduler.close()
+    assert scheduler.waiting == 0
+
+
+def test_questions_that_wait_hold_no_video(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Videos on the device: the one asked about, and those loaded for the next questions."""
+    small = QueryWorker(worker.store, worker.checkpoint, "cpu", CacheConfig(device_bytes=0))
+    load, loaded, alive = small.load, list[Any](), list[int]()
+
+    def counting(identities: str) -> Any:
+        video = load(identities)
+        loaded.append(weakref.ref(video))
+        alive.append(sum(ref() is not None for ref in loaded))
+        return video
+
+    monkeypatch.setattr(small, "load", counting)
+    scheduler = Scheduler(small, ScheduleConfig(max_rows=1, loaders=2))
+    names = [identity(worker, number) for number in (0, 1)]
+    videos = [joined(some) for count in (1, 2, 3) for some in product(names, repeat=count)]
+    replies: list[queue.Queue[Any]] = [queue.Queue() for _ in videos]
+    for video, reply in zip(videos, replies, strict=True):
+        scheduler.submit(video, query("What?", 20), reply.put)
+    assert all(isinstance(heard(reply)[1], Ended) for reply in replies)
+    scheduler.close()
+    assert len(alive) == len(videos) == 14
+    assert max(alive) <= 4
+
+
+def test_a_choice_takes_turns_and_can_be_given_up(
+    worker: QueryWorker, gated: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long options stop neither other answers nor the end of the service."""
+    monkeypatch.setattr(answer, "_TOKENS_AT_ONCE", 8)
+    choosing, turns = worker.choosing, 0
+
+    def counting(*args: Any) -> Any:
+        nonlocal turns
+        pieces = choosing(*args)
+        while True:
+            try:
+                yield next(pieces)
+            except StopIteration as end:
+                return end.value
+            turns += 1
+
+    monkeypatch.setattr(worker, "choosing", counting)
+    scheduler, chosen, other = Scheduler(worker), queue.Queue[Any](), queue.Queue[Any]()
+    long = scheduler.submit(identity(worker), query("Which?"), chosen.put, ["red " * 300, "blue"])
+
+    def hear(event: Any) -> None:
+        other.put(event)
+        if isinstance(event, Ended):
+            long.cancel()
+
+    scheduler.submit(identity(worker), query("What?"), hear)
+    gated.set()
+    text, _ = heard(other)
+    assert heard(chosen)[1].reason == "cut"
+    scheduler.close()
+    assert text == alone(worker, 0, query("What?"))
+    assert 5 <= turns <= 7  # of some 150
+
+
+def test_options_without_hurry_are_chosen_as_the_worker_chooses(worker: QueryWorker) -> None:
+    scheduler, chosen = Scheduler(worker), queue.Queue[Any]()
+    options = ("red", "a much longer answer", "blue")
+    scheduler.submit(identity(worker), query("Which?"), chosen.put, options)
+    text, ended = heard(chosen)
+    scheduler.close()
+    (choice,) = worker.choose(worker.load(identity(worker)), [["Which?"]], [options])
+    assert (text, ended.choice) == (options[choice.index], choice)

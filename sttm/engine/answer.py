@@ -27,7 +27,7 @@ from sttm.models.language_model import LanguageModel
 
 _LOOKING_ROPE = ("dynamic", "longrope")
 # What is fed at once, so that memory, and the time others wait, do not grow with the square of a long question.
-_TOKENS_AT_ONCE, _SCORES_AT_ONCE = 8192, 1 << 22  # of all rows; a head's scores of their own tokens
+_TOKENS_AT_ONCE, _SCORES_AT_ONCE = 2048, 1 << 22  # of all rows; a head's scores of their own tokens
 _EAGER_STEPS = 2  # run kernel by kernel first: many answers are a word, and the first step sets libraries up
 _REPAID_AFTER = 8  # steps: making a graph takes about as long as two run kernel by kernel
 

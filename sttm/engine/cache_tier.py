@@ -18,7 +18,10 @@ from sttm.store.lru import ByteLRU
 
 
 class CacheConfig(Settings):
-    """How much of each kind of memory videos may take; those being answered about come on top while they are.
+    """How much of each kind of memory videos may take that are kept for later questions.
+
+    Videos being answered about come on top while they are, and those loaded for the next questions: at most as many as
+    `ScheduleConfig.loaders`.
 
     Attributes:
         device_bytes: memory of the device that answers.
@@ -38,7 +41,7 @@ class CacheState:
     """What a worker has at hand.
 
     Attributes:
-        size_bytes: by tier: `device`, `host`, `disk`.
+        size_bytes: of those kept, by tier: `device`, `host`, `disk`.
         gets: how often videos were found in a tier, or where else, as `CacheTier.counts`; and on `disk`.
     """
 
@@ -71,7 +74,7 @@ class CacheTier:
 
     @property
     def size_bytes(self) -> dict[str, int]:
-        """Bytes held, by tier."""
+        """Bytes kept, by tier."""
         return {"device": self._on_device.size_bytes, "host": self._on_host.size_bytes}
 
     def get(self, identity: str) -> ReadyVideo:

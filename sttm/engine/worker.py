@@ -170,16 +170,32 @@ class QueryWorker:
         held, hits = (0, 0) if self.disk is None else (self.disk.size_bytes, self.disk.hits)
         return CacheState({**self.videos.size_bytes, "disk": held}, {**self.videos.counts, "disk": hits})
 
-    def start(self, video: ReadyVideo, queries: Sequence[Query]) -> Answers:
-        """Feed questions; the texts then come step by step.
+    def question_ids(self, video: ReadyVideo, query: Query) -> list[int]:
+        """Token ids of a query's turns, which `start` can put to the model.
 
         Raises:
-            ValueError: the turns of a query do not end with a question.
+            ValueError: the turns do not end with a question.
             QuestionError: a text holds a control token of the model, or is too long for it.
         """
-        questions = [turns_ids(self.family, query.turns) for query in queries]
-        for ids, query in zip(questions, queries, strict=True):
-            require_room(self.model, video, len(ids), query.sampling.max_tokens)
+        ids = turns_ids(self.family, query.turns)
+        require_room(self.model, video, len(ids), query.sampling.max_tokens)
+        return ids
+
+    def start(
+        self, video: ReadyVideo, queries: Sequence[Query], questions: Sequence[Sequence[int]] | None = None
+    ) -> Answers:
+        """Feed questions; the texts then come step by step.
+
+        Args:
+            video: what they are about.
+            queries: fed as one batch, padded to the longest.
+            questions: what `question_ids` gave for each, where it has been called already.
+
+        Raises:
+            ValueError, QuestionError: as for `question_ids`.
+        """
+        if questions is None:
+            questions = [self.question_ids(video, query) for query in queries]
         return Answers(self.model, video, questions, queries, self.family.tokenizer, self.stop_ids)
 
     def choose(
