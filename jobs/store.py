@@ -84,7 +84,7 @@ def verify(store: StoreUrl) -> int:
     problems = 0
     for problem in maintenance.verify(Store.open(store)):
         problems += 1
-        print(f"{problem.identity[:12] or 'catalog'}: {problem.message}")
+        print(f"{' '.join((*problem.videos, problem.identity[:12] or 'catalog'))}: {problem.message}")
     print(f"{problems} problems" if problems else "the store is as it was committed")
     return EXIT_ERROR if problems else 0
 
@@ -123,7 +123,9 @@ def requantise(
     found = opened.find(video)
     artifacts = [row for row in opened.catalog.rows() if row.video_id == found.video_id and row.status == "ok"]
     exact = [r for r in artifacts if opened.manifest(r.identity).recipe["store"]["kv_scheme"] == "exact"]
-    row = maintenance.requantise(opened, (exact or [found])[-1].identity, scheme)
+    from sttm.store.requantise import requantise as derive  # with torch, which takes seconds
+
+    row = derive(opened, (exact or [found])[-1], scheme)
     opened.catalog.append([row])
     print(f"{row.video_id}: {scheme}, {row.kv_bytes / 1e6:.2f} MB, {row.identity[:12]}")
 
@@ -140,17 +142,14 @@ def rm(video: Video, store: StoreUrl) -> int:
     """Remove a video with all its artifacts and rows, and look whether it is gone."""
     opened = Store.open(store)
     gone = maintenance.remove(opened, video)
-    left = [
-        row.identity for row in gone if row.identity and opened.storage.keys(f"kv/{row.identity[:2]}/{row.identity}")
-    ]
-    shared = {row.identity for row in opened.catalog.rows()}
-    for identity in sorted(set(left) - shared):
+    left = [name for name in gone.deleted if opened.has(name) or opened.storage.keys(f"kv/{name[:2]}/{name}")]
+    for identity in left:
         print(f"still there: kv/{identity[:2]}/{identity}")
     print(
-        f"removed {gone[0].video_id}: {len(gone)} rows"
-        + (", other videos share its content" if shared & set(left) else "")
+        f"removed {gone.video_id}: {gone.rows} rows, {len(gone.deleted)} artifacts"
+        + (", other videos share its content" if gone.shared else "")
     )
-    return EXIT_ERROR if set(left) - shared else 0
+    return EXIT_ERROR if left else 0
 
 
 def _bytes_per_second(store: Store) -> float:

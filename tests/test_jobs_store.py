@@ -18,7 +18,7 @@ from jobs.plan import make_plan
 from sttm.corpus import list_corpus
 from sttm.engine.worker import provenance_differences
 from sttm.errors import StoreError
-from sttm.store.artifact import Facts, committed
+from sttm.store.artifact import Facts, committed, manifest_key
 from sttm.store.kv import encode_kv
 from sttm.store.store import Store
 
@@ -48,6 +48,32 @@ def test_verify_is_quiet_until_a_bit_flips(url: str, capsys: pytest.CaptureFixtu
     path.write_bytes(data)
     assert commands.verify(url) == 1
     assert path.parent.parent.name[:12] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["kv.safetensors", "tokens.parquet", "manifest", "no manifest"])
+def test_what_verify_advises_gets_a_damaged_video_indexed_again(
+    url: str, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, refs = Store.open(url), list_corpus(str(tmp_path / "corpus"))
+    identity = store.find("clip-0.mp4").identity
+    manifest = store.manifest(identity)
+    key = manifest_key(identity)
+    if damage == "no manifest":
+        store.storage.delete(key)
+    else:
+        if damage != "manifest":
+            key = next(file.key for file in (manifest.kv, manifest.tokens) if file.key.endswith(damage))
+        data = bytearray(store.storage.read(key))
+        data[len(data) // 2] ^= 1
+        store.storage.put(key, data)
+    assert commands.verify(url) == 1
+    line = capsys.readouterr().out.splitlines()[0]
+    assert "remove its video with `python -m jobs.store rm` and index the video again" in line
+    assert make_plan(refs, manifest.recipe, store, retry_errors=False).stored == 2, "indexing alone would skip it"
+    assert commands.rm(line.split()[0], url) == 0
+    assert [ref.name for ref in make_plan(refs, manifest.recipe, store, retry_errors=False).todo] == ["clip-0.mp4"]
+    assert not store.has(identity)
+    assert commands.verify(url) == 0
 
 
 def test_rm_leaves_nothing_of_the_video(url: str, capsys: pytest.CaptureFixture[str]) -> None:

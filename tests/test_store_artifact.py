@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from store_samples import publish
+from store_samples import publish, source_for
 
 from sttm.errors import ArtifactError, StoreError
 from sttm.store.artifact import committed, load_manifest, manifest_key
@@ -129,6 +130,9 @@ def test_one_flipped_bit_in_any_file_is_noticed_and_the_file_named(store: Store)
     store.load_kv(row.identity)
 
 
+SOURCE = asdict(source_for())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -141,14 +145,34 @@ def test_one_flipped_bit_in_any_file_is_noticed_and_the_file_named(store: Store)
         ({"kv": {"key": 7, "size_bytes": 1, "digest": ""}}, "malformed"),
         ({"recipe": None}, "malformed"),
         ({"recipe": []}, "malformed"),
+        ({"source": {**SOURCE, "size_bytes": {}}}, "size_bytes is {}"),
+        ({"source": {**SOURCE, "name": None}}, "name is None"),
+        ({"kv": {"key": "kv/00/x", "size_bytes": "big", "digest": ""}}, "size_bytes is 'big'"),
+        ({"kv": {"key": "kv/00/x", "size_bytes": -1, "digest": ""}}, "size_bytes is -1"),
+        ({"kv": {"key": "kv/00/x", "size_bytes": 1 << 63, "digest": ""}}, "size_bytes is 9"),
+        ({"facts": {"tokens_before": "x", "tokens_after": 1}}, "tokens_before is 'x'"),
+        ({"facts": {"tokens_before": 1}}, "missing .* 'tokens_after'"),
+        ({"facts": {"tokens_before": 1, "tokens_after": True}}, "tokens_after is True"),
+        ({"facts": {"tokens_before": 1, "tokens_after": 1, "details": []}}, "details is "),
+        ({"facts": {"tokens_before": 1, "tokens_after": 1, "thresholds": [1]}}, "thresholds is "),
+        ({"facts": {"tokens_before": 1, "tokens_after": 1, "timings_s": {"a": "b"}}}, "timings_s is "),
     ],
 )
 def test_a_sealed_manifest_that_is_not_this_artifacts_is_refused(store: Store, change: dict, message: str) -> None:
     identity = publish(store).identity
-    body = read_sealed(store.storage, manifest_key(identity))
+    body = read_sealed(store.storage, manifest_key(identity), "")
     store.storage.put(manifest_key(identity), seal({**body, **change}))
     with pytest.raises(ArtifactError, match=message):
         load_manifest(store.storage, identity)
+
+
+def test_a_file_of_another_size_is_refused_before_it_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = store.manifest(publish(store).identity)
+    store.storage.put(manifest.tokens.key, bytes(manifest.tokens.size_bytes + 1))
+    monkeypatch.setattr(store, "manifest", lambda _: manifest)
+    monkeypatch.setattr(store.storage, "read", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(ArtifactError, match=f"{manifest.tokens.key} has .* bytes, committed were .*index the video"):
+        store.load_tokens(manifest.identity)
 
 
 @pytest.mark.parametrize("kept", [0, 100, 5000, -1])

@@ -1,5 +1,8 @@
 """The catalog: consistent snapshots, no lost rows, newest wins, rebuilt from manifests."""
 
+import io
+import os
+import random
 import subprocess
 import sys
 import time
@@ -7,13 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from store_samples import publish
+from store_samples import make_cache, make_tokens, publish, recipe_for, source_for
 
 from sttm.errors import ArtifactError, StoreError
 from sttm.store import catalog as catalog_module
+from sttm.store.artifact import Facts
 from sttm.store.catalog import Catalog, CatalogRow
-from sttm.store.catalog_history import split_history
+from sttm.store.catalog_history import split_history, without_repeats
+from sttm.store.kv import encode_kv
+from sttm.store.maintenance import find_garbage, verify
+from sttm.store.sealed import digest_of, seal
 from sttm.store.storage import Storage
 from sttm.store.store import Store
 
@@ -147,6 +155,52 @@ def test_compaction_changes_no_answer_and_happens_by_itself(catalog: Catalog, mo
     assert {r.identity for r in catalog.history()} >= {f"a-{n}" for n in range(7)}, "repair must still know them"
 
 
+def test_compaction_changes_no_answer_of_any_history() -> None:
+    """What counts, what is superseded and by what, what is known; also once rows arrive late, of earlier times."""
+
+    def answers(history: list[CatalogRow]) -> tuple[set[object], ...]:
+        counting, superseded = split_history(history)
+        return (
+            {(r.recipe_digest, r.status, r.identity, r.error_code) for r in counting},
+            {(s.row.identity, s.by.status, s.by.identity, s.by.error_code, s.by.created_at) for s in superseded},
+            {r.identity for r in history},
+        )
+
+    for seed in range(3000):
+        draw = random.Random(seed)
+        history = [any_row(draw, number) for number in range(draw.randint(2, 7))]
+        late = [any_row(draw, draw.uniform(0, 9)) for _ in range(2)]
+        kept = without_repeats(history)
+        assert answers(kept) == answers(history), history
+        with_late = [sorted(rows + late, key=lambda r: r.created_at) for rows in (kept, history)]
+        assert answers(with_late[0]) == answers(with_late[1]), history + late
+
+
+def any_row(draw: random.Random, time: float) -> CatalogRow:
+    """One of the few things that can be said of a video, at a time from 0 to 9."""
+    status, content, recipe = (
+        draw.choice(["ok", "ok", "error", "error", "removed"]),
+        draw.choice("AB"),
+        draw.choice("RS"),
+    )
+    said: dict[str, object] = {"identity": content + recipe, "content_digest": content, "source_key": f"k{content}"}
+    if status == "error":
+        said = {
+            "identity": "",
+            "source_key": draw.choice(["kA", "kB", "k0"]),
+            "error_code": draw.choice(["missing", "bad"]),
+        }
+    return row("v", status=status, recipe_digest=recipe, created_at=f"{time:.6f}", **said)
+
+
+def test_repeats_are_forgotten(catalog: Catalog) -> None:
+    errors = [row("a", n, status="error", identity="", error_code="missing", attempts=n) for n in range(1, 9)]
+    for error in errors:
+        catalog.append([error])
+    catalog.compact()
+    assert catalog.history() == [errors[0], errors[-1]]
+
+
 def test_a_damaged_part_or_record_is_named(catalog: Catalog) -> None:
     catalog.append([row()])
     for key in (catalog.snapshot().parts[0]["key"], "catalog/log/00000000000000000001.json"):
@@ -154,9 +208,52 @@ def test_a_damaged_part_or_record_is_named(catalog: Catalog) -> None:
         data[len(data) // 2] ^= 4
         whole = catalog.storage.read(key)
         catalog.storage.put(key, data)
-        with pytest.raises(ArtifactError, match=f"{key} is damaged"):
+        with pytest.raises(ArtifactError, match=f"{key} is damaged: .*; delete the catalog folder; the next index run"):
             catalog.rows()
         catalog.storage.put(key, whole)
+
+
+PART = {"key": "catalog/parts/x.parquet", "digest": "0"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"parts": 5}, {"parts": [5]}, {"parts": [{"key": "a"}]}, {"parts": [{**PART, "key": 5}]}, {"parts": {"a": 1}}],
+)
+def test_a_record_of_another_form_is_refused(catalog: Catalog, body: dict) -> None:
+    catalog.storage.put("catalog/log/00000000000000000001.json", seal(body))
+    with pytest.raises(ArtifactError, match=r"0001.json is malformed: it lists no parts; delete the catalog folder"):
+        catalog.rows()
+
+
+ONE = {field.name: pa.array([None], field.type) for field in catalog_module.SCHEMA}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (None, "Parquet"),
+        (pa.table({"a": [1]}), '"video_id" does not exist'),
+        (pa.table({"video_id": ["a"], "uri": ["u"]}), '"name" does not exist'),
+        (pa.table(ONE), "a value of .* is missing"),
+        (pa.table({**ONE, "kv_bytes": ["many"]}), "Failed to parse"),
+    ],
+)
+def test_a_part_of_another_form_is_refused(catalog: Catalog, table: pa.Table | None, message: str) -> None:
+    out = io.BytesIO()
+    if table is not None:
+        pq.write_table(table, out)
+    catalog.storage.put(PART["key"], out.getvalue())
+    record = seal({"parts": [{**PART, "digest": digest_of(out.getvalue())}]})
+    catalog.storage.put("catalog/log/00000000000000000001.json", record)
+    with pytest.raises(ArtifactError, match=f"x.parquet is damaged: .*{message}.*; delete the catalog folder"):
+        catalog.rows()
+
+
+def test_rows_are_never_written_where_no_reader_looks(catalog: Catalog) -> None:
+    catalog.storage.put(f"catalog/log/{'9' * 20}.json", seal({"parts": []}))
+    with pytest.raises(ArtifactError, match="no reader would look for a version that high; delete the catalog"):
+        catalog.append([row("a")])
 
 
 WRITER = """
@@ -213,6 +310,54 @@ def test_repair_steps_over_a_damaged_manifest(tmp_path: Path) -> None:
         store.storage.delete(key)
     store.storage.put(f"commit/{rows[0].identity[:2]}/{rows[0].identity}.json", b"{}")
     assert store.catalog.repair() == rows[1:]
+
+
+HOSTILE = {
+    "empty": b"",
+    "typed": seal({"format_version": 1, "facts": {"tokens_before": "x", "tokens_after": 1}}),
+    "deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_one_bad_manifest_stops_neither_repair_nor_gc(
+    data: bytes, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = str(tmp_path) if kind == "local" else request.getfixturevalue("s3_server").new_root()
+    store = Store.open(url, create=True)
+    good = publish(store, "good")
+    for key in store.storage.keys("catalog"):
+        store.storage.delete(key)
+    store.storage.put(f"commit/00/{'0' * 64}.json", data)
+    assert store.catalog.repair() == [good]
+    assert find_garbage(store).objects == ()
+    assert [problem.identity for problem in verify(store)] == ["0" * 64]
+
+
+def test_nonsense_in_the_notes_of_a_manifest_is_left_out_of_its_row(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path), create=True)
+    details = {"sampling": {"duration_s": "long"}, "certificate": [1]}
+    cache = make_cache()
+    kv, facts = encode_kv(cache, "int8"), Facts(210, 63, details=details)
+    lost = store.publish(recipe_for(), "content", source_for("a"), kv, make_tokens(cache), facts)
+    assert store.catalog.repair() == [lost]
+    assert (lost.duration_s, lost.kl_mean) == (0.0, None)
+
+
+def test_a_name_that_is_not_utf_8_blocks_no_row(catalog: Catalog) -> None:
+    name = os.fsdecode(b"a\xff.mp4")
+    catalog.append([row("a", name=name, uri=f"file:///{name}", error_message=name, thresholds={name: 1.0}), row("b")])
+    a, b = catalog.rows()
+    assert (a.name, a.uri, a.thresholds, b) == (r"a\udcff.mp4", r"file:///a\udcff.mp4", {r"a\udcff.mp4": 1.0}, row("b"))
+
+
+def test_a_store_with_a_committed_name_that_is_not_utf_8_is_repaired(tmp_path: Path) -> None:
+    store, cache = Store.open(str(tmp_path), create=True), make_cache()
+    source = replace(source_for("a"), name=os.fsdecode(b"a\xff.mp4"))
+    lost = store.publish(recipe_for(), "c", source, encode_kv(cache, "int8"), make_tokens(cache), Facts(210, 63))
+    assert store.catalog.repair() == [lost]
+    assert store.find("a").source_key == lost.source_key, "it is skipped from then on"
 
 
 def test_a_thousand_videos_are_listed_in_a_second(catalog: Catalog) -> None:

@@ -14,7 +14,7 @@ from store_samples import make_cache
 
 from sttm.errors import ArtifactError, StoreError
 from sttm.kv_cache import alike
-from sttm.store.kv import EncodedKV, decode_kv, encode_kv, read_header, read_kv, read_layers
+from sttm.store.kv import EncodedKV, decode_kv, encode_kv, read_header, read_kv
 from sttm.store.kv_header import PAGE_BYTES, parse_header
 from sttm.store.read_buffer import ReadBuffer
 from sttm.store.sealed import digest_of
@@ -97,15 +97,6 @@ def test_the_header_tells_everything_without_the_body() -> None:
 def test_a_header_longer_than_the_first_read_is_fetched_whole() -> None:
     encoded = encode_kv(make_cache(layers=3), "int8", {"long": "x" * 100_000})
     assert read_kv(stored(encoded.data, "l"), "l", encoded.header_digest).tokens == make_cache().tokens
-
-
-def test_single_layers_can_be_read() -> None:
-    encoded = encode_kv(make_cache(), "int8")
-    storage = stored(encoded.data, "kv-layers")
-    whole = read_kv(storage, "kv-layers")
-    for layer, (key, value) in enumerate(read_layers(storage, "kv-layers", 1, 4), start=1):
-        assert torch.equal(key, whole.keys[layer])
-        assert torch.equal(value, whole.values[layer])
 
 
 @pytest.mark.gpu
@@ -280,6 +271,15 @@ def test_a_header_cannot_ask_for_more_memory_than_the_file_has() -> None:
         decode_kv(bytearray(forged.to_bytes() + bytes(PAGE_BYTES)))
 
 
+def test_a_file_shorter_than_manifest_and_header_say_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = small_file()
+    layout = replace(encoded.header.layout, tokens=(1 << 22, 1 << 22), grid=(1 << 22, 2, 2))
+    forged = replace(encoded.header, layout=layout).to_bytes()
+    monkeypatch.setattr(ReadBuffer, "take", lambda *_: pytest.fail("memory was taken"))
+    with pytest.raises(ArtifactError, match=f"{len(forged)} bytes long, expected .*index the video again"):
+        read_kv(stored(forged, "short"), "short", digest_of(forged), len(forged) + layout.body_bytes)
+
+
 def test_a_header_length_beyond_the_limit_is_refused_unread() -> None:
     for length in (0, 5 << 20, 1 << 62, (1 << 64) - 1):
         with pytest.raises(ArtifactError, match="no header"):
@@ -330,15 +330,14 @@ def test_a_file_read_in_several_pieces_comes_back_and_its_damage_is_named() -> N
                 read_kv(stored(damaged, "pieces"), "pieces", encoded.header_digest, buffer=buffer)
 
 
-def test_layers_of_unlike_shapes_schemes_and_sizes_come_back() -> None:
+def test_layers_of_unlike_shapes_schemes_and_sizes_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neighbours of one shape are unpacked together, as far as memory is bounded; the others are not."""
     cache = make_cache(layers=9, merge_layer=2, heads=8, frames=100)
     encoded = encode_kv(cache, "int8", scheme_below="exact")
     loaded = read_kv(stored(encoded.data, "unlike"), "unlike", encoded.header_digest)
-    for layer in range(9):
-        (alone,) = read_layers(stored(encoded.data, "unlike"), "unlike", layer, layer + 1, encoded.header_digest)
-        assert torch.equal(loaded.keys[layer], alone[0])
-        assert torch.equal(loaded.values[layer], alone[1])
+    monkeypatch.setattr("sttm.store.kv_unpack._AT_ONCE_BYTES", {"cpu": 1})  # each layer alone
+    alone = read_kv(stored(encoded.data, "unlike"), "unlike", encoded.header_digest)
+    assert all(map(torch.equal, loaded.keys + loaded.values, alone.keys + alone.values))
 
 
 def test_runs_of_like_layers_are_bounded() -> None:

@@ -1,5 +1,6 @@
 """Looking after a store never costs a reader anything."""
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -8,12 +9,16 @@ import torch
 from store_samples import make_cache, make_tokens, publish, recipe_for, source_for
 
 from sttm.errors import StoreError
-from sttm.store.artifact import Facts, manifest_key
+from sttm.store import maintenance
+from sttm.store.artifact import Facts, manifest_key, utc_now
+from sttm.store.key import source_key
 from sttm.store.kv import encode_kv
-from sttm.store.maintenance import collect_garbage, count, find_garbage, remove, requantise, superseded, verify
+from sttm.store.maintenance import collect_garbage, count, find_garbage, remove, superseded, verify
+from sttm.store.requantise import requantise
 from sttm.store.store import Store
 
 NOW = timedelta(0)
+SAID = {"kv_scheme": "int8", "kv_scheme_below": None}  # in the recipe of what was converted
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -51,11 +56,29 @@ def test_verify_names_each_damaged_or_lost_file(store: Store) -> None:
     store.storage.delete(manifest_key(rows["e"].identity))
     messages = {problem.identity: problem.message for problem in verify(store)}
     assert set(messages) == {row.identity for row in rows.values()}
+    assert all(
+        "`python -m jobs.store rm` and index the video again" in messages[rows[name].identity] for name in "abce"
+    )
     assert f"{manifests['a'].kv.key}, layer 4" in messages[rows["a"].identity]
     assert manifests["b"].tokens.key in messages[rows["b"].identity]
     assert manifest_key(rows["c"].identity) in messages[rows["c"].identity]
     assert "tokens.parquet does not exist" in messages[rows["d"].identity]
     assert "video e has a row but no artifact" in messages[rows["e"].identity]
+
+
+def test_verify_names_every_video_of_a_damaged_artifact(store: Store) -> None:
+    row = publish(store, "a")
+    store.catalog.append([store.row_for(row.identity, source_for("copy"))])
+    store.storage.put(store.manifest(row.identity).tokens.key, b"short")
+    assert [problem.videos for problem in verify(store)] == [("a", "copy")]
+
+
+def test_verify_beside_an_index_job_raises_no_alarm(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store, "a")
+    real = maintenance.committed
+    monkeypatch.setattr(maintenance, "committed", lambda storage: (real(storage), publish(store, "b"))[0])
+    assert list(verify(store)) == []
+    assert len(real(store.storage)) == 2
 
 
 def test_verify_tells_of_a_lost_row_and_a_damaged_catalog(store: Store) -> None:
@@ -150,7 +173,7 @@ def test_an_artifact_shared_by_two_videos_outlives_one_of_them(store: Store) -> 
 
 def test_a_removed_video_is_gone_under_every_recipe_and_can_come_back(store: Store) -> None:
     rows = [publish(store, "a"), publish(store, "a", "exact")]
-    assert {row.identity for row in remove(store, "a.mp4")} == {row.identity for row in rows}
+    assert set(remove(store, "a.mp4").deleted) == {row.identity for row in rows}
     assert store.storage.keys("kv") == store.storage.keys("commit") == []
     assert store.catalog.repair() == []
     with pytest.raises(StoreError, match="no video 'a'"):
@@ -158,12 +181,67 @@ def test_a_removed_video_is_gone_under_every_recipe_and_can_come_back(store: Sto
     assert publish(store, "a") == store.find("a")
 
 
+def test_a_removed_video_takes_what_a_killed_run_committed_with_it(store: Store) -> None:
+    listed, cache = publish(store, "a"), make_cache()
+    kv, facts = encode_kv(cache, "exact"), Facts(210, 63)
+    lost = store.publish(recipe_for("exact"), "content of a", source_for("a"), kv, make_tokens(cache), facts)
+    assert remove(store, "a").deleted == tuple(sorted((listed.identity, lost.identity)))
+    assert store.storage.keys("kv") == store.storage.keys("commit") == store.catalog.repair() == []
+
+
+def test_a_removed_video_stays_away_though_its_file_is_missing_every_night(store: Store) -> None:
+    row = publish(store, "a")
+    for _ in range(2):
+        gone = replace(row, status="error", identity="", error_code="missing", source_key="", created_at=utc_now())
+        store.catalog.append([gone])
+        if store.has(row.identity):
+            assert store.find("a") == row
+            remove(store, "a")
+    store.catalog.compact()
+    with pytest.raises(StoreError, match="indexing 'a' failed: missing"):
+        store.find("a")
+
+
+def test_a_video_that_another_process_removes_meanwhile_is_no_video(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(store, "a")
+    monkeypatch.setattr(store.catalog, "repair", lambda: remove(Store(store.storage), "a"))
+    with pytest.raises(StoreError, match="no video 'a'"):
+        remove(store, "a")
+
+
+def test_what_others_left_in_the_store_stops_no_collection(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path), create=True)
+    publish(store, "a")
+    publish(store, "b")
+    newest = max((tmp_path / "catalog" / "log").iterdir())
+    (tmp_path / "catalog" / "log" / f"{newest.name}.bak").write_bytes(newest.read_bytes())
+    (tmp_path / "kv" / ".DS_Store").write_bytes(b"not ours")
+    rows, garbage = store.catalog.rows(), find_garbage(store, NOW)
+    assert [entry.key for entry in garbage.objects] == ["catalog/log/00000000000000000001.json"]
+    collect_garbage(store, garbage)
+    assert store.catalog.rows() == rows
+
+
+def test_a_copy_is_converted_for_itself_not_for_the_first_video_of_its_content(store: Store) -> None:
+    exact = publish(store, "a", "exact")
+    later = replace(source_for("copy"), version="etag-2")
+    store.catalog.append([store.row_for(exact.identity, source) for source in (source_for("copy"), later)])
+    remove(store, "a")
+    store.catalog.append([requantise(store, store.find("copy"), "int8")])
+    assert {row.video_id for row in store.catalog.rows()} == {"copy"}
+    assert store.catalog.repair() == []
+    same = requantise(store, replace(exact, video_id="same", uri=exact.uri), "int8")
+    assert same.source_key == source_key(exact.uri, 1000, "etag-1", recipe_for("int8") | {"store": SAID})
+
+
 def test_a_converted_artifact_is_the_one_a_fresh_index_would_give(store: Store) -> None:
     fresh = store.load_kv(publish(store, "a", "int8").identity)
     for entry in store.storage.entries("kv") + store.storage.entries("commit") + store.storage.entries("catalog"):
         store.storage.delete(entry.key)
     exact = publish(store, "a", "exact")
-    row = requantise(store, exact.identity, "int8")
+    row = requantise(store, exact, "int8")
     store.catalog.append([row])
     converted = store.load_kv(row.identity)
     pairs = zip(fresh.keys + fresh.values, converted.keys + converted.values, strict=True)
@@ -171,4 +249,4 @@ def test_a_converted_artifact_is_the_one_a_fresh_index_would_give(store: Store) 
     assert row.kv_bytes < exact.kv_bytes
     assert store.manifest(row.identity).facts.details["converted_from"] == exact.identity
     with pytest.raises(StoreError, match="stored as int8; only an exact one"):
-        requantise(store, row.identity, "int4")
+        requantise(store, row, "int4")

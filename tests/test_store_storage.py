@@ -33,6 +33,7 @@ def test_what_is_put_is_read_and_replaced_as_a_whole(storage: Storage) -> None:
     assert storage.read("a/b.bin", 2, 5) == b"234"
     assert storage.read("a/b.bin", 7) == b"789"
     assert storage.read("a/b.bin", 8, 100) == b"89"
+    assert storage.read("a/b.bin", 10, 20) == b""
     assert storage.size("a/b.bin") == 10
 
 
@@ -96,6 +97,33 @@ def test_listing_while_the_first_object_is_added_is_no_error(
     assert storage.keys("log") == []
     monkeypatch.undo()
     assert storage.keys("log") == ["log/1"]
+
+
+def test_an_empty_object_has_no_bytes_in_any_range(storage: Storage) -> None:
+    storage.put("empty", b"")
+    assert storage.read("empty") == storage.read("empty", 0, 8) == b""
+
+
+def test_what_others_leave_among_the_objects_is_not_listed(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.put("kv/a", b"ours")
+    for name in (".DS_Store", ".nfs0001", "a b", "ö"):
+        (tmp_path / "kv" / name).write_bytes(b"not ours")
+    assert storage.keys("kv") == ["kv/a"]
+
+
+def test_new_folders_survive_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder is safe once the one that names it was synced."""
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(
+        "sttm.store.storage.os.fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+    )
+    root = tmp_path / "new"
+    for key in ("kv/ab/abc/attempt/file", "kv/ab/abd/attempt/file"):
+        synced.clear()
+        missing = {f for f in (root / key).parents if tmp_path in f.parents and not f.exists()}
+        Storage(str(root)).put(key, b"x")
+        assert {str(folder.parent) for folder in missing} | {str((root / key).parent)} <= set(synced)
 
 
 def test_a_missing_object_is_its_own_error(storage: Storage) -> None:

@@ -11,19 +11,21 @@ import re
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from sttm.errors import ArtifactError, StoreError
 from sttm.store.key import FORMAT_VERSION, Recipe, identity
 from sttm.store.sealed import digest_of, read_sealed, seal
-from sttm.store.storage import Storage
+from sttm.store.storage import INDEX_AGAIN, Storage
 
 if TYPE_CHECKING:  # torch takes seconds to import, and listing a store needs none of it
     from sttm.store.kv import EncodedKV
 
+T = TypeVar("T")
 _IDENTITY = re.compile(r"[0-9a-f]{64}")
+_CURE = f"{INDEX_AGAIN}; where no row names the video, delete this file first"
 
 
 @dataclass(frozen=True)
@@ -156,21 +158,42 @@ def load_manifest(storage: Storage, name: str) -> Manifest:
     """
     key = manifest_key(name)
     where = f"{storage.url}/{key}"
-    body = read_sealed(storage, key)
+    body = read_sealed(storage, key, _CURE)
     version = body.pop("format_version", None)
     if version != FORMAT_VERSION:
-        raise ArtifactError(f"{where} has format version {version}, this program reads {FORMAT_VERSION}; index again")
+        raise ArtifactError(f"{where} has format version {version}, this program reads {FORMAT_VERSION}; {_CURE}")
     try:
-        parts = {"source": Source, "kv": StoredFile, "tokens": StoredFile, "facts": Facts}
-        manifest = Manifest(**{key: parts[key](**value) if key in parts else value for key, value in body.items()})
+        manifest = _built(Manifest, body)
         if manifest.identity != name or identity(manifest.recipe, manifest.content_digest) != name:
             raise ValueError("it belongs to another artifact")
         folder = f"kv/{name[:2]}/{name}/"
         if not (manifest.kv.key.startswith(folder) and manifest.tokens.key.startswith(folder)):
             raise ValueError("it names files outside its own folder")
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{where} is malformed: {error}; delete it and index the video again") from None
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{where} is malformed: {error}; {_CURE}") from None
     return manifest
+
+
+def require_size(storage: Storage, file: StoredFile) -> None:
+    """Refuse a file of another size than was committed, before anybody takes memory for it.
+
+    Raises:
+        MissingObjectError: the file is gone.
+        ArtifactError: it is shorter or longer.
+    """
+    if (size := storage.size(file.key)) != file.size_bytes:
+        raise ArtifactError(
+            f"{storage.url}/{file.key} has {size} bytes, committed were {file.size_bytes}; {INDEX_AGAIN}"
+        )
+
+
+def read_file(storage: Storage, file: StoredFile) -> bytes:
+    """All bytes of an artifact's file, verified; errors as for `require_size`."""
+    require_size(storage, file)
+    data = storage.read(file.key)
+    if digest_of(data) != file.digest:
+        raise ArtifactError(f"{storage.url}/{file.key}: the bytes do not match their digest; {INDEX_AGAIN}")
+    return data
 
 
 def committed(storage: Storage) -> list[str]:
@@ -182,3 +205,30 @@ def committed(storage: Storage) -> list[str]:
 def utc_now() -> str:
     """The time now in UTC, ISO 8601 with microseconds; such texts sort by time."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _built(kind: type[T], body: Any) -> T:
+    """A dataclass of a JSON object; TypeError or ValueError unless every field is there and of its type."""
+    if not isinstance(body, dict):
+        raise TypeError(f"{kind.__name__} is not an object")
+    types = get_type_hints(kind)
+    return kind(**{name: _value(types.get(name, Any), value, name) for name, value in body.items()})
+
+
+def _value(kind: Any, value: Any, name: str) -> Any:
+    if is_dataclass(kind):
+        return _built(kind, value)  # type: ignore[arg-type]
+    if not _fits(value, kind):
+        raise TypeError(f"{name} is {ascii(value)[:80]}")
+    return value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is of a field's type. Counts and sizes are not negative, and fit into a table's columns."""
+    if kind is int:
+        return type(value) is int and 0 <= value < 1 << 63
+    if kind is float:
+        return type(value) is float or (type(value) is int and abs(value) < 1 << 53)
+    if get_origin(kind):  # a mapping; JSON has only text as keys
+        return isinstance(value, dict) and all(_fits(item, get_args(kind)[1]) for item in value.values())
+    return kind is Any or type(value) is kind

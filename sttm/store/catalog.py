@@ -13,6 +13,7 @@ import re
 import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,15 +22,16 @@ import pyarrow.parquet as pq
 
 from sttm.errors import ArtifactError, StoreError
 from sttm.store.artifact import Manifest, committed, load_manifest, utc_now
-from sttm.store.catalog_history import split_history
+from sttm.store.catalog_history import split_history, without_repeats
 from sttm.store.key import recipe_digest, source_key
 from sttm.store.sealed import digest_of, read_sealed, seal
-from sttm.store.storage import MissingObjectError, Storage
+from sttm.store.storage import Entry, Storage
 
 COMPACT_AT = 32
 _MAX_RACES = 1000
 _PARALLEL_READS = 16  # a request to an object store takes tens of milliseconds
 _LOG_KEY = re.compile(r"catalog/log/(\d{20})\.json")
+_CURE = "delete the catalog folder; the next index run writes it again from the manifests"
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,6 @@ class CatalogRow:
     def of(cls, manifest: Manifest) -> "CatalogRow":
         """The row of a committed artifact."""
         source, facts = manifest.source, manifest.facts
-        certificate = facts.details.get("certificate") or {}
-        sampling = facts.details.get("sampling") or {}
         return cls(
             video_id=source.video_id,
             uri=source.uri,
@@ -93,7 +93,7 @@ class CatalogRow:
             identity=manifest.identity,
             content_digest=manifest.content_digest,
             source_bytes=source.size_bytes,
-            duration_s=sampling.get("duration_s", 0.0),
+            duration_s=_number(facts.details, "sampling", "duration_s") or 0.0,
             kv_bytes=manifest.kv.size_bytes,
             tokens_bytes=manifest.tokens.size_bytes,
             tokens_before=facts.tokens_before,
@@ -101,12 +101,19 @@ class CatalogRow:
             retained_ratio=facts.tokens_after / max(1, facts.tokens_before),
             thresholds=facts.thresholds,
             timings_s=facts.timings_s,
-            kl_mean=certificate.get("kl_mean"),
-            top1_agreement=certificate.get("top1_agreement"),
+            kl_mean=_number(facts.details, "certificate", "kl_mean"),
+            top1_agreement=_number(facts.details, "certificate", "top1_agreement"),
             run_id=facts.run_id,
             attempts=facts.attempts,
             created_at=manifest.created_at,
         )
+
+
+def _number(details: Mapping[str, Any], section: str, name: str) -> float | None:
+    """A number of a manifest's free notes; None where there is none."""
+    found = details.get(section)
+    value = found.get(name) if isinstance(found, dict) else None
+    return value if isinstance(value, float) else None
 
 
 _MAP = pa.map_(pa.string(), pa.float64())
@@ -124,6 +131,8 @@ SCHEMA = pa.schema(
         "created_at": pa.string(),
     }
 )
+_REQUIRED = SCHEMA.names[:6]
+_MAY_BE_NULL = ("kl_mean", "top1_agreement")
 
 
 @dataclass(frozen=True)
@@ -146,11 +155,19 @@ class Catalog:
         Raises:
             ArtifactError: its record is damaged.
         """
-        versions = [match for key in self.storage.keys("catalog/log") if (match := _LOG_KEY.fullmatch(key))]
-        if not versions:
-            return Snapshot(0, ())
-        newest = versions[-1]
-        return Snapshot(int(newest[1]), tuple(read_sealed(self.storage, newest[0])["parts"]))
+        versions = self.versions()
+        return self.read_snapshot(versions[-1].key) if versions else Snapshot(0, ())
+
+    def versions(self) -> list[Entry]:
+        """The records of all versions that were not deleted yet, oldest first."""
+        return [entry for entry in self.storage.entries("catalog/log") if _LOG_KEY.fullmatch(entry.key)]
+
+    def read_snapshot(self, key: str) -> Snapshot:
+        """The version of one record; errors as for `snapshot`."""
+        parts = read_sealed(self.storage, key, _CURE).get("parts")
+        if not (isinstance(parts, list) and all(map(_is_part, parts))):
+            raise ArtifactError(f"{self.storage.url}/{key} is malformed: it lists no parts; {_CURE}")
+        return Snapshot(int(key[-25:-5]), tuple(parts))
 
     def append(self, rows: Iterable[CatalogRow]) -> None:
         """Add rows; a row supersedes older ones of its video and recipe. Rows of other writers are never lost."""
@@ -170,7 +187,7 @@ class Catalog:
         """Join all parts into one. Another writer's concurrent change wins; this one is then left for later."""
         snapshot = self.snapshot()
         if len(snapshot.parts) > 1:
-            part = self._write_part(_without_repeats(self.history(snapshot)))
+            part = self._write_part(without_repeats(self.history(snapshot)))
             self._publish(Snapshot(snapshot.version + 1, (part,)))
 
     def history(self, snapshot: Snapshot | None = None) -> list[CatalogRow]:
@@ -195,16 +212,12 @@ class Catalog:
             StoreError: no video or several fit, or indexing it failed; the message names what is there.
         """
         rows = [row for row in self.rows() if recipe_digest in (None, row.recipe_digest)]
-        found = _rows_of(text, rows, self.storage.url)
+        found = rows_of(text, rows, self.storage.url)
         usable = [row for row in found if row.status == "ok"]
         if not usable:
             error = found[-1]
             raise StoreError(f"indexing {text!r} failed: {error.error_code}: {error.error_message}; index it again")
         return usable[-1]
-
-    def identify(self, text: str) -> str:
-        """The id of the one video with this id, URI or name, whether or not it is usable; errors as for `find`."""
-        return _rows_of(text, self.rows(), self.storage.url)[0].video_id
 
     def repair(self) -> list[CatalogRow]:
         """Add the rows of committed artifacts that no row names, and return them.
@@ -215,22 +228,20 @@ class Catalog:
         lost = []
         for name in committed(self.storage):
             if name not in known:
-                try:
+                with suppress(StoreError):  # `verify` reports unreadable manifests; they must not block the rest
                     lost.append(CatalogRow.of(load_manifest(self.storage, name)))
-                except (ArtifactError, MissingObjectError):
-                    continue  # `verify` reports damaged manifests; they must not block the rest
         self.append(lost)
         return lost
 
     def _publish(self, snapshot: Snapshot) -> bool:
         key = f"catalog/log/{snapshot.version:020d}.json"
+        if not _LOG_KEY.fullmatch(key):
+            raise ArtifactError(f"{self.storage.url}/{key}: no reader would look for a version that high; {_CURE}")
         return self.storage.create(key, seal({"parts": snapshot.parts, "nonce": uuid.uuid4().hex}))
 
     def _write_part(self, rows: list[CatalogRow]) -> dict[str, Any]:
         out = io.BytesIO()
-        columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
-        for name in ("thresholds", "timings_s"):
-            columns[name] = [list(value.items()) for value in columns[name]]
+        columns = {name: [_storable(getattr(row, name)) for row in rows] for name in SCHEMA.names}
         pq.write_table(pa.table(columns, schema=SCHEMA), out, compression="zstd")
         data, key = out.getvalue(), f"catalog/parts/{uuid.uuid4().hex}.parquet"
         self.storage.put(key, data)
@@ -238,27 +249,43 @@ class Catalog:
 
     def _read_part(self, part: Mapping[str, Any]) -> list[CatalogRow]:
         data = self.storage.read(part["key"])
-        if digest_of(data) != part["digest"]:
-            raise ArtifactError(
-                f"{self.storage.url}/{part['key']} is damaged; delete the catalog folder and run repair"
-            )
-        # ParquetFile, because read_table imports pyarrow.dataset.
-        columns = pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False).to_pydict()
-        for name in ("thresholds", "timings_s"):
-            columns[name] = [dict(value) for value in columns[name]]
-        columns = {name: columns[name] for name in SCHEMA.names if name in columns}  # of newer and older programs, too
-        return [CatalogRow(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+        try:
+            if digest_of(data) != part["digest"]:
+                raise ValueError("the bytes do not match their digest")
+            # ParquetFile, because read_table imports pyarrow.dataset.
+            table = pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False)
+            there = {*table.column_names, *_REQUIRED}  # of newer and older programs, too
+            names = [name for name in SCHEMA.names if name in there]
+            table = table.select(names).cast(pa.schema([SCHEMA.field(name) for name in names]))
+            if missing := [name for name in names if table[name].null_count and name not in _MAY_BE_NULL]:
+                raise ValueError(f"a value of {missing} is missing")
+            return [CatalogRow(**row) for row in table.to_pylist(maps_as_pydicts="strict")]
+        except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
+            raise ArtifactError(f"{self.storage.url}/{part['key']} is damaged: {error}; {_CURE}") from None
 
 
-def _without_repeats(rows: list[CatalogRow]) -> list[CatalogRow]:
-    """The last row of each video, recipe and identity. Artifacts that were replaced stay known, or repair would
-    bring them back."""
-    last = {(row.video_id, row.recipe_digest, row.identity): row for row in rows}
-    return sorted(last.values(), key=lambda row: row.created_at)
+def _is_part(part: Any) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("key"), str) and isinstance(part.get("digest"), str)
 
 
-def _rows_of(text: str, rows: list[CatalogRow], url: str) -> list[CatalogRow]:
-    """The rows of the one video that a text names by id, else URI, else name."""
+def _storable(value: Any) -> Any:
+    """A value as Arrow takes it; in text, what stands for bytes of a name that is not UTF-8 becomes `\\udcff`."""
+    if isinstance(value, Mapping):
+        return [(_storable(name), number) for name, number in value.items()]
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def rows_of(text: str, rows: list[CatalogRow], url: str) -> list[CatalogRow]:
+    """The rows of the one video that a text names by id, else URI, else name.
+
+    Args:
+        text: id, URI or name.
+        rows: to look through.
+        url: of the store, for messages.
+
+    Raises:
+        StoreError: no video or several fit; the message names what is there.
+    """
     by_key = ([row for row in rows if getattr(row, key) == text] for key in ("video_id", "uri", "name"))
     found = next(filter(None, by_key), [])
     if not found:

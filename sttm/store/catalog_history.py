@@ -1,4 +1,4 @@
-"""Which rows of a catalog's history count, and what each of the others was superseded by."""
+"""Which rows of a catalog's history count, what the others were superseded by, and which can be forgotten."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -57,3 +57,28 @@ def split_history(history: Iterable["CatalogRow"]) -> tuple[list["CatalogRow"], 
     needed = {row.identity for row in counting}
     last = {(s.row.video_id, s.row.identity): s for s in superseded if s.row.identity not in needed}
     return counting, sorted(last.values(), key=lambda s: s.row.created_at)
+
+
+def without_repeats(history: Iterable["CatalogRow"]) -> list["CatalogRow"]:
+    """All rows but those whose video and recipe have the same said of them in the row before and in the row after.
+
+    So every answer of `split_history` stays, and would stay if further rows arrived late, dated in between.
+
+    Args:
+        history: all rows, oldest first; so is the result.
+    """
+    rows = list(history)
+    both = zip(_repeats(rows), reversed(_repeats(rows[::-1])), strict=True)
+    return [row for row, repeats in zip(rows, both, strict=True) if not all(repeats)]
+
+
+def _repeats(rows: list["CatalogRow"]) -> list[bool]:
+    """For each row, whether the last one before it of its video and recipe says the same."""
+    last: dict[tuple[str, str], tuple[str, ...]] = {}
+    found = []
+    for row in rows:
+        key = (row.video_id, row.recipe_digest)
+        said = (row.status, row.source_key, row.identity, row.content_digest, row.error_code)
+        found.append(last.get(key) == said)
+        last[key] = said
+    return found

@@ -1,7 +1,9 @@
 """Copies of remote KV files on a local disk. A copy is trusted no more than the network: digests decide."""
 
 import logging
+import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -9,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sttm.errors import ArtifactError, StoreError
-from sttm.store.artifact import Manifest
-from sttm.store.lru import ByteLRU
+from sttm.store.artifact import Manifest, require_size
 from sttm.store.sealed import digest_of
-from sttm.store.storage import Storage
+from sttm.store.storage import INDEX_AGAIN, MissingObjectError, Storage
 
 if TYPE_CHECKING:
     import torch
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _ABANDONED = timedelta(hours=1)  # a half-written copy this old has no writer any more
+_WAITING_BYTES = 1 << 30  # of copies that a slow disk has not taken yet; they are in memory
 
 
 class DiskCache:
     """KV files of one remote store under a local folder, the least recently used removed beyond a number of bytes.
 
-    Several processes may share the folder; each keeps it below its own limit. Thread-safe.
+    Several processes may share the folder and together keep below the limit: what is there, and when it was last
+    used, is read from the folder itself. Thread-safe.
 
     Args:
         folder: made if need be.
@@ -35,20 +38,20 @@ class DiskCache:
 
     Attributes:
         hits: loads served from the disk.
+        size_bytes: of all copies, when this process last looked.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.hits = 0
-        self._storage, self._lock = Storage(str(folder)), threading.Lock()
-        self._held: ByteLRU[None] = ByteLRU(limit_bytes)
+        self.hits, self.size_bytes = 0, 0
+        self._folder, self._limit_bytes, self._storage = folder, limit_bytes, Storage(str(folder))
+        self._lock, self._waiting_bytes = threading.Lock(), 0
         self._writer = ThreadPoolExecutor(1, "disk-cache")  # nobody waits for a copy to be written
-        self._adopt()
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all copies."""
-        return self._held.size_bytes
+        with suppress(StoreError):
+            for entry in self._storage.entries("tmp"):
+                if datetime.now(UTC) - entry.modified > _ABANDONED:
+                    self._storage.delete(entry.key)
+        self._make_room()
 
     def load(
         self,
@@ -66,58 +69,67 @@ class DiskCache:
         from sttm.store.kv import decode_kv, read_kv
 
         file = manifest.kv
-        if self._has(file.key):
-            try:
-                cache = read_kv(self._storage, file.key, manifest.kv_header_digest, file.size_bytes, device, buffer)
-                self.hits += 1
-                return cache
-            except StoreError as error:
-                _log.warning("the copy on disk is of no use, reading the original: %s", error)
-                self._remove(file.key)
+        try:
+            cache = read_kv(self._storage, file.key, manifest.kv_header_digest, file.size_bytes, device, buffer)
+            self.hits += 1
+            self._mark_used(file.key)
+            return cache
+        except MissingObjectError:
+            pass
+        except StoreError as error:
+            _log.warning("the copy on disk is of no use, reading the original: %s", error)
+            self._remove(file.key)
+        require_size(remote, file)
         data = memoryview(bytearray(file.size_bytes))
         remote.read_into(file.key, [(0, data)])
         if digest_of(data) != file.digest:
             raise ArtifactError(
-                f"{remote.url}/{file.key}: the bytes do not match their digest; it was not used. "
-                "Delete the artifact and index the video again"
+                f"{remote.url}/{file.key}: the bytes do not match their digest; it was not used: {INDEX_AGAIN}"
             )
         cache = decode_kv(data, f"{remote.url}/{file.key}", device)
-        self._writer.submit(self._keep, file.key, data)
+        self._keep(file.key, data)
         return cache
 
     def close(self) -> None:
         """Wait until all copies are written."""
         self._writer.shutdown(wait=True)
 
-    def _adopt(self) -> None:
-        """Go on with what an earlier process left."""
-        with suppress(StoreError):
-            for entry in self._storage.entries("tmp"):
-                if datetime.now(UTC) - entry.modified > _ABANDONED:
-                    self._storage.delete(entry.key)
-        for entry in sorted(self._storage.entries("kv"), key=lambda entry: entry.modified):
-            for key, _ in self._held.put(entry.key, None, entry.size_bytes):
-                self._remove(key)
-
-    def _has(self, key: str) -> bool:
-        with self._lock:
-            was_held = key in self._held
-            self._held.get(key)
-        return was_held
-
     def _keep(self, key: str, data: memoryview) -> None:
+        """Have a copy written, unless the disk is behind."""
+        with self._lock:
+            is_behind = self._waiting_bytes > 0 and self._waiting_bytes + len(data) > _WAITING_BYTES
+            if is_behind or len(data) > self._limit_bytes:
+                return
+            self._waiting_bytes += len(data)
+        self._writer.submit(self._write, key, data)
+
+    def _write(self, key: str, data: memoryview) -> None:
         try:
             self._storage.put(key, data)
+            self._mark_used(key)
+            self._make_room()
         except StoreError as error:  # a full disk costs speed, never an answer
             _log.warning("cannot keep a copy: %s", error)
-            return
-        with self._lock:
-            gone = self._held.put(key, None, len(data))
-        for old, _ in gone:
-            self._remove(old)
+        finally:
+            with self._lock:
+                self._waiting_bytes -= len(data)
+
+    def _make_room(self) -> None:
+        entries = self._storage.entries("kv")
+        size = sum(entry.size_bytes for entry in entries)
+        for entry in sorted(entries, key=lambda entry: entry.modified):
+            if size <= self._limit_bytes:
+                break
+            self._remove(entry.key)
+            size -= entry.size_bytes
+        self.size_bytes = size
+
+    def _mark_used(self, key: str) -> None:
+        """Date a copy now, more finely than a file system does by itself."""
+        now = time.time_ns()
+        with suppress(OSError):
+            os.utime(self._folder / key, ns=(now, now))
 
     def _remove(self, key: str) -> None:
-        with self._lock:
-            self._held.drop(key)
         with suppress(StoreError):
             self._storage.delete(key)

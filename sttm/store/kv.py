@@ -11,12 +11,11 @@ from concurrent.futures import wait
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sttm.kv_cache import KVCache
 from sttm.store.kv_header import KVHeader, header_bytes, parse_header
 from sttm.store.kv_pack import EncodedKV, pack_kv
-from sttm.store.kv_unpack import UnpackedLayers, as_bytes, damaged, unpack_body
+from sttm.store.kv_unpack import damaged, unpack_body
 from sttm.store.read_buffer import ReadBuffer
 from sttm.store.sealed import digest_of
 from sttm.store.storage import Storage
@@ -100,8 +99,11 @@ def read_kv(
         ArtifactError: some byte is not what was committed; the message names the region.
         StoreError: the file cannot be read.
     """
-    header, start = read_header(storage, key, header_digest, size_bytes)
     name, memory = f"{storage.url}/{key}", buffer or ReadBuffer()
+    size = memory.readers.submit(storage.size, key)  # asked meanwhile: whom it believes, a forger can make take memory
+    header, start = read_header(storage, key, header_digest, size_bytes)
+    if size.result() != start + header.layout.body_bytes:
+        raise damaged(name, f"{size.result()} bytes long, expected {start + header.layout.body_bytes}")
     with memory.take(header.layout.body_bytes) as body:
         reading = _Reading(storage, key, start, header, body)
         pieces = [memory.readers.submit(reading.read, piece) for piece in reading.pieces]
@@ -146,24 +148,6 @@ class _Reading:
                     is_whole = self._missing[index] == 0
                 if is_whole:
                     _require_digest(self._header, index, self._body, f"{self._storage.url}/{self._key}")
-
-
-def read_layers(
-    storage: Storage, key: str, first: int, last: int, header_digest: str | None = None
-) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of layers first .. last-1 alone, verified; errors as for `read_kv`."""
-    header, start = read_header(storage, key, header_digest)
-    layout, name = header.layout, f"{storage.url}/{key}"
-    layers = []
-    for layer, region in enumerate(layout.regions[1 + first : 1 + last], first):
-        data = memoryview(bytearray(region.end - region.begin))
-        storage.read_into(key, [(start + region.begin, data)])
-        _require_digest(header, 1 + layer, data, name, region.begin)
-        unpacked = UnpackedLayers(layout, name, may_share=True)
-        unpacked.add(range(layer, layer + 1), as_bytes(data))
-        unpacked.require_sound()
-        layers.append((unpacked.keys[0], unpacked.values[0]))
-    return layers
 
 
 def verify_kv(storage: Storage, key: str, header_digest: str) -> None:

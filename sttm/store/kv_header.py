@@ -19,6 +19,7 @@ from sttm.store.key import canonical_json
 from sttm.store.quantize import ALWAYS_EXACT, LayerShape, Part, parts_of
 from sttm.store.scheme import SCHEMES
 from sttm.store.sealed import parse_json
+from sttm.store.storage import INDEX_AGAIN
 
 VERSION = 1
 PAGE_BYTES = 4096
@@ -241,7 +242,7 @@ def header_bytes(start: bytes, size_bytes: int, name: str) -> int:
     """Length of everything before the body, from the first 8 bytes of a file of `size_bytes`."""
     length = int.from_bytes(start[:8], "little") + 8
     if len(start) < 8 or not PAGE_BYTES <= length <= min(MAX_HEADER_BYTES + 8, size_bytes) or length % PAGE_BYTES:
-        raise ArtifactError(f"{name} is damaged: no header of a KV file; delete the artifact and index the video again")
+        raise ArtifactError(f"{name} is damaged: no header of a KV file; {INDEX_AGAIN}")
     return length
 
 
@@ -264,7 +265,7 @@ def parse_header(data: bytes, size_bytes: int, name: str) -> KVHeader:
             raise ValueError("its header is not in the form version 1 writes")
     except (ValueError, TypeError, LookupError, RecursionError, AttributeError) as error:
         cause = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        raise ArtifactError(f"{name} is malformed: {cause}; delete the artifact and index the video again") from None
+        raise ArtifactError(f"{name} is malformed: {cause}; {INDEX_AGAIN}") from None
     return header
 
 

@@ -13,6 +13,7 @@ from sttm.errors import ArtifactError
 from sttm.kv_cache import KVCache, alike
 from sttm.store.kv_header import KVHeader, KVLayout
 from sttm.store.quantize import unpack
+from sttm.store.storage import INDEX_AGAIN
 
 _AT_ONCE_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}  # packed: a GPU waits for launches, a CPU for memory
 _LOWEST = {"scale": 0.0, "zero": -math.inf}  # what scales and zeros must be above
@@ -135,10 +136,8 @@ def _tensors(layout: KVLayout, layers: range, data: Tensor) -> dict[str, Tensor]
 def _tables(layout: KVLayout, data: Tensor, name: str) -> dict[str, Tensor]:
     """The tables of the head region by their names in `KVCache`, in memory of their own."""
     tables = {kind: table[0].clone() for kind, table in _tensors(layout, range(-1, 0), data).items()}
-    boxes, visual, seconds = tables["boxes"], tables["visual"], tables["frame_seconds"]
-    T, H, W = layout.grid
-    low, high = boxes[:, [0, 1, 2]], boxes[:, [0, 3, 4]] + torch.tensor([1, 0, 0])
-    inside = bool((low >= 0).all() and (high <= torch.tensor([T, H, W])).all() and (low < high).all())
+    visual, seconds = tables["visual"], tables["frame_seconds"]
+    inside = are_inside(tables["boxes"], layout.grid)
     ordered = bool((visual.diff() > 0).all() and visual[0] >= 0 and visual[-1] < layout.tokens[1])
     counted = bool((tables["patches"] >= 1).all() and (tables["multiplicity"] >= 1).all())
     if not (inside and ordered and counted and torch.isfinite(seconds).all()):
@@ -146,6 +145,12 @@ def _tables(layout: KVLayout, data: Tensor, name: str) -> dict[str, Tensor]:
     return tables
 
 
+def are_inside(boxes: Tensor, grid: tuple[int, int, int]) -> bool:
+    """Whether boxes int32 [M, 5] (t, y0, x0, y1, x1), half-open, hold cells of the grid (T, H, W), and no others."""
+    low, high = boxes[:, [0, 1, 2]], boxes[:, [0, 3, 4]] + torch.tensor([1, 0, 0])
+    return bool((low >= 0).all() and (high <= torch.tensor(grid)).all() and (low < high).all())
+
+
 def damaged(place: str, cause: str) -> ArtifactError:
     """The error for bytes that are not what was committed."""
-    return ArtifactError(f"{place}: {cause}; it was not used. Delete the artifact and index the video again")
+    return ArtifactError(f"{place}: {cause}; it was not used: {INDEX_AGAIN}")

@@ -1,4 +1,4 @@
-"""Looking after a store: verify every byte, count, remove videos, collect garbage, derive smaller artifacts.
+"""Looking after a store: verify every byte, count, remove videos, collect garbage.
 
 Nothing here runs by itself. `collect_garbage` and `remove` must not run beside an index job of the same store.
 """
@@ -9,13 +9,19 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from sttm.errors import ArtifactError, StoreError
-from sttm.store.artifact import Manifest, committed, load_manifest, manifest_key, utc_now
-from sttm.store.catalog import CatalogRow
+from sttm.errors import StoreError
+from sttm.store.artifact import (
+    Manifest,
+    committed,
+    load_manifest,
+    manifest_key,
+    read_file,
+    require_size,
+    utc_now,
+)
+from sttm.store.catalog import rows_of
 from sttm.store.catalog_history import Superseded, split_history
-from sttm.store.key import make_recipe
-from sttm.store.sealed import digest_of, read_sealed
-from sttm.store.storage import Entry, MissingObjectError
+from sttm.store.storage import INDEX_AGAIN, Entry, MissingObjectError
 from sttm.store.store import Store
 
 
@@ -26,10 +32,12 @@ class Problem:
     Attributes:
         identity: of the artifact; empty if the catalog itself is concerned.
         message: what, where, and what to do about it.
+        videos: ids of those that the artifact stands for, as far as the catalog can be read.
     """
 
     identity: str
     message: str
+    videos: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,24 +84,48 @@ class Garbage:
         return sum(entry.size_bytes for entry in self.objects)
 
 
+@dataclass(frozen=True)
+class Removed:
+    """A video that was removed.
+
+    Attributes:
+        video_id: of the video.
+        rows: how many of the catalog's counted for it.
+        deleted: identities of its artifacts, which are deleted.
+        shared: identities of further ones, kept because other videos have the same content.
+    """
+
+    video_id: str
+    rows: int
+    deleted: tuple[str, ...]
+    shared: tuple[str, ...]
+
+
 def verify(store: Store) -> Iterator[Problem]:
     """Read every committed byte and every row; yields what is wrong, nothing if all is well."""
-    identities = committed(store.storage)
-    for identity in identities:
+    identities = set(committed(store.storage))
+    videos: dict[str, set[str]] = {}
+    with suppress(StoreError):  # told below
+        for row in store.catalog.history():
+            videos.setdefault(row.identity, set()).add(row.video_id)
+    damaged = set()
+    for identity in sorted(identities):
         try:
             _verify_artifact(store, identity)
         except StoreError as error:
-            yield Problem(identity, str(error))
+            damaged.add(identity)
+            yield Problem(identity, str(error), tuple(sorted(videos.get(identity, ()))))
     try:
-        usable = [row for row in store.catalog.rows() if row.status == "ok"]
-        known = {row.identity for row in store.catalog.history()}
+        history = store.catalog.history()
     except StoreError as error:
         yield Problem("", f"catalog: {error}")
         return
-    for row in usable:
-        if row.identity not in identities:
-            yield Problem(row.identity, f"video {row.video_id} has a row but no artifact; index it again")
-    for identity in sorted(set(identities) - known):
+    for row in split_history(history)[0]:
+        # An index job may have committed it since the listing.
+        if row.status == "ok" and row.identity not in identities and not store.has(row.identity):
+            message = f"video {row.video_id} has a row but no artifact; {INDEX_AGAIN}"
+            yield Problem(row.identity, message, (row.video_id,))
+    for identity in sorted(identities - damaged - {row.identity for row in history}):
         yield Problem(identity, "committed, but without a row in the catalog; the next index run repairs that")
 
 
@@ -124,8 +156,8 @@ def superseded(store: Store) -> list[Superseded]:
     return [s for s in found if s.row.identity in there]
 
 
-def remove(store: Store, video: str) -> list[CatalogRow]:
-    """Remove a video under every recipe and delete its artifacts, superseded ones too; returns the rows that counted.
+def remove(store: Store, video: str) -> Removed:
+    """Remove a video under every recipe and delete its artifacts: superseded ones, and those of a killed run, too.
 
     Killed half-way, it leaves files that `collect_garbage` finds.
 
@@ -136,14 +168,18 @@ def remove(store: Store, video: str) -> list[CatalogRow]:
     Raises:
         StoreError: no video or several fit.
     """
-    video_id, history = store.catalog.identify(video), store.catalog.history()
+    store.catalog.repair()  # or the next index run would bring back what has no row yet
+    history = store.catalog.history()
     rows = split_history(history)[0]
+    video_id = rows_of(video, rows, store.storage.url)[0].video_id
     last = {row.recipe_digest: row for row in history if row.video_id == video_id}
     store.catalog.append([replace(row, status="removed", created_at=utc_now()) for row in last.values()])
-    kept = {row.identity for row in rows if row.video_id != video_id}
-    for identity in {row.identity for row in history if row.video_id == video_id and row.identity} - kept:
+    ours = {row.identity for row in history if row.video_id == video_id and row.identity}
+    shared = ours & {row.identity for row in rows if row.video_id != video_id}
+    for identity in ours - shared:
         _delete_artifact(store, identity)
-    return [row for row in rows if row.video_id == video_id]
+    count = sum(row.video_id == video_id for row in rows)
+    return Removed(video_id, count, tuple(sorted(ours - shared)), tuple(sorted(shared)))
 
 
 def find_garbage(store: Store, min_age: timedelta = timedelta(days=1)) -> Garbage:
@@ -158,8 +194,9 @@ def find_garbage(store: Store, min_age: timedelta = timedelta(days=1)) -> Garbag
             a reader works with one snapshot of the catalog.
     """
     cutoff = datetime.now(UTC) - min_age
+    cutoff_text = cutoff.isoformat(timespec="microseconds")  # as rows are dated
     manifests, damaged = _manifests(store)
-    replaced = [identity for identity in _replaced(store, cutoff) if identity in manifests]
+    replaced = [identity for identity in _replaced(store, cutoff_text) if identity in manifests]
     needed = {
         file.key for name, manifest in manifests.items() if name not in replaced
         for file in (manifest.kv, manifest.tokens)
@@ -183,45 +220,13 @@ def collect_garbage(store: Store, garbage: Garbage) -> None:
         store.storage.delete(entry.key)
 
 
-def requantise(store: Store, identity: str, scheme: str) -> CatalogRow:
-    """Derive an artifact of another scheme from an exact one; the bytes are those a fresh index would give.
-
-    The fidelity certificate is not carried over: it spoke of the exact artifact. The caller appends the row.
-
-    Raises:
-        StoreError: the artifact is not exact (losses would add up), or there is none.
-    """
-    from sttm.store.kv import encode_kv, read_header
-
-    manifest = store.manifest(identity)
-    said = manifest.recipe["store"]
-    if {said["kv_scheme"], said.get("kv_scheme_below") or "exact"} != {"exact"}:
-        raise StoreError(
-            f"artifact {identity[:12]} is stored as {said['kv_scheme']}; "
-            "only an exact one can be converted, otherwise losses add up: index the video again"
-        )
-    notes = read_header(store.storage, manifest.kv.key, manifest.kv_header_digest)[0].notes
-    sections = {key: value for key, value in manifest.recipe.items() if key != "format_version"}
-    recipe = make_recipe(**{**sections, "store": {**said, "kv_scheme": scheme, "kv_scheme_below": None}})
-    details = {key: value for key, value in manifest.facts.details.items() if key != "certificate"}
-    facts = replace(manifest.facts, details={**details, "converted_from": identity})
-    tokens = store.storage.read(manifest.tokens.key)
-    if digest_of(tokens) != manifest.tokens.digest:
-        raise ArtifactError(f"{store.storage.url}/{manifest.tokens.key}: the bytes do not match their digest")
-    kv = encode_kv(store.load_kv(identity), scheme, notes)
-    return store.publish(recipe, manifest.content_digest, manifest.source, kv, tokens, facts)
-
-
 def _verify_artifact(store: Store, identity: str) -> None:
     from sttm.store.kv import verify_kv
 
     manifest, storage = store.manifest(identity), store.storage
-    for file in (manifest.kv, manifest.tokens):
-        if (size := storage.size(file.key)) != file.size_bytes:
-            raise ArtifactError(f"{storage.url}/{file.key} has {size} bytes, committed were {file.size_bytes}")
+    require_size(storage, manifest.kv)
     verify_kv(storage, manifest.kv.key, manifest.kv_header_digest)
-    if digest_of(storage.read(manifest.tokens.key)) != manifest.tokens.digest:
-        raise ArtifactError(f"{storage.url}/{manifest.tokens.key}: the bytes do not match their digest")
+    read_file(storage, manifest.tokens)
 
 
 def _delete_artifact(store: Store, identity: str) -> None:
@@ -243,29 +248,27 @@ def _manifests(store: Store) -> tuple[dict[str, Manifest], set[str]]:
         with suppress(MissingObjectError):
             try:
                 manifests[identity] = load_manifest(store.storage, identity)
-            except ArtifactError:
+            except MissingObjectError:
+                raise
+            except StoreError:
                 damaged.add(identity)
     return manifests, damaged
 
 
-def _replaced(store: Store, cutoff: datetime) -> list[str]:
+def _replaced(store: Store, cutoff: str) -> list[str]:
     """Identities that rows name, but no row that counts, superseded or removed before `cutoff`."""
     history = store.catalog.history()
     counting, superseded = split_history(history)
-    recent = {s.row.identity for s in superseded if _time(s.by) >= cutoff}
-    recent |= {row.identity for row in history if _time(row) >= cutoff}
+    recent = {s.row.identity for s in superseded if s.by.created_at >= cutoff}
+    recent |= {row.identity for row in history if row.created_at >= cutoff}
     return sorted({row.identity for row in history if row.identity} - {row.identity for row in counting} - recent)
 
 
 def _old_catalog(store: Store, cutoff: datetime) -> list[Entry]:
     """Catalog versions before the newest, older than `cutoff`, and the parts that only they name."""
-    records = store.storage.entries("catalog/log")
-    old = [entry for entry in records[:-1] if entry.modified < cutoff]
-    kept = [entry for entry in records if entry not in old]
-    named = {part["key"] for entry in kept for part in read_sealed(store.storage, entry.key)["parts"]}
+    versions = store.catalog.versions()
+    old = [entry for entry in versions[:-1] if entry.modified < cutoff]
+    kept = [entry for entry in versions if entry not in old]
+    named = {part["key"] for entry in kept for part in store.catalog.read_snapshot(entry.key).parts}
     parts = store.storage.entries("catalog/parts")
     return old + [entry for entry in parts if entry.key not in named and entry.modified < cutoff]
-
-
-def _time(row: CatalogRow) -> datetime:
-    return datetime.fromisoformat(row.created_at)

@@ -18,12 +18,13 @@ def seal(body: Mapping[str, Any]) -> bytes:
     return canonical_json({"body": body, "digest": digest_of(canonical_json(body))})
 
 
-def unseal(data: bytes, name: str) -> dict[str, Any]:
+def unseal(data: bytes, name: str, cure: str) -> dict[str, Any]:
     """The body of a sealed record.
 
     Args:
         data: the bytes of the record.
         name: what to call it in messages.
+        cure: what they say can be done.
 
     Raises:
         ArtifactError: the record is not byte for byte what `seal` wrote.
@@ -34,17 +35,17 @@ def unseal(data: bytes, name: str) -> dict[str, Any]:
         if not isinstance(body, dict) or seal(body) != data:
             raise ValueError("its content does not match its digest")
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{name} is damaged: {error}") from None
+        raise ArtifactError(f"{name} is damaged: {error}; {cure}") from None
     return body
 
 
-def read_sealed(storage: Storage, key: str) -> dict[str, Any]:
-    """Read and unseal a record; at most `MAX_BYTES` are read."""
+def read_sealed(storage: Storage, key: str, cure: str) -> dict[str, Any]:
+    """Read and unseal a record; at most `MAX_BYTES` are read. `cure` and errors as for `unseal`."""
     name = f"{storage.url}/{key}"
     data = storage.read(key, 0, MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise ArtifactError(f"{name} is larger than {MAX_BYTES} bytes: not a record of this program")
-    return unseal(data, name)
+        raise ArtifactError(f"{name} is larger than {MAX_BYTES} bytes: not a record of this program; {cure}")
+    return unseal(data, name, cure)
 
 
 def parse_json(data: bytes) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ CHUNK_BYTES = 8 << 20
 REQUESTS_IN_FLIGHT = 32
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}){0,15}")
 _ATOMIC_CREATE = ("s3", "s3a", "gs", "gcs", "memory")
+
+INDEX_AGAIN = "remove its video with `python -m jobs.store rm` and index the video again"  # cures a damaged artifact
 
 
 class MissingObjectError(StoreError):
@@ -107,13 +110,17 @@ class Storage:
             self._backend.delete(key)
 
     def keys(self, prefix: str) -> list[str]:
-        """Keys of all objects below a folder, sorted; empty if there is no such folder."""
+        """Keys of all objects below a folder, sorted; empty if there is no such folder. As for `entries`."""
         return [entry.key for entry in self.entries(prefix)]
 
     def entries(self, prefix: str) -> list[Entry]:
-        """Objects below a folder with their sizes and times, sorted by key."""
+        """Objects below a folder with their sizes and times, sorted by key; none whose name is not a key.
+
+        Those are not ours: desktops leave `.DS_Store`, network file systems `.nfs…`, S3 consoles `folder/`.
+        """
         with self._named_errors("list", prefix):
-            return sorted(self._backend.entries(prefix), key=lambda entry: entry.key)
+            found = [entry for entry in self._backend.entries(prefix) if _KEY.fullmatch(entry.key)]
+            return sorted(found, key=lambda entry: entry.key)
 
     @contextmanager
     def _named_errors(self, action: str, key: str) -> Iterator[None]:
@@ -127,7 +134,7 @@ class Storage:
         except FileNotFoundError:
             raise MissingObjectError(f"{where} does not exist") from None
         except EOFError as error:
-            raise ArtifactError(f"{where} {error}; delete the artifact and index the video again") from None
+            raise ArtifactError(f"{where} {error}; {INDEX_AGAIN}") from None
         except self._backend.failures as error:
             cure = (
                 "check access rights and free space" if isinstance(error, OSError) else "check the URL and credentials"
@@ -199,9 +206,9 @@ class _LocalFolder:
     @contextmanager
     def _temporary(self, key: str, data: Data) -> Iterator[Path]:
         """A finished copy of `data` outside every listed folder: a killed writer leaves nothing where readers look."""
-        temporary = self.root / "tmp" / uuid.uuid4().hex
+        temporary, target_folder = self.root / "tmp" / uuid.uuid4().hex, (self.root / key).parent
+        made = list(takewhile(lambda folder: not folder.exists(), (target_folder, *target_folder.parents)))
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        target_folder = (self.root / key).parent
         target_folder.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "xb") as file:
@@ -209,7 +216,8 @@ class _LocalFolder:
                 file.flush()
                 os.fsync(file.fileno())
             yield temporary
-            _sync_folder(target_folder)
+            for folder in (target_folder, *(new.parent for new in made)):
+                _sync_folder(folder)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -249,9 +257,15 @@ class _ObjectStore:
 
     def read(self, key: str, start: int, end: int | None) -> bytes:
         whole = start == 0 and end is None
-        # Keywords only: the second positional argument of s3fs is a version id.
-        data = self.fs.cat_file(self._path(key), **({} if whole else {"start": start, "end": end}))
-        return bytes(data)
+        try:
+            # Keywords only: the second positional argument of s3fs is a version id.
+            return bytes(self.fs.cat_file(self._path(key), **({} if whole else {"start": start, "end": end})))
+        except FileNotFoundError:
+            raise
+        except Exception:  # of whatever class: servers refuse a range that begins where the object ends
+            if whole or start < self.size(key):
+                raise
+            return b""
 
     def read_into(self, key: str, parts: Sequence[tuple[int, memoryview]]) -> None:
         targets = [

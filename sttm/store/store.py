@@ -5,7 +5,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sttm.errors import StoreError
-from sttm.store.artifact import Facts, Manifest, Source, commit_artifact, load_manifest, manifest_key, utc_now
+from sttm.store.artifact import (
+    Facts,
+    Manifest,
+    Source,
+    commit_artifact,
+    load_manifest,
+    manifest_key,
+    read_file,
+    utc_now,
+)
 from sttm.store.catalog import Catalog, CatalogRow
 from sttm.store.key import FORMAT_VERSION, Recipe
 from sttm.store.sealed import read_sealed, seal
@@ -49,7 +58,7 @@ class Store:
         if create and not storage.exists(_MARKER):
             storage.create(_MARKER, seal({"format": "sttm-store", "version": FORMAT_VERSION}))
         try:
-            marker = read_sealed(storage, _MARKER)
+            marker = read_sealed(storage, _MARKER, "delete it, the next index run writes it again")
         except MissingObjectError:
             raise StoreError(f"no store at {storage.url}; index some videos into it first") from None
         if marker != {"format": "sttm-store", "version": FORMAT_VERSION}:
@@ -118,8 +127,13 @@ class Store:
         return read_kv(self.storage, kv.key, manifest.kv_header_digest, kv.size_bytes, device, buffer)
 
     def load_tokens(self, identity: str, with_features: bool = True) -> "Tokens":
-        """The reduced tokens of a committed artifact; errors as for `load_kv`."""
-        from sttm.store.tokens import read_tokens
+        """The reduced tokens of a committed artifact, every byte verified; errors as for `load_kv`.
+
+        Args:
+            identity: of the artifact.
+            with_features: if False, the vectors are not unpacked.
+        """
+        from sttm.store.tokens import decode_tokens
 
         file = self.manifest(identity).tokens
-        return read_tokens(self.storage, file.key, file.digest, with_features)
+        return decode_tokens(read_file(self.storage, file), f"{self.storage.url}/{file.key}", with_features)

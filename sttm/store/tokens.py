@@ -1,11 +1,12 @@
 """`tokens.parquet`: one row a reduced visual token, with its place in the video and its feature vector.
 
 For search, audit and a later prefill; answering never reads it. The vector is the raw bytes of `dim` bfloat16
-numbers, so the table columns can be read without it.
+numbers, so the table columns can be unpacked without it.
 """
 
 import io
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,13 @@ import torch
 from torch import Tensor
 
 from sttm.errors import ArtifactError
-from sttm.store.sealed import digest_of
-from sttm.store.storage import Storage
+from sttm.store.kv_header import MAX_CELLS, MAX_TOKENS
+from sttm.store.kv_unpack import are_inside
+from sttm.store.sealed import parse_json
+from sttm.store.storage import INDEX_AGAIN
 
 ROWS_PER_GROUP = 2048
+_UNPACKED_BYTES, _UNPACKED_RATIO = 64 << 20, 100  # more, no table of vectors becomes: a small file takes little memory
 _BOX = ("frame", "y0", "x0", "y1", "x1")
 _TABLE = (*_BOX, "patches", "index", "seconds")
 
@@ -34,7 +38,7 @@ class Tokens:
         index: int32 [M], raster index (t·H + y)·W + x of each token's top-left cell.
         seconds: float64 [M], presentation time of each token's frame.
         grid: (T, H, W) before the merge.
-        features: bfloat16 [M, C], or None if only the table was read.
+        features: bfloat16 [M, C], or None if they were not unpacked.
     """
 
     boxes: Tensor
@@ -82,32 +86,27 @@ def write_tokens(
     return out.getvalue()
 
 
-def read_tokens(storage: Storage, key: str, digest: str | None = None, with_features: bool = True) -> Tokens:
-    """Read a stored `tokens.parquet`.
+def decode_tokens(data: bytes, name: str = "tokens.parquet", with_features: bool = True) -> Tokens:
+    """The tokens of a file in memory, of whose numbers each is in its range.
 
     Args:
-        storage, key: where the file is.
-        digest: blake3 the file must have, from the manifest.
-        with_features: if False, only the pages of the table columns are fetched and checked, each by its checksum.
+        data: the bytes of the file.
+        name: what to call it in messages.
+        with_features: if False, the vectors are not unpacked.
 
     Raises:
         ArtifactError: the file is malformed or damaged.
     """
-    name = f"{storage.url}/{key}"
-    source: Any = io.BytesIO(storage.read(key)) if with_features else _Ranges(storage, key)
-    if with_features and digest is not None and digest_of(source.getbuffer()) != digest:
-        raise ArtifactError(
-            f"{name}: the bytes do not match their digest; delete the artifact and index the video again"
-        )
     try:
-        file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True)
-        about = json.loads(file.schema_arrow.metadata[b"sttm_tokens"])
-        table = file.read(columns=[*_TABLE, *(["vector"] if with_features else [])])
+        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True, pre_buffer=True)
+        about = parse_json(file.schema_arrow.metadata[b"sttm_tokens"])
         if about["version"] != 1 or about["dtype"] != "bfloat16":
             raise ValueError(f"format version {about['version']}, dtype {about['dtype']}")
-        return _tokens(table, about["dim"], tuple(about["grid"]), with_features)
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(f"{name} is damaged: {error}; delete the artifact and index the video again") from None
+        dim, grid = about["dim"], tuple(about["grid"])
+        _require_plausible(file, dim, grid, len(data))
+        return _tokens(file.read(columns=[*_TABLE, *(["vector"] if with_features else [])]), dim, grid, with_features)
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ArtifactError(f"{name} is damaged: {error}; {INDEX_AGAIN}") from None
 
 
 def export_tokens(tokens: Tokens) -> bytes:
@@ -128,40 +127,32 @@ def export_tokens(tokens: Tokens) -> bytes:
     return out.getvalue()
 
 
+def _require_plausible(file: pq.ParquetFile, dim: Any, grid: tuple[Any, ...], size_bytes: int) -> None:
+    """ValueError unless the file says to be what the writer writes, and no larger than it may become when unpacked."""
+    if not all(type(number) is int and number >= 1 for number in (dim, *grid)) or len(grid) != 3:
+        raise ValueError(f"dim {ascii(dim)[:40]} or grid {ascii(grid)[:80]} out of range")
+    if math.prod(grid) > MAX_CELLS:
+        raise ValueError(f"grid {grid} has over {MAX_CELLS} cells")
+    schema = pa.schema({**dict.fromkeys(_TABLE, pa.int32()), "seconds": pa.float64(), "vector": pa.binary(2 * dim)})
+    if not file.schema_arrow.equals(schema):
+        raise ValueError("its columns are not those of version 1")
+    rows = sum(file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))
+    unpacked = rows * (4 * len(_TABLE) + 4 + 2 * dim)
+    if not (1 <= rows <= MAX_TOKENS and unpacked <= _UNPACKED_BYTES + _UNPACKED_RATIO * size_bytes):
+        raise ValueError(f"{rows} rows of {dim} numbers in {size_bytes} bytes")
+
+
 def _tokens(table: pa.Table, dim: int, grid: Any, with_features: bool) -> Tokens:
+    if any(column.null_count for column in table.columns):
+        raise ValueError("a value is missing")
     columns = {name: torch.from_numpy(table.column(name).to_numpy().copy()) for name in _TABLE}
     features = None
     if with_features:
         vectors = table.column("vector").combine_chunks()
-        if vectors.type != pa.binary(2 * dim) or vectors.null_count:
-            raise ValueError(f"vectors are {vectors.type}, expected {2 * dim} bytes each")
         data = np.frombuffer(vectors.buffers()[1], np.uint8, len(vectors) * 2 * dim, vectors.offset * 2 * dim)
         features = torch.from_numpy(data.copy()).view(torch.bfloat16).view(-1, dim)
-    boxes = torch.stack([columns[name] for name in _BOX], dim=1)
-    return Tokens(boxes, columns["patches"], columns["index"], columns["seconds"], grid, features)
-
-
-class _Ranges(io.RawIOBase):
-    """An object as a seekable file, for a reader that wants few ranges of it."""
-
-    def __init__(self, storage: Storage, key: str) -> None:
-        self.storage, self.key, self.length, self.place = storage, key, storage.size(key), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.place
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self.place = offset + (0, self.place, self.length)[whence]
-        return self.place
-
-    def read(self, size: int = -1) -> bytes:
-        end = self.length if size is None or size < 0 else min(self.length, self.place + size)
-        data = self.storage.read(self.key, self.place, end) if end > self.place else b""
-        self.place += len(data)
-        return data
+    boxes, index = torch.stack([columns[name] for name in _BOX], dim=1), columns["index"]
+    counted = bool((columns["patches"] >= 1).all() and (index >= 0).all() and (index < math.prod(grid)).all())
+    if not (are_inside(boxes, grid) and counted and torch.isfinite(columns["seconds"]).all()):
+        raise ValueError("boxes, places or times are out of range")
+    return Tokens(boxes, columns["patches"], index, columns["seconds"], grid, features)
