@@ -16,8 +16,8 @@ from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
 from sttm.engine.answer import ready
 from sttm.engine.fidelity import certify
-from sttm.engine.prefill import Prefilled, prefill
-from sttm.errors import ConfigError, VideoError
+from sttm.engine.prefill import Prefilled, prefill, require_possible
+from sttm.errors import VideoError
 from sttm.kv_cache import KVCache
 from sttm.models.base import VideoInputs
 from sttm.models.checkpoint import Checkpoint
@@ -141,7 +141,7 @@ class Indexer:
         self._store = Store.open(store_url)
         devices = as_devices(device or first_gpus(1))
         checkpoint = Checkpoint.open(config.model)
-        _check_settings(config, checkpoint.config.get_text_config())
+        require_possible(checkpoint.config.get_text_config(), config.merge, config.prefill)
         self._family = checkpoint.family()
         self._model = checkpoint.load_model(devices)
         self._devices = {parameter.device for parameter in self._model.parameters()}
@@ -249,17 +249,6 @@ class Indexer:
         prefilled = self.prefill(decoded)
         encoded = self.certify(decoded, prefilled, self.encode(prefilled))
         return self.publish(decoded, encoded)
-
-
-def _check_settings(config: IndexConfig, text: Any) -> None:
-    """Refuse, before any video, what prefill or merge would refuse of each; `text` is the language model's config."""
-    layer, layers = config.prefill.merge_layer, text.num_hidden_layers
-    if not 0 <= layer < layers:
-        raise ConfigError(f"prefill.merge_layer={layer} is no layer of {config.model.path}; choose 0 to {layers - 1}")
-    head_dim, channels = config.merge.head_dim, text.hidden_size
-    if channels % (head_dim or channels):
-        what = f"merge.head_dim={head_dim} does not divide the {channels} channels of {config.model.path}"
-        raise ConfigError(f"{what}; choose a divisor, or none to compare whole vectors")
 
 
 def _timed(facts: Facts, stage: str, seconds: float) -> Facts:

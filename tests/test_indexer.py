@@ -132,9 +132,9 @@ def test_messages_hide_the_credentials_of_an_address(tmp_path: Path, clip: Path,
 @pytest.mark.parametrize(
     ("section", "key", "value", "cure"),
     [
-        ("prefill", "merge_layer", 99, r"merge_layer=99 is no layer of .*; choose 0 to \d"),
-        ("prefill", "merge_layer", -1, r"merge_layer=-1 is no layer of"),
-        ("merge", "head_dim", 7, r"head_dim=7 does not divide the \d+ channels of .*; choose a divisor"),
+        ("prefill", "merge_layer", 99, r"merge_layer=99: this model has layers 0 to \d; choose one"),
+        ("prefill", "merge_layer", -1, r"merge_layer=-1: this model has"),
+        ("merge", "head_dim", 7, r"head_dim=7 does not divide this model's \d+ channels; take a divisor"),
     ],
 )
 def test_setting_that_no_model_can_follow_is_refused_before_any_video(
