@@ -52,7 +52,8 @@ def require_possible(text_config: Any, merging: MergeConfig, config: PrefillConf
     """
     depth, channels = text_config.num_hidden_layers, text_config.hidden_size
     if not 0 <= config.merge_layer < depth:
-        raise ConfigError(f"prefill.merge_layer={config.merge_layer}: this model has layers 0 to {depth - 1}; choose one")
+        layers = f"this model has layers 0 to {depth - 1}; choose one"
+        raise ConfigError(f"prefill.merge_layer={config.merge_layer}: {layers}")
     if channels % (merging.head_dim or channels):
         raise ConfigError(
             f"merge.head_dim={merging.head_dim} does not divide this model's {channels} channels; take a divisor, or "
