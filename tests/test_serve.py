@@ -13,6 +13,7 @@ import httpx
 import openai
 import psutil
 import pytest
+import torch
 import uvicorn
 from fastapi import FastAPI, Response
 from indexed import index_clips
@@ -23,6 +24,7 @@ from jobs.guard import Guard, GuardConfig
 from jobs.serve import serve, url_of
 from jobs.service import Service as Handlers
 from jobs.service import ServiceConfig, create_app
+from sttm.engine.ready_video import ReadyVideo
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.scheduler import Scheduler
 from sttm.engine.worker import Query, QueryWorker, joined, open_checkpoint
@@ -453,14 +455,37 @@ def test_nothing_is_left_to_encode_in_the_event_loop(store: Store, worker: Query
     scheduler.close()
 
 
+class LostGPU(QueryWorker):
+    """A worker as it is after an error that CUDA does not recover from."""
+
+    def load(self, identity: str) -> ReadyVideo:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's, when it is imported
 def test_health_tells_when_nothing_is_answered_any_more(store: Store, worker: QueryWorker) -> None:
-    scheduler = Scheduler(worker)
-    app = create_app(store, MODEL, scheduler, ServiceConfig())
+    """To whoever restarts a service, and to Ray Serve, which replaces the replica."""
+    from jobs.replica import Replica
 
-    async def health() -> int:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
-            return (await client.get("/healthz")).status_code
+    checkpoint = open_checkpoint(store.manifest(store.find("clip-0.mp4").identity))
+    for one, status in ((worker, 200), (LostGPU(store, checkpoint, "cpu"), 500)):
+        scheduler = Scheduler(one)
+        app = create_app(store, MODEL, scheduler, ServiceConfig())
+        replica = object.__new__(Replica)  # whose constructor needs Ray Serve
+        replica._scheduler = scheduler
+        assert asyncio.run(asked(app, "GET", "/healthz")).status_code == 200
+        replica.check_health()
+        assert asyncio.run(asked(app, "POST", "/v1/chat/completions", json=body(max_tokens=2))).status_code == status
+        if status == 200:
+            scheduler.close()
+        assert asyncio.run(asked(app, "GET", "/healthz")).status_code == 503
+        with pytest.raises(RuntimeError, match="ended"):
+            replica.check_health()
+        scheduler.close()
 
-    assert asyncio.run(health()) == 200
-    scheduler.close()
-    assert asyncio.run(health()) == 503
+
+async def asked(app: Any, method: str, path: str, **more: Any) -> httpx.Response:
+    """A request without a server."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        return await client.request(method, path, **more)
