@@ -18,13 +18,14 @@ from typing import Annotated, Any
 import typer
 
 from jobs.command import run
+from jobs.question import fault
 from sttm.engine.answer import ReadyVideo
 from sttm.engine.cache_tier import CacheConfig
 from sttm.engine.conversation import Conversation
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.text_stream import TextStream
 from sttm.engine.worker import QueryWorker, joined, open_checkpoint
-from sttm.errors import ConfigError
+from sttm.errors import ConfigError, QuestionError
 from sttm.models.placement import first_gpus
 from sttm.store.store import Store
 
@@ -50,13 +51,16 @@ def ask(
     """Answer questions about a stored video."""
     if option and (len(questions) > 1 or len(option) < 2):
         raise ConfigError(f"{len(questions)} questions, {len(option)} options; --option takes one question, 2 or more")
+    for question in questions:
+        if cause := fault(question, option or ()):
+            raise QuestionError(f"cannot ask {question[:80]!r}: {cause}")
+    sampling = SamplingConfig.checked(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     if len(video) > 1 and not approximate:
         raise ConfigError(f"{len(video)} videos: none has seen the others; --approximate puts their caches in a row")
     opened = Store.open(store)
     rows = [opened.find(name) for name in video]
     checkpoint = open_checkpoint(opened.manifest(rows[0].identity), model)
     worker = QueryWorker(opened, checkpoint, first_gpus(gpus_per_model), CacheConfig(disk=disk_cache))
-    sampling = SamplingConfig(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
 
     started = time.perf_counter()
     identities = [row.identity for row in rows]

@@ -5,16 +5,17 @@ The table is not trusted: a row that cannot be asked becomes an error that names
 
 import posixpath
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from jobs.question import fault
 from sttm.errors import CorpusError
 from sttm.evaluation.cells import text, texts
+from sttm.evaluation.questions import QuestionsError
 from sttm.evaluation.rows import read_rows
 from sttm.video_file import open_filesystem, redact_url
 
-MAX_CHARS, MAX_OPTIONS = 32_000, 64
+REQUIRED = ("video", "question")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def read_questions(url: str, limit: int | None = None) -> list[AskedRow]:
 
     Raises:
         CorpusError: the file is not there or cannot be read.
-        QuestionsError: it is not a table.
+        QuestionsError: it is not a table, or lacks a column.
     """
     filesystem, path = open_filesystem(url)
     with tempfile.TemporaryDirectory() as folder:
@@ -50,10 +51,18 @@ def read_questions(url: str, limit: int | None = None) -> list[AskedRow]:
             filesystem.get_file(path, str(copy))
         except OSError as error:
             raise CorpusError(f"cannot read {redact_url(url)}: {error.strerror or type(error).__name__}") from None
-        rows, errors = read_rows(copy)
+        try:
+            rows, errors = read_rows(copy)
+        except QuestionsError as error:
+            raise QuestionsError(str(error).replace(str(copy), redact_url(url))) from None
+    columns = dict.fromkeys(str(name) for _, row in rows for name in row)
+    for name in REQUIRED:
+        if rows and name not in columns:
+            found = ", ".join(columns)[:500] or "none"
+            raise QuestionsError(f"{redact_url(url)} has no column {name!r}; columns found: {found}")
     bad = [(error.row, AskedRow(str(error.row), "", "", error=error.cause)) for error in errors]
-    found = [(number, _asked(number, row)) for number, row in rows]
-    return [row for _, row in sorted([*bad, *found], key=lambda pair: pair[0])][:limit]
+    good = [(number, _asked(number, row)) for number, row in rows]
+    return [row for _, row in sorted([*bad, *good], key=lambda pair: pair[0])][:limit]
 
 
 def _asked(number: int, row: dict[str, object]) -> AskedRow:
@@ -63,18 +72,6 @@ def _asked(number: int, row: dict[str, object]) -> AskedRow:
             found = replace(found, id=text(row, "id"))
         found = replace(found, video=text(row, "video"))
         found = replace(found, question=text(row, "question"), options=texts(row, "options"))
-        return replace(found, error=_fault(found.question, found.options))
+        return replace(found, error=fault(found.question, found.options))
     except ValueError as error:
         return replace(found, error=str(error))
-
-
-def _fault(question: str, options: Sequence[str]) -> str:
-    if not question.strip():
-        return "the question is empty"
-    if len(question) > MAX_CHARS:
-        return f"the question has {len(question)} characters, over {MAX_CHARS}"
-    if options and not 2 <= len(options) <= MAX_OPTIONS:
-        return f"{len(options)} options; give 2 to {MAX_OPTIONS}, or none"
-    if any(not option or len(option) > MAX_CHARS for option in options):
-        return f"an option is empty or has over {MAX_CHARS} characters"
-    return ""

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from indexed import index_clips
 
 from jobs.ask import ask
-from sttm.errors import ConfigError
+from sttm.errors import ConfigError, QuestionError, SttmError
 from sttm.store.store import Store
 
 
@@ -59,3 +60,29 @@ def test_several_videos_are_asked_about_only_on_request(store: str, capsys: pyte
     assert one["kv_tokens"] < found["kv_tokens"] < 2 * one["kv_tokens"]
     opened = Store.open(store)
     assert found["identity"].split() == [opened.find(name).identity for name in both]
+
+
+@pytest.mark.parametrize(
+    ("question", "settings", "error", "says"),
+    [
+        (" ", {}, QuestionError, "the question is empty"),
+        ("What is \udcff?", {}, QuestionError, "not valid Unicode"),
+        ("What?" * 10_000, {}, QuestionError, "50000 characters, over 32000"),
+        ("Which?", {"option": ["red", ""]}, QuestionError, "an option is empty"),
+        ("What?", {"temperature": float("nan")}, ConfigError, "temperature nan"),
+        ("What?", {"temperature": float("inf")}, ConfigError, "temperature inf"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(
+    store: str, question: str, settings: dict[str, Any], error: type[SttmError], says: str
+) -> None:
+    with pytest.raises(error, match=says) as found:
+        ask([question], store, ["clip-0.mp4"], **settings)
+    str(found.value).encode()
+
+
+def test_next_to_no_temperature_is_greedy(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for temperature in (0.0, 1e-50):
+        ask(["What?"], store, ["clip-0.mp4"], temperature=temperature, max_tokens=6, as_json=True)
+    greedy, cold = lines(capsys)
+    assert cold["answer"] == greedy["answer"]

@@ -5,14 +5,17 @@ Shapes: B rows, V vocabulary.
 
 import random
 from collections.abc import Sequence
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor
 
+from sttm.errors import ConfigError
 from sttm.settings import Settings
 
 _GREEDY_BELOW = 1e-4  # temperature; what it would leave to chance is less than float32 tells apart
+
 
 class SamplingConfig(Settings):
     """How the next token is chosen.
@@ -28,6 +31,19 @@ class SamplingConfig(Settings):
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int | None = None
+
+    @classmethod
+    def checked(cls, **settings: float | None) -> Self:
+        """From what a person gave.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            causes = [f"{e['loc'][0]} {e['input']}: {e['msg']}" for e in error.errors()]
+            raise ConfigError("; ".join(causes)) from None
 
 
 class Sampler:
