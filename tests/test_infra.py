@@ -175,6 +175,12 @@ def test_image_is_pinned_and_its_context_holds_what_it_copies() -> None:
     assert all((ROOT / source).exists() for source in copied)
 
 
+def test_image_can_compile_what_triton_compiles_at_its_first_launch() -> None:
+    installed = re.search(r"apt-get install .+", DOCKERFILE)
+    assert installed
+    assert {"gcc", "libc6-dev", "python3-dev"} <= set(installed[0].split())
+
+
 def test_image_has_every_dependency_at_a_tested_version() -> None:
     lines = [line for line in (INFRA / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     pinned = {Requirement(line).name: next(iter(Requirement(line).specifier)) for line in lines}
@@ -237,6 +243,8 @@ def test_monitoring_asks_for_every_metric_and_no_other() -> None:
 
     assert asked(queries) == kinds.keys()
     assert asked(alerts) <= kinds.keys()
+    for rule in yaml.safe_load(alerts)["groups"][0]["rules"]:
+        assert "== 0" not in rule["expr"], "a counter that never counted has no series, which is not equal to 0"
     for name, labels in re.findall(r"\b(ray_sttm_\w+)\{([^}]*)\}", queries + alerts):
         metric = next(metric for metric in METRICS if name.startswith(metric.series))
         assert set(re.findall(r"(\w+)=", labels)) <= set(metric.labels)
