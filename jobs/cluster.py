@@ -2,8 +2,10 @@
 
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import ray
 import torch
@@ -26,6 +28,23 @@ def start_ray(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def work_on_ray(address: str | None, stopping: threading.Event, work: Callable[[], None]) -> None:
+    """Join or start Ray and do the work. SIGTERM sets `stopping`; while Ray starts, that is given up."""
+
+    def stop(*_: object) -> None:
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(start_ray(address))
+            signal.signal(signal.SIGTERM, stop)  # Ray has set its own, which exits
+        except SystemExit:
+            stopping.set()
+        if not stopping.is_set():
+            work()
 
 
 def given_devices() -> tuple[torch.device, ...]:

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, Field
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jobs.command import run
 from sttm.config import IndexConfig, load_config
@@ -66,7 +67,7 @@ def show(
     """Print every setting that would be in force, and where its value comes from."""
     table = Table("setting", "value", "from")
     for name, value, source in effective(config, set_ or []):
-        table.add_row(name, str(value), source)
+        table.add_row(*map(Text, (name, str(value), source)))
     Console().print(table)
 
 

@@ -10,7 +10,6 @@ resumes an interrupted run. The last line is a JSON summary. Exit codes: 0 done,
 
 import json
 import random
-import signal
 import time
 import uuid
 from typing import Annotated
@@ -18,8 +17,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from jobs.cluster import start_ray
+from jobs.cluster import work_on_ray
 from jobs.command import EXIT_TERMINATED, EXIT_TOO_MANY_FAILED, run
 from jobs.config import JobConfig
 from jobs.driver import Driver
@@ -77,10 +77,13 @@ def _index_all(
     if record.others:
         print(f"{', '.join(record.others)} is at work on the same recipe: sharing the videos with it", flush=True)
         random.Random(record.run_id).shuffle(refs)  # noqa: S311 (in another order, so that the two seldom meet)
-    try:
-        with start_ray(address), record.progress:
-            signal.signal(signal.SIGTERM, lambda *_: driver.stopping.set())  # after Ray has set its own, which aborts
+
+    def work() -> None:
+        with record.progress:
             driver.run(refs)
+
+    try:
+        work_on_ray(address, driver.stopping, work)
     finally:
         record.end()
     return driver.stopping.is_set()
@@ -103,12 +106,12 @@ def print_results(record: RunRecord, summary: dict[str, object]) -> None:
     console = Console()
     table = Table(show_header=False)
     for name, value in summary.items():
-        table.add_row(name, str(value))
+        table.add_row(name, Text(str(value)))
     console.print(table)
     if record.errors:
         errors = Table("failed video", "code", "message")
         for row in record.errors[:100]:
-            errors.add_row(row.name, row.error_code, row.error_message)
+            errors.add_row(*map(Text, (row.name, row.error_code, row.error_message)))
         console.print(errors)
 
 

@@ -117,7 +117,7 @@ class RunMetrics:
         self._metrics = {metric.name: metric.register() for metric in METRICS}
 
     def stored(self, row: CatalogRow) -> None:
-        """One more artifact is committed."""
+        """This run has committed one more artifact."""
         self._count("sttm_videos", 1, outcome="stored")
         self._count("sttm_visual_tokens", row.tokens_before, side="before")
         self._count("sttm_visual_tokens", row.tokens_after, side="after")
@@ -131,7 +131,7 @@ class RunMetrics:
         self._count("sttm_failures", 1, code=code)
 
     def skipped(self) -> None:
-        """Another run has stored a video that this one was to do."""
+        """A video that this run was to do is stored already: by another run, or under another name."""
         self._count("sttm_videos", 1, outcome="skipped")
 
     def decoded(self, frames: int) -> None:

@@ -5,12 +5,14 @@ from dataclasses import asdict, dataclass
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jobs.forecast import Forecast, Rate, forecast, measured_rate
 from jobs.run_record import key_of
 from sttm.corpus import VideoRef
 from sttm.store.key import Recipe
 from sttm.store.store import Store
+from sttm.video_file import redact_url
 
 _SHOWN = 50
 
@@ -45,7 +47,7 @@ def print_plan(plan: Plan, store: Store | None, recipe: Recipe, gpus_per_model: 
     """The videos a run would index and what that will cost; the last line is the same as JSON."""
     table = Table("video", "MB", "uri")
     for ref in plan.todo[:_SHOWN]:
-        table.add_row(ref.video_id, f"{(ref.size_bytes or 0) / 1e6:.1f}", ref.uri)
+        table.add_row(ref.video_id, f"{(ref.size_bytes or 0) / 1e6:.1f}", Text(redact_url(ref.uri)))
     if len(plan.todo) > _SHOWN:
         table.add_row(f"... {len(plan.todo) - _SHOWN} more", "", "")
     Console().print(table)
@@ -72,7 +74,7 @@ def _print_forecast(expected: Forecast, rate: Rate) -> None:
     table.add_row("hours of video", f"{expected.video_hours:.3g} (length known of {known:.0%}, else from the size)")
     table.add_row("visual tokens", f"{expected.tokens_before:,} before the merge, {expected.tokens_after:,} after")
     table.add_row("GB to be written", f"{expected.gigabytes:.3g}")
-    table.add_row("GPU hours", f"{expected.gpu_hours:.3g} (measured on {rate.device})")
+    table.add_row("GPU hours", Text(f"{expected.gpu_hours:.3g} (measured on {rate.device})"))
     Console().print(table)
     of = "this recipe" if not rate.differs else f"a recipe of the same model and budget ({'; '.join(rate.differs)})"
     print(f"measured on {rate.videos} videos of {of}")

@@ -5,6 +5,7 @@ The record is also the run's heartbeat: another run of the same recipe sees from
 
 import functools
 import json
+import sys
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -14,12 +15,15 @@ from jobs.metrics import Pipeline, RunMetrics
 from jobs.progress import Progress
 from jobs.video_log import log_video
 from sttm.corpus import VideoRef
+from sttm.errors import StoreError
 from sttm.store.catalog import CatalogRow
 from sttm.store.key import Recipe, recipe_digest, source_key
+from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store
+from sttm.video_file import redact_url
 
-FLUSH_ROWS = 64
 FLUSH_EVERY_S = 10.0
+SHOWN_ERRORS = 100  # in the record while the run lasts: writing all of them each time would take longer and longer
 SILENT_FOR = timedelta(seconds=6 * FLUSH_EVERY_S)  # a run that wrote nothing for so long is dead
 
 
@@ -50,11 +54,12 @@ class RunRecord:
         self._digest = recipe_digest(recipe)
         self._rows: list[CatalogRow] = []
         self._flushed = time.monotonic()
+        self._made: set[str] = set()
         self._stored_elsewhere: set[str] = set()
         self._gpu_idle_share: float | None = None
         self.others = self._live_runs()
         if progress.total:
-            self._write("running")
+            self._write("running", SHOWN_ERRORS)
 
     @functools.cached_property
     def _metrics(self) -> RunMetrics:
@@ -62,12 +67,16 @@ class RunRecord:
         return RunMetrics()
 
     def tick(self, pipeline: Pipeline) -> None:
-        """Show the counts, and write what has gathered, if it is time to."""
+        """Show the counts, and write what has gathered, if it is time to; if the store is away, the next time."""
         self.progress.show()
         self._metrics.observe(pipeline)
         self._gpu_idle_share = pipeline.gpu_idle_share
-        if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._flushed >= FLUSH_EVERY_S:
-            self._flush("running")
+        if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
+            try:
+                self._flush("running", SHOWN_ERRORS)
+            except StoreError as error:
+                print(f"{len(self._rows)} rows wait for the store: {error}", file=sys.stderr, flush=True)
+            self._flushed = time.monotonic()
 
     def is_stored(self, ref: VideoRef) -> bool:
         """Whether another run has stored this video, as far as the last flush knows; counts it as skipped."""
@@ -82,14 +91,19 @@ class RunRecord:
         self._metrics.decoded(frames)
 
     def stored(self, ref: VideoRef, row: CatalogRow) -> None:
-        """One more artifact is committed."""
+        """One more video has an artifact; content that was stored already, under whatever name, counts as skipped."""
         p = self.progress
-        p.done += 1
-        p.bytes_written += row.kv_bytes + row.tokens_bytes
-        p.tokens_before += row.tokens_before
-        p.tokens_after += row.tokens_after
+        if row.run_id == self.run_id and row.identity not in self._made:
+            self._made.add(row.identity)
+            p.done += 1
+            p.bytes_written += row.kv_bytes + row.tokens_bytes
+            p.tokens_before += row.tokens_before
+            p.tokens_after += row.tokens_after
+            self._metrics.stored(row)
+        else:
+            p.skipped += 1
+            self._metrics.skipped()
         self._rows.append(row)
-        self._metrics.stored(row)
         log_video(row)
 
     def failed(self, ref: VideoRef, code: str, message: str) -> None:
@@ -112,8 +126,12 @@ class RunRecord:
         log_video(row)
 
     def end(self) -> None:
-        """Put the last rows into the catalog and close the record."""
-        self._flush("ended")
+        """Put the last rows into the catalog and close the record.
+
+        Raises:
+            StoreError: the store does not take them.
+        """
+        self._flush("ended", len(self.errors))
 
     def summary(self) -> dict[str, Any]:
         """The counts, as the job's last line and the record have them."""
@@ -131,31 +149,37 @@ class RunRecord:
             "gpu_idle_share": None if self._gpu_idle_share is None else round(self._gpu_idle_share, 4),
         }
 
-    def _flush(self, status: str) -> None:
+    def _flush(self, status: str, errors: int) -> None:
         self.store.catalog.append(self._rows)
-        self._rows, self._flushed = [], time.monotonic()
-        self._write(status)
+        self._rows = []
+        self._write(status, errors)
         self.others = self._live_runs()
         if self.others:
             rows = self.store.catalog.rows()
             self._stored_elsewhere = {r.source_key for r in rows if r.status == "ok" and r.run_id != self.run_id}
 
-    def _write(self, status: str) -> None:
+    def _write(self, status: str, errors: int) -> None:
+        """Rewrite the record with the last so many errors."""
+        last = self.errors[max(0, len(self.errors) - errors) :]
         report = {
             **self.summary(),
             "status": status,
             "recipe_digest": self._digest,
             "updated_at": datetime.now(UTC).isoformat(),
-            "errors": [asdict(row) for row in self.errors],
+            "errors": [{**asdict(row), "uri": redact_url(row.uri)} for row in last],
         }
         self.store.storage.put(f"runs/{self.run_id}.json", json.dumps(report, indent=1).encode())
 
     def _live_runs(self) -> list[str]:
-        storage = self.store.storage
-        fresh = [e.key for e in storage.entries("runs") if datetime.now(UTC) - e.modified < SILENT_FOR]
-        found = []
-        for key in fresh:
-            report = json.loads(storage.read(key))
-            if report.get("status") == "running" and report.get("recipe_digest") == self._digest:
-                found.append(str(report.get("run_id")))
-        return sorted(set(found) - {self.run_id})
+        fresh = [e.key for e in self.store.storage.entries("runs") if datetime.now(UTC) - e.modified < SILENT_FOR]
+        reports = [report for report in map(self._read, fresh) if report.get("recipe_digest") == self._digest]
+        found = {str(report.get("run_id")) for report in reports if report.get("status") == "running"}
+        return sorted(found - {self.run_id})
+
+    def _read(self, key: str) -> dict[str, Any]:
+        """A run's record; empty if it is none, or gone since it was listed: nobody's record may stop another run."""
+        try:
+            report = json.loads(self.store.storage.read(key))
+        except (ValueError, MissingObjectError):
+            return {}
+        return report if isinstance(report, dict) else {}

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sttm.store.catalog import CatalogRow
+from sttm.video_file import redact_url
 
 
 def log_video(row: CatalogRow) -> None:
@@ -18,7 +19,7 @@ def log_video(row: CatalogRow) -> None:
         "status": row.status,
         "run_id": row.run_id,
         "video_id": row.video_id,
-        "uri": row.uri,
+        "uri": redact_url(row.uri),
     }
     if row.status == "ok":
         line |= {

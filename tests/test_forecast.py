@@ -8,8 +8,8 @@ from indexed import index_clips
 from media import encode_video
 
 from jobs.forecast import Forecast, forecast, measured_rate
-from jobs.plan import make_plan, print_plan
-from sttm.corpus import list_corpus
+from jobs.plan import Plan, make_plan, print_plan
+from sttm.corpus import VideoRef, list_corpus
 from sttm.store.artifact import committed
 from sttm.store.key import Recipe, make_recipe
 from sttm.store.store import Store
@@ -74,6 +74,13 @@ def test_another_recipe_of_the_same_model_and_budget_is_named_and_no_other_is_us
     assert near.differs == ("video.fps is 2.0, asked for 4.0",)
     assert measured_rate(store, recipe_of(store, merge={"budget": 0.5})) is None
     assert measured_rate(store, recipe_of(store, model={"dtype": "bfloat16"})) is None
+
+
+def test_plan_prints_any_uri_as_it_is_but_for_passwords(capsys: pytest.CaptureFixture[str]) -> None:
+    refs = [VideoRef.from_uri(uri) for uri in ("s3://b/[/x].mp4", "s3://b/[bold].mp4", "s3://u:p@b/a.mp4")]
+    print_plan(Plan(refs, 0, 0), None, {}, gpus_per_model=1)
+    out = capsys.readouterr().out
+    assert all(uri in out for uri in ("s3://b/[/x].mp4", "s3://b/[bold].mp4", "s3://b/a.mp4"))
 
 
 @pytest.mark.parametrize("budget", [0.4, 0.9])

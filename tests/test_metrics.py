@@ -35,7 +35,7 @@ def test_counters_are_named_as_prometheus_has_them() -> None:
 def test_log_has_one_json_line_a_video(status: str, capsys: pytest.CaptureFixture[str]) -> None:
     row = CatalogRow(
         video_id="a",
-        uri="s3://b/a.mp4",
+        uri="s3://user:secret@b/a.mp4",
         name="a.mp4",
         status=status,  # type: ignore[arg-type]
         recipe_digest="r",
