@@ -5,7 +5,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 
-from jobs.faults import cause_of, first_line
+from jobs.faults import cause_of, first_line, is_lost
 from sttm.errors import ConfigError, SttmError
 
 
@@ -53,17 +53,20 @@ class ActorPool(Generic[WorkType]):
         kind: class of the actors, with a method `ready` that returns once it can work.
         args: it is made with.
         places: how many actors. One that the cluster has no room for waits, and holds up none of the others.
-        gpus: of each; 0 takes a CPU instead.
+        gpus, cpus: of each.
         concurrency: calls an actor runs at one time.
 
     Attributes:
         workers: the actors.
     """
 
-    def __init__(self, kind: type, args: tuple[Any, ...], places: int, gpus: int, concurrency: int) -> None:
-        resources = {"num_gpus": gpus} if gpus else {"num_cpus": 1}
+    def __init__(
+        self, kind: type, args: tuple[Any, ...], places: int, gpus: int, concurrency: int, cpus: int = 1
+    ) -> None:
+        resources = {"num_cpus": cpus} | ({"num_gpus": gpus} if gpus else {})
         options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": concurrency, **resources}
-        self._remote, self._name, self._args = ray.remote(**options)(kind), kind.__name__, args
+        self._remote = ray.remote(**options)(_made_when_ready(kind))
+        self._name, self._args = kind.__name__, args
         self._deaths_at_start = 0
         self.workers: list[Worker[WorkType]] = []
         for place in range(places):
@@ -94,7 +97,8 @@ class ActorPool(Generic[WorkType]):
         except Exception as error:
             self._deaths_at_start += 1
             cause, works = cause_of(error), any(other.is_ready for other in self.workers)
-            if isinstance(cause, SttmError) or (self._deaths_at_start > 3 * len(self.workers) and not works):
+            will_recur = isinstance(cause, SttmError) and not is_lost(cause)
+            if will_recur or (self._deaths_at_start > 3 * len(self.workers) and not works):
                 raise StartError(f"no {self._name} can start: {first_line(cause)}") from error
             self.replace(worker)
         return None
@@ -113,23 +117,38 @@ class ActorPool(Generic[WorkType]):
         self.workers.append(Worker(place, actor, actor.ready.remote()))
 
 
-def places_for(work: int, gpus: int | None, gpus_per_model: int) -> tuple[int, int]:
+def _made_when_ready(kind: Any) -> type:
+    """The class with its `__init__` run by `ready`: of an error in an actor's own `__init__` Ray hands on only text."""
+
+    def keep(self: Any, *args: Any) -> None:
+        self._made_with = args
+
+    def ready(self: Any) -> Any:
+        kind.__init__(self, *self._made_with)
+        return kind.ready(self)
+
+    return type(kind.__name__, (kind,), {"__init__": keep, "ready": ready})
+
+
+def places_for(work: int, gpus: int | None, gpus_per_model: int, option: str) -> tuple[int, int]:
     """How many actors for so many pieces of work, and how many GPUs each.
 
     Args:
         work: how many pieces.
         gpus: how many GPUs to use, those not there yet included; None takes those that the cluster has now.
         gpus_per_model: how many each actor needs; 0 GPUs make one actor on a CPU.
+        option: how a user of this job says `gpus`.
 
     Raises:
         ConfigError: there are GPUs, but fewer than one actor needs.
     """
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if gpus is None else gpus
+    if gpus is None and not (gpus := int(ray.cluster_resources().get("GPU", 0))):
+        print(f"Ray sees no GPU: on the CPU (where an autoscaler adds GPUs, say with {option} how many)", flush=True)
     if not gpus:
         return 1, 0
     if gpus < gpus_per_model:
         raise ConfigError(
             f"gpus_per_model is {gpus_per_model}, but there are {gpus} GPUs to use; lower it, or, where an autoscaler "
-            "adds GPUs, say in run.gpus how many"
+            f"adds GPUs, say with {option} how many"
         )
     return max(1, min(gpus // gpus_per_model, work)), gpus_per_model

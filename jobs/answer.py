@@ -12,7 +12,7 @@ command resumes a stopped run. The last line is a JSON summary. Exit codes: 0 do
 
 import hashlib
 import json
-import signal
+import sys
 import time
 import uuid
 from contextlib import suppress
@@ -23,7 +23,7 @@ import typer
 
 from jobs.answer_actor import AnswerConfig, Asked
 from jobs.answer_driver import AnswerDriver, AnswerRunConfig
-from jobs.cluster import start_ray
+from jobs.cluster import work_on_ray
 from jobs.command import EXIT_TERMINATED, EXIT_TOO_MANY_FAILED, run
 from jobs.question_table import AskedRow, read_questions
 from sttm.engine.sampling import SamplingConfig
@@ -34,7 +34,7 @@ from sttm.store.key import canonical_json
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store
 
-FLUSH_ROWS, FLUSH_EVERY_S, PRINT_EVERY_S = 1000, 10.0, 5.0
+FLUSH_EVERY_S, PRINT_EVERY_S = 10.0, 5.0
 
 
 def answer(
@@ -49,6 +49,7 @@ def answer(
     stop: Annotated[list[str] | None, typer.Option(help="text that ends an answer")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first so many questions")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="actors; default as many as the GPUs hold")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="how many, those an autoscaler adds included")] = None,
     gpus_per_model: Annotated[int, typer.Option(min=1, help="GPUs an actor spreads its model over")] = 1,
     batch: Annotated[int, typer.Option(min=1, help="questions answered at once")] = 64,
     retry_errors: Annotated[bool, typer.Option("--retry-errors", help="ask again what failed before")] = False,
@@ -65,12 +66,10 @@ def answer(
     record = AnswerRecord(table, run_id, plan)
     is_terminated = False
     if plan.todo:
-        settings = AnswerRunConfig(workers=workers, gpus_per_model=gpus_per_model, batch_rows=batch)
+        settings = AnswerRunConfig(gpus=gpus, workers=workers, gpus_per_model=gpus_per_model, batch_rows=batch)
         driver = AnswerDriver(store, _sound(opened, plan.todo), model, config, settings, run_id, record.hear)
         try:
-            with start_ray(address):
-                signal.signal(signal.SIGTERM, lambda *_: driver.stopping.set())  # after Ray has set its own
-                driver.run(plan.todo)
+            work_on_ray(address, driver.stopping, lambda: driver.run(plan.todo))
         finally:
             record.flush()
         is_terminated = driver.stopping.is_set()
@@ -151,22 +150,29 @@ class AnswerRecord:
         self._started = self._flushed = self._printed = time.monotonic()
 
     def hear(self, rows: list[AnswerRow]) -> None:
-        """Take finished rows."""
+        """Take finished rows; if they cannot be written now, they wait for the next time."""
         for row in rows:
             self._plan.known[row.key] = row
             self._heard += 1
             self._tokens += row.completion_tokens
         self._rows += rows
         now = time.monotonic()
-        if len(self._rows) >= FLUSH_ROWS or now - self._flushed >= FLUSH_EVERY_S:
-            self.flush()
+        if now - self._flushed >= FLUSH_EVERY_S:
+            try:
+                self.flush()
+            except StoreError as error:
+                print(f"{len(self._rows)} answers wait to be written: {error}", file=sys.stderr, flush=True)
+            self._flushed = time.monotonic()
         if now - self._printed >= PRINT_EVERY_S:
             self._printed = now
             print(f"{self._heard} of {len(self._plan.todo)}  {self._heard / (now - self._started):.1f}/s", flush=True)
 
     def flush(self) -> None:
-        """Write what has gathered."""
-        self._flushed = time.monotonic()
+        """Write what has gathered.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
         if self._rows:
             self._table.add(f"{self._run_id}-{self._parts:06d}", self._rows)
             self._rows, self._parts = [], self._parts + 1

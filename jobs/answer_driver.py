@@ -5,6 +5,7 @@ sorts the faults: a crash halves the chunk until one question is left, which is 
 row; a lost node or an unreachable store costs no question a try of its own.
 """
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from ray import exceptions as ray_errors
 
 from jobs.actor_pool import ActorPool, Worker, places_for
 from jobs.answer_actor import AnswerActor, AnswerConfig, Asked
-from jobs.faults import LOST, cause_of, first_line
+from jobs.faults import cause_of, first_line, is_lost
 from sttm.settings import Settings
 from sttm.store.answer_table import AnswerRow
 
@@ -29,7 +30,8 @@ class AnswerRunConfig(Settings):
     """How the job runs; nothing here changes an answer.
 
     Attributes:
-        workers: actors; default as many as the cluster's GPUs hold, or one on the CPU.
+        gpus: how many to use, those not there yet included; default those the cluster has when the job starts.
+        workers: actors; default as many as the GPUs hold, or one on the CPU.
         gpus_per_model: GPUs of one actor; ignored where the cluster has none.
         chunk_rows: questions handed out at once.
         batch_rows: questions answered at once.
@@ -40,6 +42,7 @@ class AnswerRunConfig(Settings):
         lost_tries: how often a chunk is tried again after something else than itself failed.
     """
 
+    gpus: int | None = Field(default=None, ge=0)
     workers: int | None = Field(default=None, ge=1)
     gpus_per_model: int = Field(default=1, ge=1)
     chunk_rows: int = Field(default=256, ge=1)
@@ -96,6 +99,7 @@ class AnswerDriver:
         """Answer all, or until `stopping` is set.
 
         Raises:
+            ConfigError: there are GPUs, but fewer than one actor needs.
             StartError: no actor can start.
         """
         by_video: dict[str, list[Asked]] = {}
@@ -106,7 +110,7 @@ class AnswerDriver:
             chunks = deque(_Chunk(group[at : at + size]) for at in range(0, len(group), size))
             self._waiting[identity] = chunks
         chunks_in_all = sum(map(len, self._waiting.values()))
-        places, gpus = places_for(chunks_in_all, None, self._run.gpus_per_model)
+        places, gpus = places_for(chunks_in_all, self._run.gpus, self._run.gpus_per_model, "--gpus")
         limits = (self._run.batch_rows, self._run.timeout_s, self._run.device_bytes)
         places = min(self._run.workers or places, chunks_in_all)
         self._pool = ActorPool(AnswerActor, (*self._args, *limits), places, gpus, _IN_FLIGHT)
@@ -127,13 +131,15 @@ class AnswerDriver:
         """The next chunk: about a video this worker has, else about one that nobody has, else any."""
         mine = {chunk.identity for chunk in worker.running.values()}
         taken = {chunk.identity for w in self._pool.workers for chunk in w.running.values()}
-        others = [next((i for i in self._waiting if i not in taken), None), next(iter(self._waiting), None)]
-        for identity in (*mine, *others):
-            chunks = self._waiting.get(identity or "")
-            if chunks and chunks[0].not_before <= time.monotonic() and worker.takes(chunks[0], _IN_FLIGHT):
-                chunk = chunks.popleft()
-                if not chunks:
-                    del self._waiting[chunk.identity]
+        untouched = (identity for identity in self._waiting if identity not in taken)
+        now = time.monotonic()
+        for identity in itertools.chain(mine, untouched, self._waiting):
+            chunks = self._waiting.get(identity, ())
+            due = (chunk for chunk in chunks if chunk.not_before <= now and worker.takes(chunk, _IN_FLIGHT))
+            if chunk := next(due, None):
+                self._waiting[identity].remove(chunk)
+                if not self._waiting[identity]:
+                    del self._waiting[identity]
                 return chunk
         return None
 
@@ -161,21 +167,21 @@ class AnswerDriver:
 
     def _failed(self, chunk: _Chunk, error: Exception) -> None:
         cause = cause_of(error)
-        is_lost = isinstance(cause, LOST)
-        if is_lost:
+        was_lost = is_lost(cause)
+        if was_lost:
             chunk.losses += 1
         else:
             chunk.crashes += 1
             self._crashes[chunk.identity] = self._crashes.get(chunk.identity, 0) + 1
         if chunk.losses >= self._run.lost_tries:
             self._give_up(chunk, "lost", chunk.losses, cause)
-        elif not is_lost and self._crashes[chunk.identity] >= self._run.video_crashes:
+        elif not was_lost and self._crashes[chunk.identity] >= self._run.video_crashes:
             self._give_up(chunk, "crashed", self._crashes[chunk.identity], cause)
-        elif not is_lost and len(chunk.asked) == 1 and chunk.crashes >= self._run.crash_tries:
+        elif not was_lost and len(chunk.asked) == 1 and chunk.crashes >= self._run.crash_tries:
             self._give_up(chunk, "crashed", chunk.crashes, cause)
         else:
             chunk.not_before = time.monotonic() + min(30.0, 0.5 * 2 ** min(chunk.crashes + chunk.losses, 8))
-            halves = [chunk] if is_lost or len(chunk.asked) == 1 else _halves(chunk)
+            halves = [chunk] if was_lost or len(chunk.asked) == 1 else _halves(chunk)
             for part in halves:
                 self._put_back(part)
 

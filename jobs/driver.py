@@ -7,7 +7,8 @@
 Ray retries nothing (`max_retries=0`, `max_restarts=0`): the driver sorts every fault and decides.
 - the video's own fault (`VideoError`): an error row at once;
 - a crash (the process died, or an unknown exception): the video is a suspect, tried again alone, then an error row;
-- infrastructure (a node died, an object was lost): tried again without blame.
+- infrastructure (a node died, an object was lost): tried again without blame;
+- settings or a checkpoint that no video could be indexed with: the run ends.
 """
 
 import threading
@@ -21,13 +22,14 @@ from ray import exceptions as ray_errors
 
 from jobs.actor_pool import ActorPool, Worker, places_for
 from jobs.config import JobConfig
-from jobs.faults import LOST, cause_of, first_line
+from jobs.faults import FATAL, cause_of, first_line, is_lost
 from jobs.metrics import IdleClock, Pipeline
 from jobs.prefill_actor import PrefillActor, decode_video
 from sttm.corpus import VideoRef
 from sttm.errors import VideoError
 from sttm.store.catalog import CatalogRow
 from sttm.store.key import Recipe
+from sttm.video_file import redact_url
 
 
 class Listener(Protocol):
@@ -76,10 +78,17 @@ class Driver:
         self.stopping = threading.Event()
 
     def run(self, refs: list[VideoRef]) -> None:
-        """Index every video, in this order, until all have a row or `stopping` is set (running ones still finish)."""
+        """Index every video, in this order, until all have a row or `stopping` is set (running ones still finish).
+
+        Raises:
+            ConfigError, ModelError: no video can be indexed with these settings.
+            StartError: no actor can start.
+        """
         self._waiting.extend(_Video(ref) for ref in refs)
-        places, gpus = places_for(len(refs), self._run.gpus, self._run.gpus_per_model)
-        self._pool = ActorPool(PrefillActor, self._actor_args, places, gpus, self._run.in_flight)
+        places, gpus = places_for(len(refs), self._run.gpus, self._run.gpus_per_model, "run.gpus")
+        # Actors that took the last CPU would wait for ever for videos that nothing is left to decode.
+        cpus = 0 if 0 < ray.cluster_resources().get("CPU", 0) <= places else 1
+        self._pool = ActorPool(PrefillActor, self._actor_args, places, gpus, self._run.in_flight, cpus)
         self._clocks = [IdleClock() for _ in range(places)]
         while self._busy():
             self._start_decodes()
@@ -172,7 +181,9 @@ class Driver:
         if isinstance(cause, VideoError):
             self._listener.failed(video.ref, cause.code, cause.message)
             return
-        if isinstance(cause, LOST):
+        if isinstance(cause, FATAL):
+            raise cause
+        if is_lost(cause):
             video.losses += 1
         else:
             video.crashes += 1
@@ -180,6 +191,7 @@ class Driver:
             code = "crashed" if video.crashes >= self._run.crash_tries else "lost"
             tries = video.crashes if code == "crashed" else video.losses
             message = f"{video.ref.uri} {code} {tries} times, last: {type(cause).__name__}: {first_line(cause)}"
+            message = message.replace(video.ref.uri, redact_url(video.ref.uri))
             self._listener.failed(video.ref, code, message)
             return
         video.not_before = time.monotonic() + min(30.0, 0.5 * 2 ** (video.crashes + video.losses))

@@ -2,7 +2,7 @@
 
 from ray import exceptions as ray_errors
 
-from sttm.errors import StoreError
+from sttm.errors import ConfigError, ModelError, StoreError
 
 # Faults of the machines, never of the work: it is tried again without blame.
 LOST = (
@@ -14,6 +14,16 @@ LOST = (
     OSError,  # of a network or a disk; what is the video's own fault was made a VideoError before
     StoreError,
 )
+# Faults of the settings or of the checkpoint: every video would meet them, so the run ends.
+FATAL = (ConfigError, ModelError)
+
+
+def is_lost(cause: BaseException) -> bool:
+    """Whether it is a fault of the machines.
+
+    Of an actor whose node was drained or preempted Ray says only in words that it did not die by itself.
+    """
+    return isinstance(cause, LOST) or (isinstance(cause, ray_errors.ActorDiedError) and "node has died" in str(cause))
 
 
 def cause_of(error: BaseException) -> BaseException:

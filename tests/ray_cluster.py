@@ -1,4 +1,4 @@
-"""A real one-node Ray cluster of its own: token, ports and folders are nobody else's."""
+"""A real Ray cluster of its own, to which nodes can be added: token, ports and folders are nobody else's."""
 
 import contextlib
 import os
@@ -29,9 +29,10 @@ class RayCluster:
         token: without which nothing answers.
     """
 
-    def __init__(self, dashboard_port: int, metrics_port: int, token: str) -> None:
-        self.address, self.token = f"http://127.0.0.1:{dashboard_port}", token
-        self._metrics = f"http://127.0.0.1:{metrics_port}/metrics"
+    def __init__(self, ports: dict[str, int], token: str, folder: Path) -> None:
+        self.address, self.token = f"http://127.0.0.1:{ports['dashboard-port']}", token
+        self._gcs, self._folder = f"127.0.0.1:{ports['port']}", folder
+        self._metrics = f"http://127.0.0.1:{ports['metrics-export-port']}/metrics"
         self.client = JobSubmissionClient(self.address, headers={"Authorization": f"Bearer {token}"})
 
     def metrics(self) -> str:
@@ -47,54 +48,72 @@ class RayCluster:
             time.sleep(0.5)
         return status
 
+    @contextlib.contextmanager
+    def node(self, **settings: int) -> Iterator["subprocess.Popen[bytes]"]:
+        """One more node with these options of `ray start`; SIGTERM ends it as a machine that is taken away."""
+        ports = _free_ports(*_NODE_PORTS)
+        with _ray_start(self._folder, self.token, {"address": self._gcs, **ports, **settings}) as process:
+            yield process
 
-def _free_ports(count: int) -> list[int]:
+
+_NODE_PORTS = (
+    "metrics-export-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "runtime-env-agent-port",
+)
+
+
+def _free_ports(*names: str) -> dict[str, int]:
     with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
+        probes = {name: stack.enter_context(socket.socket()) for name in names}
+        for probe in probes.values():
             probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+        return {name: probe.getsockname()[1] for name, probe in probes.items()}
+
+
+@contextlib.contextmanager
+def _ray_start(
+    folder: Path, token: str, settings: dict[str, object], *flags: str
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """One node; ended by its own process ids, since `ray stop` would end every Ray of the machine."""
+    options = [f"--{name}={value}" for name, value in {"node-ip-address": "127.0.0.1", **settings}.items()]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
+    env |= {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", "RAY_metrics_report_interval_ms": "1000"}
+    env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+    with (folder / "start.log").open("ab") as log:
+        command = [Path(sys.executable).parent / "ray", "start", "--block", *flags, *options]
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder)
+    family = [psutil.Process(process.pid)]
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(psutil.Error):
+            family += family[0].children(recursive=True)
+        for member in family:
+            with contextlib.suppress(psutil.Error):
+                member.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[RayCluster]:
-    """From `ray start --head`; ended by its own process ids, since `ray stop` would end every Ray of the machine."""
+    """From `ray start --head`."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: the paths of Unix sockets are limited
-    gcs, dashboard, metrics, agent, grpc, env_agent = _free_ports(6)
-    ports = {
-        "port": gcs,
-        "dashboard-port": dashboard,
-        "metrics-export-port": metrics,
-        "dashboard-agent-listen-port": agent,
-        "dashboard-agent-grpc-port": grpc,
-        "runtime-env-agent-port": env_agent,
-    }
-    settings = {"node-ip-address": "127.0.0.1", "num-cpus": 3, "object-store-memory": 200_000_000, "temp-dir": folder}
-    options = [f"--{name}={value}" for name, value in {**ports, **settings}.items()]
-    token = secrets.token_hex(32)
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
-    env |= {"RAY_metrics_report_interval_ms": "1000", "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
-    with (folder / "start.log").open("wb") as log:
-        command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", *options]
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder)
-    family = [psutil.Process(process.pid)]
+    ports, token = _free_ports("port", "dashboard-port", *_NODE_PORTS), secrets.token_hex(32)
+    settings = {"num-cpus": 3, "object-store-memory": 200_000_000, "temp-dir": folder}
     try:
-        cluster = _connect(process, dashboard, metrics, token, folder)
-        family += family[0].children(recursive=True)
-        yield cluster
+        with _ray_start(folder, token, {**ports, **settings}, "--head") as process:
+            yield _connect(process, ports, token, folder)
     finally:
-        for member in [*family, *family[0].children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):
-                member.kill()
-        process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _connect(process: "subprocess.Popen[bytes]", dashboard: int, metrics: int, token: str, folder: Path) -> RayCluster:
+def _connect(process: "subprocess.Popen[bytes]", ports: dict[str, int], token: str, folder: Path) -> RayCluster:
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(ConnectionError, RuntimeError, OSError):
-            return RayCluster(dashboard, metrics, token)
+            return RayCluster(ports, token, folder)
         time.sleep(1)
     raise RuntimeError((folder / "start.log").read_text())

@@ -111,14 +111,14 @@ def test_as_many_actors_index_as_there_are_gpus_for(
 
 
 def test_places_follow_from_gpus_models_and_work(two_gpus: None) -> None:
-    assert places_for(10, None, 1) == (2, 1)
-    assert places_for(1, None, 1) == (1, 1)
-    assert places_for(10, 5, 2) == (2, 2)
-    assert places_for(10, 0, 4) == (1, 0)
-    with pytest.raises(ConfigError, match=r"gpus_per_model is 3, but there are 2 GPUs"):
-        places_for(10, None, 3)
-    with pytest.raises(ConfigError, match=r"gpus_per_model is 2, but there are 1 GPUs"):
-        places_for(10, 1, 2)
+    assert places_for(10, None, 1, "run.gpus") == (2, 1)
+    assert places_for(1, None, 1, "run.gpus") == (1, 1)
+    assert places_for(10, 5, 2, "run.gpus") == (2, 2)
+    assert places_for(10, 0, 4, "run.gpus") == (1, 0)
+    with pytest.raises(ConfigError, match=r"gpus_per_model is 3, but there are 2 GPUs .* say with run.gpus how many"):
+        places_for(10, None, 3, "run.gpus")
+    with pytest.raises(ConfigError, match=r"gpus_per_model is 2, but there are 1 GPUs .* say with --gpus how many"):
+        places_for(10, 1, 2, "--gpus")
 
 
 def test_actors_that_die_at_their_start_end_a_job_in_which_none_works(two_gpus: None, tmp_path: Path) -> None:
@@ -130,6 +130,19 @@ def test_actors_that_die_at_their_start_hold_up_none_that_works(two_gpus: None, 
     (tmp_path / "one may live").touch()
     workers = watch(dying(tmp_path), tmp_path, deaths=8)
     assert sorted(worker.is_ready for worker in workers) == [False, True]
+
+
+def test_an_actor_that_names_a_users_error_at_its_start_ends_the_job_with_it(two_gpus: None, tmp_path: Path) -> None:
+    class Refuses:
+        def __init__(self) -> None:
+            (tmp_path / f"dead-{os.getpid()}").touch()
+            raise ConfigError("head_dim 7 does not divide the channels")
+
+        def ready(self) -> bool:
+            return True
+
+    with pytest.raises(StartError, match=r"^no Refuses can start: head_dim 7 does not divide the channels$"):
+        watch(ActorPool(Refuses, (), places=1, gpus=0, concurrency=1), tmp_path, deaths=2)
 
 
 def dying(folder: Path) -> ActorPool:

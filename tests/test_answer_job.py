@@ -18,9 +18,10 @@ import pytest
 from indexed import index_clips
 from s3_server import S3Server
 
+from jobs import answer
 from jobs.question_table import read_questions
 from sttm.engine.worker import Query, QueryWorker, open_checkpoint
-from sttm.errors import ArtifactError, CorpusError
+from sttm.errors import ArtifactError, CorpusError, StoreError
 from sttm.store.answer_table import AnswerRow, AnswerTable
 from sttm.store.storage import Storage
 from sttm.store.store import Store
@@ -182,6 +183,33 @@ def test_parts_are_joined_by_key_and_damage_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ArtifactError, match="delete it, its questions are then asked again"):
         answers.rows()
+
+
+def test_answers_wait_for_a_place_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(answer, "FLUSH_EVERY_S", 0.0)
+    table = AnswerTable(str(tmp_path / "out"))
+    record = answer.AnswerRecord(table, "run", answer.Plan(["k"], {}, []))
+    (tmp_path / "out").write_text("a file where the folder should be")
+    record.hear([AnswerRow("k", "1", "v", "q", run_id="run")])
+    assert "1 answers wait to be written: cannot write" in capsys.readouterr().err
+    with pytest.raises(StoreError):
+        record.flush()
+    (tmp_path / "out").unlink()
+    record.hear([])
+    assert list(table.rows()) == ["k"]
+
+
+@pytest.mark.slow
+def test_gpus_that_are_said_to_come_are_too_few_for_the_model(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"video": "clip-0.mp4", "question": "What?"}')
+    where = ["--store", store.storage.url, "--questions", str(tmp_path / "q.jsonl"), "--out", str(tmp_path / "out")]
+    process = start(*where, "--gpus", "1", "--gpus-per-model", "2")
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, out
+    assert "gpus_per_model is 2, but there are 1 GPUs" in out
+    assert "say with --gpus how many" in out
 
 
 @pytest.mark.slow

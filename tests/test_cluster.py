@@ -128,6 +128,15 @@ def test_user_errors_are_one_line_and_a_code(indexed: Indexed, arguments: list[s
     assert "Traceback" not in done.stderr
 
 
+def test_settings_that_fit_no_video_end_the_job_with_their_own_message(
+    corpus: Path, tmp_path: Path, qwen2_vl_folder: Path
+) -> None:
+    options = ["--corpus", str(corpus), "--store", str(tmp_path / "store"), "--set", f"model.path={qwen2_vl_folder}"]
+    done = job("index", *options, "--set", "merge.head_dim=7", code=1)
+    assert "merge.head_dim=7 does not divide" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_ask_refuses_a_model_that_did_not_make_the_cache(indexed: Indexed, tmp_path: Path) -> None:
     from checkpoints import write_qwen2_vl
 

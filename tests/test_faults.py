@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -11,8 +12,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError
+from test_actor_pool import Heard
 
+from jobs.config import JobConfig
+from jobs.driver import Driver, _Video
+from jobs.faults import is_lost
 from jobs.limits import allocating_at_most
+from sttm.corpus import VideoRef
+from sttm.errors import ConfigError, ModelError
 from sttm.store.maintenance import verify
 from sttm.store.store import Store
 
@@ -26,7 +35,33 @@ def test_allocation_limit_ends_with_its_block() -> None:
     assert len(bytearray(300 << 20)) == 300 << 20
 
 
-def start(corpus: Path, store: Path, model: Path) -> subprocess.Popen[str]:
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("The actor died because its node has died. Node Id: a\n\tthe actor's node was terminated expectedly", True),
+        ("The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR", False),
+    ],
+)
+def test_an_actor_is_lost_with_its_node_and_blamed_for_its_own_death(words: str, expected: bool) -> None:
+    assert is_lost(ActorDiedError(ActorDiedErrorContext(error_message=words, actor_id=bytes(16)))) == expected
+
+
+@pytest.mark.parametrize("error", [ConfigError("head_dim 7"), ModelError("no weight 'x'")], ids=repr)
+def test_what_no_video_could_be_indexed_with_ends_the_run(error: Exception) -> None:
+    driver = Driver(JobConfig(), {}, "store", "run", Heard())
+    with pytest.raises(type(error), match=str(error)):
+        driver._failed(_Video(VideoRef.from_uri("s3://bucket/a.mp4")), error)
+
+
+def test_passwords_of_a_uri_are_not_in_the_message_of_a_crash() -> None:
+    heard = Heard()
+    driver = Driver(JobConfig(), {}, "store", "run", heard)
+    video = _Video(VideoRef.from_uri("s3://user:secret@bucket/a.mp4"), crashes=2)
+    driver._failed(video, RuntimeError("cannot parse s3://user:secret@bucket/a.mp4"))
+    assert heard.causes == ["s3://bucket/a.mp4 crashed 3 times, last: RuntimeError: cannot parse s3://bucket/a.mp4"]
+
+
+def start(corpus: Path, store: Path, model: Path, **env: str) -> subprocess.Popen[str]:
     """Start an index job in a process group of its own."""
     options = ["--corpus", str(corpus), "--store", str(store), "--set", f"model.path={model}"]
     return subprocess.Popen(
@@ -35,6 +70,7 @@ def start(corpus: Path, store: Path, model: Path) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
+        env={**os.environ, **env},
         start_new_session=True,
     )
 
@@ -92,6 +128,31 @@ def test_sigterm_drains_and_the_next_run_completes(tmp_path: Path, qwen2_vl_fold
     code, rest = finish(start(corpus, store, qwen2_vl_folder))
     assert (code, rest["done"], rest["skipped"]) == (0, summary["left"], summary["done"])
     check_complete(store, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_s", [0.2, 1.0, 2.5])
+def test_sigterm_while_ray_starts_ends_the_job_as_later_on(
+    tmp_path: Path, qwen2_vl_folder: Path, after_s: float
+) -> None:
+    job = start(copies(tmp_path / "corpus", 2), tmp_path / "store", qwen2_vl_folder)
+    assert job.stdout is not None
+    assert job.stdout.readline() == "2 videos: 2 to index, 0 stored already, 0 failed before\n"
+    time.sleep(after_s)
+    job.send_signal(signal.SIGTERM)
+    code, summary = finish(job)
+    assert (code, summary["done"] + summary["left"]) == (143, 2)
+    (record,) = (tmp_path / "store" / "runs").iterdir()
+    assert json.loads(record.read_text())["status"] == "ended"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", [{"CPU": 1}, {"CPU": 1, "GPU": 1}], ids=str)
+def test_a_machine_with_one_cpu_is_enough(tmp_path: Path, qwen2_vl_folder: Path, machine: dict[str, int]) -> None:
+    corpus = copies(tmp_path / "corpus", 2)
+    job = start(corpus, tmp_path / "store", qwen2_vl_folder, RAY_OVERRIDE_RESOURCES=json.dumps(machine))
+    code, summary = finish(job)
+    assert (code, summary["done"]) == (0, 2)
 
 
 @pytest.mark.slow

@@ -114,6 +114,31 @@ def test_stop_drains_and_everything_finished_is_committed(
     check_complete(store, summary["done"])
 
 
+def test_a_node_that_is_taken_away_costs_no_video_a_try(
+    ray_cluster: RayCluster,  # noqa: F811
+    tmp_path: Path,
+    qwen2_vl_folder: Path,
+) -> None:
+    """The only node with a GPU (Ray believes it) gets SIGTERM while its actor works, and another one comes."""
+    corpus, store = copies(tmp_path / "corpus", 24), tmp_path / "store"
+    settings = [f"model.path={qwen2_vl_folder}", "run.gpus=1", "run.crash_tries=1"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    job = submit(ray_cluster, "--corpus", str(corpus), "--store", str(store), *options)
+    with ray_cluster.node(**{"num-cpus": 1, "num-gpus": 1}) as node:
+        deadline = time.monotonic() + 200
+        while len(list(store.glob("commit/*/*.json"))) < 2:
+            assert ray_cluster.client.get_job_status(job) in (JobStatus.PENDING, JobStatus.RUNNING)
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        node.terminate()
+        node.wait()
+    with ray_cluster.node(**{"num-cpus": 1, "num-gpus": 1}):
+        assert ray_cluster.wait(job) == JobStatus.SUCCEEDED, ray_cluster.client.get_job_logs(job)
+    summary = closing_summary(ray_cluster.client.get_job_logs(job))
+    assert (summary["done"] + summary["skipped"], summary["failed"]) == (24, 0)
+    check_complete(store, 24)
+
+
 def test_stopped_job_has_more_than_the_three_seconds_of_ray(ray_cluster: RayCluster) -> None:  # noqa: F811
     slow = "trap 'sleep 6; echo drained; exit' TERM; echo started; while true; do sleep 0.2; done"
     environment = {"env_vars": RUNTIME_ENV["env_vars"]}
