@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from jobs.question import MAX_CHARS, MAX_OPTIONS
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.scheduler import Ended
 from sttm.engine.worker import Query
 
-MAX_MESSAGES, MAX_PARTS, MAX_CHARS, MAX_OPTIONS, MAX_STOPS, MAX_VIDEOS = 100, 32, 32_000, 64, 4, 8
-MAX_OPTION_CHARS = MAX_CHARS // MAX_OPTIONS  # every option is computed at the length of the longest
+MAX_MESSAGES, MAX_PARTS, MAX_STOPS, MAX_VIDEOS = 100, 32, 4, 8
+MAX_OPTION_CHARS = MAX_CHARS // MAX_OPTIONS
 _GENERATION = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop")
 _FINISH = {"stop": "stop", "length": "length", "cut": "stop"}
 

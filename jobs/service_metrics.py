@@ -49,7 +49,8 @@ class ServiceMetrics:
         questions.add_metric(["waiting"], self._answerer.waiting)
         caches = dict(self._answerer.caches)
         labels = ["tier"] if set(caches) == {""} else ["tier", "replica"]
-        held = GaugeMetricFamily("sttm_cache_bytes", "Bytes of videos at hand.", labels=labels)
+        kept = "Bytes of videos kept for later questions; those being answered about come on top."
+        held = GaugeMetricFamily("sttm_cache_bytes", kept, labels=labels)
         gets = CounterMetricFamily("sttm_cache_gets", "Where asked-for videos were found.", labels=labels)
         for replica, state in caches.items():
             for family, values in ((held, state.size_bytes), (gets, state.gets)):
