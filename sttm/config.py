@@ -43,7 +43,7 @@ def load_config(kind: type[SettingsType], path: str | Path, overrides: list[str]
     try:
         data = yaml.safe_load(Path(path).read_text("utf-8")) or {}
     except OSError as error:
-        raise ConfigError(f"cannot read settings {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot read settings {path}: {error.strerror}; name another file with --config") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
@@ -55,8 +55,19 @@ def load_config(kind: type[SettingsType], path: str | Path, overrides: list[str]
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {_plain(e)}" for e in error.errors()]
-        raise ConfigError(f"{path}: " + "; ".join(lines)) from error
+        raise ConfigError("; ".join(_explained(e, path, overrides or []) for e in error.errors())) from error
+
+
+def _explained(error: Any, path: str | Path, overrides: list[str]) -> str:
+    """One fault, with who said so: an override or the file."""
+    key = ".".join(map(str, error["loc"]))
+    named = [override.partition("=")[0] for override in overrides]
+    # An unknown setting has its name in the message only.
+    is_override = any(
+        f"{key}.".startswith(f"{name}.") or any(repr(part) in error["msg"] for part in name.split("."))
+        for name in named
+    )
+    return f"{'--set' if is_override else f'{path}:'} {key or 'settings'}: {_plain(error)}"
 
 
 def _plain(error: Any) -> str:

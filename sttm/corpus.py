@@ -85,6 +85,8 @@ def list_corpus(url: str, *, limit: int | None = None, storage_options: dict[str
     Raises:
         CorpusError: nothing there, nothing found, not readable, a bad manifest, or two videos with one id.
     """
+    if not url.strip():
+        raise CorpusError("the corpus has an empty name; give a folder, a glob, a video or a manifest")
     if limit is not None and limit < 1:
         raise CorpusError(f"limit {limit} is not positive; leave it out to list everything")
     fs, path = open_filesystem(url, storage_options)

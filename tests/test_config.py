@@ -26,9 +26,9 @@ def test_overrides_replace_values_of_the_file(settings_file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("merge.bugdet=0.3", "did you mean 'budget'"),
+        ("merge.bugdet=0.3", "^--set merge: .*did you mean 'budget'"),
         ("mreg.budget=0.3", "did you mean 'merge'"),
-        ("merge.budget=0", "merge.budget"),
+        ("merge.budget=0", r"^--set merge\.budget: "),
         ("merge.spatial_threshold=1.5", "1.5"),
         ("merge.spatial_threshold=0.8", "not both"),
         ("video.fps=fast", "'fast'"),
@@ -39,6 +39,15 @@ def test_overrides_replace_values_of_the_file(settings_file: Path) -> None:
 def test_bad_setting_is_one_clear_error(settings_file: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(IndexConfig, settings_file, [override])
+
+
+def test_each_fault_names_who_said_so(settings_file: Path) -> None:
+    settings_file.write_text("merge:\n  budget: 2\nvideo:\n  fps: 2.0\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(IndexConfig, settings_file, ["video.fps=-1"])
+    of_override, of_file = sorted(str(caught.value).split("; "))
+    assert of_override.startswith("--set video.fps: ")
+    assert of_file.startswith(f"{settings_file}: merge.budget: ")
 
 
 @pytest.mark.parametrize("text", ["merge: [", "- a list", "\x00"])

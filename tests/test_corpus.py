@@ -223,6 +223,9 @@ def test_bad_manifest_is_explained(folder, kind):
 
 
 def test_nothing_found_is_explained(tmp_path):
+    for name in ("", " "):  # as of a variable that is not set; not the current folder
+        with pytest.raises(CorpusError, match="the corpus has an empty name"):
+            list_corpus(name)
     with pytest.raises(CorpusError, match=r"nothing-here does not exist"):
         list_corpus(f"{tmp_path}/nothing-here")
     for url in (str(tmp_path), f"{tmp_path}/*", f"{tmp_path}/none/*.mp4"):

@@ -183,6 +183,12 @@ def test_storage_without_atomic_create_is_refused() -> None:
         Storage("http://host/store")
 
 
+def test_an_empty_name_is_not_the_current_folder() -> None:
+    for name in ("", " "):
+        with pytest.raises(StoreError, match="the store has an empty name"):
+            Storage(name)
+
+
 def test_an_unreachable_server_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")

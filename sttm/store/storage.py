@@ -53,6 +53,8 @@ class Storage:
     """
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+        if not url.strip():
+            raise StoreError("the store has an empty name; give a folder or a URL such as s3://bucket/path")
         self.url = public_url(url)
         protocol, _, path = url.rpartition("://")
         if protocol in ("", "file", "local"):
