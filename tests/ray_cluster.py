@@ -51,8 +51,9 @@ class RayCluster:
     @contextlib.contextmanager
     def node(self, **settings: int) -> Iterator["subprocess.Popen[bytes]"]:
         """One more node with these options of `ray start`; SIGTERM ends it as a machine that is taken away."""
-        ports = _free_ports(*_NODE_PORTS)
-        with _ray_start(self._folder, self.token, {"address": self._gcs, **ports, **settings}) as process:
+        # Of nodes that share a folder, one would delete the working directory of the jobs of the other.
+        own = {"address": self._gcs, "temp-dir": tempfile.mkdtemp(prefix="n", dir=self._folder)}
+        with _ray_start(self._folder, self.token, {**own, **_free_ports(*_NODE_PORTS), **settings}) as process:
             yield process
 
 

@@ -127,7 +127,8 @@ def test_a_node_that_is_taken_away_costs_no_video_a_try(
     with ray_cluster.node(**{"num-cpus": 1, "num-gpus": 1}) as node:
         deadline = time.monotonic() + 200
         while len(list(store.glob("commit/*/*.json"))) < 2:
-            assert ray_cluster.client.get_job_status(job) in (JobStatus.PENDING, JobStatus.RUNNING)
+            is_going = ray_cluster.client.get_job_status(job) in (JobStatus.PENDING, JobStatus.RUNNING)
+            assert is_going, ray_cluster.client.get_job_logs(job)
             assert time.monotonic() < deadline
             time.sleep(0.05)
         node.terminate()
