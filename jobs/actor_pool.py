@@ -1,5 +1,6 @@
 """The actors of one job: started, watched, replaced when they die, each with the work it holds. Knows no video."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -15,6 +16,8 @@ class Work(Protocol):
     crashes: int
 
 
+_LONGEST_WAIT_S = 60.0  # before another try to start
+
 WorkType = TypeVar("WorkType", bound=Work)
 
 
@@ -29,6 +32,7 @@ class Worker(Generic[WorkType]):
     Attributes:
         place: which of the pool's; whoever replaces it has the same.
         actor, starting: its handle, and what ends when it is ready.
+        deaths: how many in this place died at their start, one after another, before it.
         is_ready: whether that has ended.
         running: what it works on, by the call's reference.
     """
@@ -36,6 +40,7 @@ class Worker(Generic[WorkType]):
     place: int
     actor: Any
     starting: Any
+    deaths: int = 0
     is_ready: bool = False
     running: dict[Any, WorkType] = field(default_factory=dict)
 
@@ -96,11 +101,12 @@ class ActorPool(Generic[WorkType]):
             self._deaths_at_start = 0
         except Exception as error:
             self._deaths_at_start += 1
+            worker.deaths += 1
             cause, works = cause_of(error), any(other.is_ready for other in self.workers)
             will_recur = isinstance(cause, SttmError) and not is_lost(cause)
             if will_recur or (self._deaths_at_start > 3 * len(self.workers) and not works):
                 raise StartError(f"no {self._name} can start: {first_line(cause)}") from error
-            self.replace(worker)
+            self.replace(worker)  # later each time: others may need minutes to load what dies here at once
         return None
 
     def replace(self, worker: Worker[WorkType]) -> dict[Any, WorkType]:
@@ -109,12 +115,13 @@ class ActorPool(Generic[WorkType]):
             return {}
         self.workers.remove(worker)
         ray.kill(worker.actor)  # an unavailable actor may still hold its GPU
-        self._start(worker.place)
+        self._start(worker.place, 0 if worker.is_ready else worker.deaths)
         return worker.running
 
-    def _start(self, place: int) -> None:
+    def _start(self, place: int, deaths: int = 0) -> None:
         actor = self._remote.remote(*self._args)
-        self.workers.append(Worker(place, actor, actor.ready.remote()))
+        wait_s = min(2.0 ** (deaths - 2), _LONGEST_WAIT_S) if deaths else 0.0
+        self.workers.append(Worker(place, actor, actor.ready.remote(wait_s), deaths))
 
 
 def _made_when_ready(kind: Any) -> type:
@@ -123,7 +130,8 @@ def _made_when_ready(kind: Any) -> type:
     def keep(self: Any, *args: Any) -> None:
         self._made_with = args
 
-    def ready(self: Any) -> Any:
+    def ready(self: Any, wait_s: float) -> Any:
+        time.sleep(wait_s)
         kind.__init__(self, *self._made_with)
         return kind.ready(self)
 

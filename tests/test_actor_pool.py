@@ -3,7 +3,7 @@
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -123,13 +123,15 @@ def test_places_follow_from_gpus_models_and_work(two_gpus: None) -> None:
 
 def test_actors_that_die_at_their_start_end_a_job_in_which_none_works(two_gpus: None, tmp_path: Path) -> None:
     with pytest.raises(StartError, match="no Dies can start"):
-        watch(dying(tmp_path), tmp_path, deaths=12)
+        watch(dying(tmp_path), lambda: died(tmp_path) == 12)
 
 
-def test_actors_that_die_at_their_start_hold_up_none_that_works(two_gpus: None, tmp_path: Path) -> None:
+def test_actors_that_die_at_their_start_hold_up_none_that_takes_long_to_start(two_gpus: None, tmp_path: Path) -> None:
     (tmp_path / "one may live").touch()
-    workers = watch(dying(tmp_path), tmp_path, deaths=8)
+    pool = dying(tmp_path, starts_in_s=12)
+    workers = watch(pool, lambda: any(worker.is_ready for worker in pool.workers))
     assert sorted(worker.is_ready for worker in workers) == [False, True]
+    assert died(tmp_path) > 0
 
 
 def test_an_actor_that_names_a_users_error_at_its_start_ends_the_job_with_it(two_gpus: None, tmp_path: Path) -> None:
@@ -142,16 +144,17 @@ def test_an_actor_that_names_a_users_error_at_its_start_ends_the_job_with_it(two
             return True
 
     with pytest.raises(StartError, match=r"^no Refuses can start: head_dim 7 does not divide the channels$"):
-        watch(ActorPool(Refuses, (), places=1, gpus=0, concurrency=1), tmp_path, deaths=2)
+        watch(ActorPool(Refuses, (), places=1, gpus=0, concurrency=1), lambda: died(tmp_path) == 2)
 
 
-def dying(folder: Path) -> ActorPool:
+def dying(folder: Path, starts_in_s: float = 0.0) -> ActorPool:
     """Two places for actors that die at their start, except for one if the folder says so."""
 
     class Dies:
         def __init__(self) -> None:
             try:
                 (folder / "one may live").unlink()
+                time.sleep(starts_in_s)
             except FileNotFoundError:
                 (folder / f"dead-{os.getpid()}").touch()
                 os._exit(1)
@@ -162,10 +165,14 @@ def dying(folder: Path) -> ActorPool:
     return ActorPool(Dies, (), places=2, gpus=0, concurrency=1)
 
 
-def watch(pool: ActorPool, folder: Path, deaths: int) -> list[Worker]:
-    """Deal with what ends until so many actors have died; the workers there are then."""
+def died(folder: Path) -> int:
+    return len(list(folder.glob("dead-*")))
+
+
+def watch(pool: ActorPool, is_over: Callable[[], bool]) -> list[Worker]:
+    """Deal with what ends until it is over; the workers there are then."""
     try:
-        while len(list(folder.glob("dead-*"))) < deaths:
+        while not is_over():
             for ended in ray.wait(pool.references(), timeout=10)[0]:
                 assert pool.end(ended) is None
         return pool.workers
