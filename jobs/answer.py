@@ -57,7 +57,7 @@ def answer(
     address: Annotated[str | None, typer.Option(help="Ray cluster; default $RAY_ADDRESS, else an embedded Ray")] = None,
 ) -> int:
     """Answer every question of a table."""
-    sampling = SamplingConfig(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    sampling = SamplingConfig.checked(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     config = AnswerConfig(sampling=sampling, stop=tuple(stop or ()))
     run_id = time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
     rows, table, opened = read_questions(questions, limit), AnswerTable(out), Store.open(store)
@@ -111,7 +111,12 @@ def make_plan(
 ) -> Plan:
     """Look every question up in the catalog and among the answers there are; reads no artifact."""
     catalog = CatalogView(store.storage, max_age_s=float("inf"))
-    known = {key: row for key, row in table.rows().items() if row.status == "ok" or not retry_errors}
+    # `lost`: an outage, which says nothing of the question.
+    known = {
+        key: row
+        for key, row in table.rows().items()
+        if row.status == "ok" or not (retry_errors or row.error_code == "lost")
+    }
     keys: list[str] = []
     todo: dict[str, Asked] = {}
     for row in rows:

@@ -1,9 +1,8 @@
 """What answers on one GPU (or CPU): one model, the videos it has at hand, chunks of questions about one video."""
 
-import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pydantic import Field
@@ -12,6 +11,7 @@ from jobs.cluster import given_devices
 from jobs.limits import killed_after
 from jobs.question_table import AskedRow
 from sttm.engine.answer import ReadyVideo
+from sttm.engine.batching import batches
 from sttm.engine.cache_tier import CacheConfig
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.worker import Query, QueryWorker, open_checkpoint
@@ -47,6 +47,11 @@ class Asked:
         """The row of a question that has no answer."""
         return replace(self.answered(run_id), status="error", error_code=code, error_message=message[:1000])
 
+    def failed(self, error: Exception, run_id: str) -> AnswerRow:
+        """The row of a question that raised."""
+        code = "bad_question" if isinstance(error, QuestionError) else "failed"
+        return self.error(code, f"{type(error).__name__}: {error}", run_id)
+
     def answered(self, run_id: str) -> AnswerRow:
         """The row with what is known before the answer."""
         row = self.row
@@ -60,6 +65,18 @@ class Asked:
             identity=self.identity,
             run_id=run_id,
         )
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A question that can be asked, as token ids."""
+
+    asked: Asked
+    query: Query
+    ids: list[int]
+
+
+_Answer = Callable[[ReadyVideo, list[_Question]], list[AnswerRow]]
 
 
 class AnswerActor:
@@ -107,37 +124,47 @@ class AnswerActor:
             return [one.error(code, str(error), self._run_id) for one in asked]
         load_s = time.perf_counter() - started
         with self._computing, killed_after(self._timeout_s):
-            rows = [row for batch in self._batches(asked) for row in self._answered(video, batch)]
+            rows = list(self._rows(video, asked))
         return [replace(row, load_s=load_s) for row in rows]
 
-    def _batches(self, asked: Sequence[Asked]) -> Iterator[list[Asked]]:
-        """Questions of similar length together, those with options apart."""
-        ordered = sorted(asked, key=lambda one: (bool(one.row.options), len(one.row.question)))
-        for _, group in itertools.groupby(ordered, key=lambda one: bool(one.row.options)):
-            yield from _batched(group, self._batch_rows)
+    def _rows(self, video: ReadyVideo, asked: Sequence[Asked]) -> Iterator[AnswerRow]:
+        """What cannot be asked is found before it is in a batch with others; those with options go apart."""
+        questions = []
+        for one in asked:
+            sampling = SamplingConfig(max_tokens=1) if one.row.options else self._config.sampling
+            query = Query((one.row.question,), sampling, self._config.stop)
+            try:
+                questions.append(_Question(one, query, self._worker.question_ids(video, query)))
+            except (ValueError, QuestionError) as error:
+                yield one.failed(error, self._run_id)
+        for answer, group in (
+            (self._say, [question for question in questions if not question.asked.row.options]),
+            (self._choose, [question for question in questions if question.asked.row.options]),
+        ):
+            for batch in batches([len(question.ids) for question in group], self._batch_rows):
+                yield from self._tried(answer, video, [group[row] for row in batch])
 
-    def _answered(self, video: ReadyVideo, asked: list[Asked]) -> list[AnswerRow]:
-        """Rows of one batch; if it fails, each question is asked alone, and what fails then is an error row."""
+    def _tried(self, answer: _Answer, video: ReadyVideo, questions: list[_Question]) -> list[AnswerRow]:
+        """Rows of one batch; if it fails, such as for want of memory, of its halves, down to an error row."""
         try:
-            return self._choose(video, asked) if asked[0].row.options else self._say(video, asked)
+            return answer(video, questions)
         except Exception as error:  # the boundary where one question's fault becomes its row
-            if len(asked) == 1:
-                code = "bad_question" if isinstance(error, QuestionError) else "failed"
-                return [asked[0].error(code, f"{type(error).__name__}: {error}", self._run_id)]
-        return [row for one in asked for row in self._answered(video, [one])]
+            if len(questions) == 1:
+                return [questions[0].asked.failed(error, self._run_id)]
+        half = len(questions) // 2
+        return self._tried(answer, video, questions[:half]) + self._tried(answer, video, questions[half:])
 
-    def _say(self, video: ReadyVideo, asked: list[Asked]) -> list[AnswerRow]:
+    def _say(self, video: ReadyVideo, questions: list[_Question]) -> list[AnswerRow]:
         started = time.perf_counter()
-        queries = [Query((one.row.question,), self._config.sampling, self._config.stop) for one in asked]
-        answers = self._worker.start(video, queries)
-        took = [0.0] * len(asked)
+        answers = self._worker.start(video, [one.query for one in questions], [one.ids for one in questions])
+        took = [0.0] * len(questions)
         while answers.is_running:
             answers.step()
             now = time.perf_counter() - started
             took = [t or (now if answers.ended(row) else 0.0) for row, t in enumerate(took)]
         return [
             replace(
-                one.answered(self._run_id),
+                one.asked.answered(self._run_id),
                 text=answers.texts[row].strip(),
                 reason=answers.ended(row) or "",
                 prompt_tokens=answers.prompt_tokens[row],
@@ -145,11 +172,11 @@ class AnswerActor:
                 kv_tokens=video.keys[-1].shape[1],
                 answer_s=took[row],
             )
-            for row, one in enumerate(asked)
+            for row, one in enumerate(questions)
         ]
 
-    def _choose(self, video: ReadyVideo, asked: list[Asked]) -> list[AnswerRow]:
-        started = time.perf_counter()
+    def _choose(self, video: ReadyVideo, questions: list[_Question]) -> list[AnswerRow]:
+        started, asked = time.perf_counter(), [one.asked for one in questions]
         choices = self._worker.choose(video, [[one.row.question] for one in asked], [one.row.options for one in asked])
         took = time.perf_counter() - started
         return [
@@ -165,8 +192,3 @@ class AnswerActor:
             )
             for one, choice in zip(asked, choices, strict=True)
         ]
-
-
-def _batched(asked: Iterator[Asked], size: int) -> Iterator[list[Asked]]:
-    while batch := list(itertools.islice(asked, size)):
-        yield batch

@@ -3,6 +3,7 @@
 import os
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,15 +11,23 @@ from contextlib import ExitStack, contextmanager
 import ray
 import torch
 
+from sttm.errors import SttmError
 from sttm.models.placement import first_gpus
+
+_CONNECT_TIMEOUT_S = 10.0
 
 
 @contextmanager
 def start_ray(address: str | None) -> Iterator[None]:
-    """Join the cluster at `address` (or `$RAY_ADDRESS`), else start an embedded one that nobody else can join."""
+    """Join the cluster at `address` (or `$RAY_ADDRESS`), else start an embedded one that nobody else can join.
+
+    Raises:
+        SttmError: no cluster answers at the address.
+    """
     # The driver looks at every error itself; Ray would also print those of results that nobody will fetch.
     os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"
-    if address or os.environ.get("RAY_ADDRESS"):
+    if address := address or os.environ.get("RAY_ADDRESS"):
+        _require_cluster(address)
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     else:
         # A local Ray asks for a token by default and would leave one in the home folder; this one stays in memory.
@@ -28,6 +37,17 @@ def start_ray(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_cluster(address: str) -> None:
+    """Ray itself tries for many minutes, and says only in its log what it tries."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return  # such as `auto`
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise SttmError(f"no Ray cluster answers at {address} ({error}); check --address and $RAY_ADDRESS") from error
 
 
 def work_on_ray(address: str | None, stopping: threading.Event, work: Callable[[], None]) -> None:

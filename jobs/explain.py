@@ -22,7 +22,7 @@ from sttm.store.catalog import CatalogRow
 from sttm.store.key import Recipe, differences, identity, recipe_digest
 from sttm.store.maintenance import superseded
 from sttm.store.store import Store
-from sttm.video_file import absolute_uri, read_video_file
+from sttm.video_file import absolute_uri, read_video_file, redact_url
 
 
 def explain(
@@ -45,14 +45,18 @@ def explain(
         raise CorpusError(f"{video} names {len(refs)} videos; explain takes one")
     _, digest = read_video_file(refs[0].uri, settings.video.max_source_bytes)
     name = identity(recipe, digest)
-    print(f"video     {refs[0].uri}\ncontent   {digest}\nrecipe    {recipe_digest(recipe)}\nidentity  {name}")
+    print(
+        f"video     {redact_url(refs[0].uri)}\ncontent   {digest}\nrecipe    {recipe_digest(recipe)}\nidentity  {name}"
+    )
     for old in superseded(opened):
         if old.row.uri == refs[0].uri:
             by = old.by.identity[:12] or f"an error, {old.by.error_code}"
             print(f"superseded: {old.row.identity[:12]} of {old.row.created_at}, by {by} of {old.by.created_at}")
     if opened.has(name):
         manifest = opened.manifest(name)
-        print(f"hit: indexed {manifest.created_at} from {manifest.source.uri} by run {manifest.facts.run_id}")
+        print(
+            f"hit: indexed {manifest.created_at} from {redact_url(manifest.source.uri)} by run {manifest.facts.run_id}"
+        )
         return 0
     rows = _rows_of(opened, refs[0].uri, refs[0].name)
     if not rows:
@@ -71,7 +75,8 @@ def _explain_gone(rows: list[CatalogRow], recipe: Recipe) -> int:
     """What the store still holds of a video whose file is not there any more."""
     digest, is_hit = recipe_digest(recipe), False
     for row in rows:
-        print(f"gone: {row.uri} is not there any more; `sttm store rm {row.video_id}` removes what the store has of it")
+        shown = redact_url(row.uri)
+        print(f"gone: {shown} is not there any more; `sttm store rm {row.video_id}` removes what the store has of it")
         if row.status == "error":
             print(f"miss: indexing it failed: {row.error_code}: {row.error_message}")
         elif row.recipe_digest != digest:
@@ -85,14 +90,16 @@ def _explain_gone(rows: list[CatalogRow], recipe: Recipe) -> int:
 def _difference(store: Store, row: CatalogRow, recipe: Recipe, ref: VideoRef, digest: str) -> str:
     """How one stored row of this video differs from what was asked for."""
     if row.status == "error":
-        return f"indexing {row.uri} failed: {row.error_code}: {row.error_message}"
+        return f"indexing {redact_url(row.uri)} failed: {row.error_code}: {row.error_message}"
     manifest = store.manifest(row.identity)
     found = [
         f"{d.path} is {json.dumps(d.left)}, asked for {json.dumps(d.right)}"
         for d in differences(manifest.recipe, recipe)
     ]
     if manifest.content_digest != digest:
-        found.append(f"content is {manifest.content_digest[:12]} of {row.uri}, this file's is {digest[:12]}")
+        found.append(
+            f"content is {manifest.content_digest[:12]} of {redact_url(row.uri)}, this file's is {digest[:12]}"
+        )
     return f"{row.identity[:12]} differs: " + "; ".join(found)
 
 

@@ -125,6 +125,6 @@ def _frames(duration_s: float, recipe: Recipe) -> int:
 
 
 def _kind(recipe: Recipe) -> tuple[object, ...]:
-    """What a rate must share with a recipe to say anything about it: the model, and how much the merge keeps."""
+    """What a rate must share with a recipe to say anything about it: model, frame size, how much the merge keeps."""
     shared = ("method", "budget", "tokens", "spatial_threshold", "temporal_threshold")
-    return recipe["model"], *(recipe["merge"].get(name) for name in shared)
+    return recipe["model"], recipe.get("preprocess"), *(recipe["merge"].get(name) for name in shared)

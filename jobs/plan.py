@@ -36,7 +36,8 @@ def make_plan(refs: list[VideoRef], recipe: Recipe, store: Store | None, retry_e
     """Compare a corpus with a store; reads no video and writes nothing."""
     if store is None:
         return Plan(refs, 0, 0)
-    status = {row.source_key: row.status for row in store.catalog.rows()}
+    rows = (row for row in store.catalog.rows() if row.error_code != "lost")  # an outage says nothing of the video
+    status = {row.source_key: row.status for row in rows}
     found = [(ref, status.get(key_of(ref, recipe))) for ref in refs]
     todo = [ref for ref, state in found if state is None or (state == "error" and retry_errors)]
     stored = sum(state == "ok" for _, state in found)

@@ -11,6 +11,8 @@ import pytest
 from media import encode_video
 from s3_server import S3Server
 
+from jobs.cluster import start_ray
+from sttm.errors import SttmError
 from sttm.store.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -219,3 +221,9 @@ def explained(store: str, video: Path, settings: list[str]) -> str:
     """What `jobs.explain` says, whether or not it is a hit."""
     command = [sys.executable, "-m", "jobs.explain", str(video), "--store", store, *settings]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240).stdout
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "no-such-host.invalid:6379"])
+def test_a_cluster_that_does_not_answer_is_named_at_once(address: str) -> None:
+    with pytest.raises(SttmError, match=f"no Ray cluster answers at {address} .*check --address"), start_ray(address):
+        pass

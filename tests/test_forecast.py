@@ -74,6 +74,7 @@ def test_another_recipe_of_the_same_model_and_budget_is_named_and_no_other_is_us
     assert near.differs == ("video.fps is 2.0, asked for 4.0",)
     assert measured_rate(store, recipe_of(store, merge={"budget": 0.5})) is None
     assert measured_rate(store, recipe_of(store, model={"dtype": "bfloat16"})) is None
+    assert measured_rate(store, {**recipe_of(store), "preprocess": {"most": 50176}}) is None
 
 
 def test_plan_prints_any_uri_as_it_is_but_for_passwords(capsys: pytest.CaptureFixture[str]) -> None:

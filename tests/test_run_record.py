@@ -10,6 +10,7 @@ from store_samples import publish, recipe_for
 from jobs import run_record
 from jobs.index import print_results
 from jobs.metrics import Pipeline
+from jobs.plan import make_plan
 from jobs.progress import Progress
 from jobs.run_record import RunRecord
 from sttm.corpus import VideoRef
@@ -45,6 +46,15 @@ def fail(record: RunRecord, count: int) -> None:
 
 def report(record: RunRecord) -> dict[str, Any]:
     return json.loads(record.store.storage.read("runs/night.json"))
+
+
+@pytest.mark.parametrize(("code", "to_index"), [("lost", 1), ("missing", 0)])
+def test_the_next_night_tries_what_an_outage_cost_again(tmp_path: Path, code: str, to_index: int) -> None:
+    record, ref = make(tmp_path), VideoRef.from_uri("s3://bucket/a.mp4")
+    record.failed(ref, code, "it was not there")
+    record.end()
+    plan = make_plan([ref], recipe_for(), record.store, retry_errors=False)
+    assert (len(plan.todo), plan.known_bad) == (to_index, 1 - to_index)
 
 
 @pytest.fixture
