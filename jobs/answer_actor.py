@@ -10,9 +10,9 @@ from pydantic import Field
 from jobs.cluster import given_devices
 from jobs.limits import killed_after
 from jobs.question_table import AskedRow
-from sttm.engine.answer import ReadyVideo
 from sttm.engine.batching import batches
 from sttm.engine.cache_tier import CacheConfig
+from sttm.engine.ready_video import ReadyVideo
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.worker import Query, QueryWorker, open_checkpoint
 from sttm.errors import ArtifactError, ModelError, QuestionError

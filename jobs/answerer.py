@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from sttm.engine.cache_tier import CacheState
-from sttm.engine.scheduler import Hear
+from sttm.engine.ticket import Hear
 from sttm.engine.worker import Query
 
 

@@ -19,9 +19,9 @@ import typer
 
 from jobs.command import run
 from jobs.question import fault
-from sttm.engine.answer import ReadyVideo
 from sttm.engine.cache_tier import CacheConfig
 from sttm.engine.conversation import Conversation
+from sttm.engine.ready_video import ReadyVideo
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.text_stream import TextStream
 from sttm.engine.worker import QueryWorker, joined, open_checkpoint

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from jobs.question import MAX_CHARS, MAX_OPTIONS
 from sttm.engine.sampling import SamplingConfig
-from sttm.engine.scheduler import Ended
+from sttm.engine.ticket import Ended
 from sttm.engine.worker import Query
 
 MAX_MESSAGES, MAX_PARTS, MAX_STOPS, MAX_VIDEOS = 100, 32, 4, 8

@@ -9,7 +9,8 @@ from ray import serve
 from jobs.cluster import given_devices
 from jobs.serve import open_worker
 from sttm.engine.cache_tier import CacheConfig, CacheState
-from sttm.engine.scheduler import Ended, Piece, ScheduleConfig, Scheduler
+from sttm.engine.scheduler import ScheduleConfig, Scheduler
+from sttm.engine.ticket import Ended, Piece
 from sttm.engine.worker import Query
 
 

@@ -21,7 +21,8 @@ from jobs.cluster import start_ray
 from jobs.faults import cause_of
 from jobs.replica import Replica, Report
 from sttm.engine.cache_tier import CacheConfig, CacheState
-from sttm.engine.scheduler import BusyError, Hear, Piece, ScheduleConfig
+from sttm.engine.scheduler import BusyError, ScheduleConfig
+from sttm.engine.ticket import Hear, Piece
 from sttm.engine.worker import Query
 from sttm.errors import ConfigError
 

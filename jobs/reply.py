@@ -9,7 +9,7 @@ from starlette.requests import Request
 from jobs.answerer import Answerer
 from jobs.chat_api import ApiError
 from jobs.service_metrics import ServiceMetrics
-from sttm.engine.scheduler import Ended, Piece
+from sttm.engine.ticket import Ended, Piece
 from sttm.engine.worker import Query
 
 _LOOK_EVERY_S = 0.25  # whether the client is still there

@@ -26,7 +26,8 @@ from jobs.frame_strip import frame_strip
 from jobs.guard import Guard, GuardConfig
 from jobs.reply import Reply
 from jobs.service_metrics import ServiceMetrics
-from sttm.engine.scheduler import BusyError, Ended, Piece
+from sttm.engine.scheduler import BusyError
+from sttm.engine.ticket import Ended, Piece
 from sttm.engine.worker import joined
 from sttm.errors import ArtifactError, ModelError, QuestionError, StoreError, SttmError, VideoError
 from sttm.settings import Settings

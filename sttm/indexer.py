@@ -14,9 +14,9 @@ import torch
 
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
-from sttm.engine.answer import ready
 from sttm.engine.fidelity import certify
 from sttm.engine.prefill import Prefilled, prefill, require_possible
+from sttm.engine.ready_video import ready
 from sttm.errors import VideoError
 from sttm.kv_cache import KVCache
 from sttm.models.base import VideoInputs

@@ -8,8 +8,9 @@ from indexed import index_clips
 
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
-from sttm.engine.answer import answer, ready
+from sttm.engine.answer import answer
 from sttm.engine.prefill import prefill
+from sttm.engine.ready_video import ready
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.worker import Query, QueryWorker, open_checkpoint
 from sttm.indexer import VideoReader

@@ -11,8 +11,8 @@ import torch
 from indexed import index_clips
 from s3_server import S3Server
 
-from sttm.engine.answer import ReadyVideo
 from sttm.engine.cache_tier import CacheConfig, CacheTier
+from sttm.engine.ready_video import ReadyVideo
 from sttm.engine.worker import Query, QueryWorker, open_checkpoint
 from sttm.errors import ArtifactError
 from sttm.store.disk_cache import DiskCache

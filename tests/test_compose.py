@@ -8,9 +8,10 @@ import torch
 from checkpoints import FAMILIES
 from family_setup import HALF, NO_MERGE, Setup
 
-from sttm.engine.answer import Continuation, ready
+from sttm.engine.answer import Continuation
 from sttm.engine.compose import compose, opening_tokens
 from sttm.engine.prefill import PrefillConfig, prefill
+from sttm.engine.ready_video import ready
 from sttm.kv_cache import KVCache
 from sttm.merging import MergeConfig
 from sttm.models.base import Prompt

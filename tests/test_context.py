@@ -13,10 +13,10 @@ from checkpoints import FAMILIES
 from family_setup import HALF, Setup
 
 from sttm.config import IndexConfig
-from sttm.engine.answer import ready
 from sttm.engine.context import QUESTION_TOKENS, positions_of, require_room
 from sttm.engine.conversation import Conversation
 from sttm.engine.prefill import PrefillConfig, prefill, require_possible
+from sttm.engine.ready_video import ready
 from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ConfigError, QuestionError, VideoError
 from sttm.evaluation.evaluator import Evaluator

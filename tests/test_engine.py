@@ -12,9 +12,11 @@ from family_setup import HALF, NO_MERGE, Setup
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sttm.engine.answer import Continuation, SamplingConfig, answer, generate, ready
+from sttm.engine.answer import Continuation, answer, generate
 from sttm.engine.decoder import rotary, run_layer
 from sttm.engine.prefill import PrefillConfig, prefill
+from sttm.engine.ready_video import ready
+from sttm.engine.sampling import SamplingConfig
 from sttm.errors import QuestionError
 from sttm.kv_cache import KVCache
 from sttm.models.language_model import LanguageModel

@@ -10,9 +10,10 @@ import torch
 
 from jobs import evaluate as job
 from sttm.config import IndexConfig
-from sttm.engine.answer import Continuation, ready
+from sttm.engine.answer import Continuation
 from sttm.engine.likelihood import score_options
 from sttm.engine.prefill import PrefillConfig, prefill
+from sttm.engine.ready_video import ready
 from sttm.errors import ConfigError, VideoError
 from sttm.evaluation import evaluator as evaluation
 from sttm.evaluation.evaluator import Evaluator, Outcome, VideoOutcome

@@ -6,8 +6,9 @@ import pytest
 import torch
 from indexed import index_clips
 
-from sttm.engine.answer import Continuation, ready
+from sttm.engine.answer import Continuation
 from sttm.engine.export import hugging_face_cache
+from sttm.engine.ready_video import ready
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
 from sttm.store.store import Store

@@ -9,9 +9,11 @@ from web_server import WebServer
 
 from sttm.config import IndexConfig, index_recipe
 from sttm.corpus import VideoRef, list_corpus
-from sttm.engine.answer import Continuation, SamplingConfig, answer, ready
+from sttm.engine.answer import Continuation, answer
 from sttm.engine.fidelity import FidelityConfig
 from sttm.engine.prefill import prefill
+from sttm.engine.ready_video import ready
+from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ConfigError, StoreError, VideoError
 from sttm.indexer import Indexer, VideoReader
 from sttm.kv_cache import KVCache

@@ -9,8 +9,9 @@ from family_setup import NO_MERGE, Setup
 from torch import Tensor
 
 from sttm.engine import answer
-from sttm.engine.answer import Continuation, ready
+from sttm.engine.answer import Continuation
 from sttm.engine.likelihood import score_options, scoring
+from sttm.engine.ready_video import ready
 
 OPTIONS = [[[65, 66, 67], [70], [65]], [], [[80, 81], [82, 83, 84, 85] * 30]]
 

@@ -11,8 +11,9 @@ from checkpoints import write_checkpoint, write_lmms_lab
 from family_setup import HALF, NO_MERGE, QUESTIONS, Setup, video
 from published import TEXT_TEMPLATE, write_tokenizer_parts
 
-from sttm.engine.answer import Continuation, ready
+from sttm.engine.answer import Continuation
 from sttm.engine.prefill import PrefillConfig, prefill
+from sttm.engine.ready_video import ready
 from sttm.errors import ModelError
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.llava_onevision import LlavaOnevision

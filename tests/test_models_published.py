@@ -12,8 +12,9 @@ from checkpoints import FAMILIES
 from family_setup import HALF, Setup, video
 from published import TEXT_TEMPLATE, write_published
 
-from sttm.engine.answer import Continuation, ready
+from sttm.engine.answer import Continuation
 from sttm.engine.prefill import PrefillConfig, prefill
+from sttm.engine.ready_video import ready
 from sttm.errors import ConfigError, ModelError
 from sttm.models.base import Family
 from sttm.models.checkpoint import Checkpoint, ModelConfig

@@ -5,8 +5,9 @@ import torch
 from checkpoints import FAMILIES
 from family_setup import HALF, Setup
 
-from sttm.engine.answer import Continuation, ready
+from sttm.engine.answer import Continuation
 from sttm.engine.prefill import PrefillConfig, Prefilled, prefill
+from sttm.engine.ready_video import ready
 from sttm.kv_cache import KVCache
 from sttm.models.language_model import LanguageModel
 from sttm.store.kv import decode_kv, encode_kv

@@ -16,7 +16,8 @@ from indexed import index_clips
 from sttm.engine import answer
 from sttm.engine.cache_tier import CacheConfig
 from sttm.engine.sampling import SamplingConfig
-from sttm.engine.scheduler import BusyError, Ended, Piece, ScheduleConfig, Scheduler
+from sttm.engine.scheduler import BusyError, ScheduleConfig, Scheduler
+from sttm.engine.ticket import Ended, Piece
 from sttm.engine.worker import Query, QueryWorker, joined, open_checkpoint
 from sttm.errors import QuestionError
 from sttm.store.storage import MissingObjectError

@@ -20,8 +20,9 @@ import typer
 from jobs.benchmark.decode_step import StepRow, decode_steps
 from jobs.benchmark.prefill import sample_video
 from jobs.benchmark.timing import Timing, measure, show
-from sttm.engine.answer import Continuation, ReadyVideo, answer, ready
+from sttm.engine.answer import Continuation, answer
 from sttm.engine.prefill import PrefillConfig, Prefilled, prefill
+from sttm.engine.ready_video import ReadyVideo, ready
 from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ConfigError
 from sttm.merging import MergeConfig

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from jobs.benchmark.timing import measure
-from sttm.engine.answer import Continuation, ReadyVideo
+from sttm.engine.answer import Continuation
+from sttm.engine.ready_video import ReadyVideo
 from sttm.models.language_model import LanguageModel
 
 

@@ -12,9 +12,9 @@ from jobs.benchmark.store import random_cache
 from jobs.benchmark.timing import show
 from jobs.config import JobConfig
 from sttm.config import load_config
-from sttm.engine.answer import ready
 from sttm.engine.fidelity import Certificate, certify
 from sttm.engine.prefill import prefill
+from sttm.engine.ready_video import ready
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.language_model import LanguageModel
 from sttm.store.kv import decode_kv, encode_kv

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from sttm.engine.decoder import moved, rotary, run_layer
 from sttm.engine.own_tokens import OwnTokens
-from sttm.engine.ready_video import ReadyVideo as ReadyVideo
-from sttm.engine.ready_video import ready as ready
+from sttm.engine.ready_video import ReadyVideo
 from sttm.engine.sampling import Sampler, SamplingConfig
 from sttm.engine.step_graph import StepGraph, captured
 from sttm.models.attention import additive

@@ -22,9 +22,7 @@ from sttm.engine.batch import Batch, Choosing, Speaking
 from sttm.engine.batching import batches
 from sttm.engine.cache_tier import CacheState
 from sttm.engine.ready_video import ReadyVideo
-from sttm.engine.ticket import Ended as Ended
 from sttm.engine.ticket import Hear, Ticket
-from sttm.engine.ticket import Piece as Piece
 from sttm.engine.worker import Query, QueryWorker
 from sttm.errors import SttmError
 from sttm.settings import Settings

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from sttm.engine.answer import Continuation, ReadyVideo, SamplingConfig, answer, ready
+from sttm.engine.answer import Continuation, answer
 from sttm.engine.context import positions_of, require_room_for_questions
 from sttm.engine.likelihood import score_options
 from sttm.engine.prefill import prefill, require_possible
+from sttm.engine.ready_video import ReadyVideo, ready
+from sttm.engine.sampling import SamplingConfig
 from sttm.errors import VideoError
 from sttm.evaluation.questions import Question, RowError, VideoQuestions
 from sttm.evaluation.reducers import Reducer
