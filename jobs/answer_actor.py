@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pydantic import Field
 
 from jobs.cluster import given_devices
-from jobs.limits import killed_after
+from jobs.limits import ended_by_a_lost_gpu, killed_after
 from jobs.question_table import AskedRow
 from sttm.engine.batching import batches
 from sttm.engine.cache_tier import CacheConfig
@@ -16,6 +16,7 @@ from sttm.engine.ready_video import ReadyVideo
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.worker import Query, QueryWorker, open_checkpoint
 from sttm.errors import ArtifactError, ModelError, QuestionError
+from sttm.models.placement import is_gpu_lost
 from sttm.settings import Settings
 from sttm.store.answer_table import AnswerRow
 from sttm.store.storage import MissingObjectError
@@ -116,6 +117,10 @@ class AnswerActor:
 
     def answer(self, asked: Sequence[Asked]) -> list[AnswerRow]:
         """Rows for questions about one video, in any order. A bad artifact makes them all error rows."""
+        with ended_by_a_lost_gpu():
+            return self._answer(asked)
+
+    def _answer(self, asked: Sequence[Asked]) -> list[AnswerRow]:
         started = time.perf_counter()
         try:
             video = self._worker.load(asked[0].identity)
@@ -149,6 +154,8 @@ class AnswerActor:
         try:
             return answer(video, questions)
         except Exception as error:  # the boundary where one question's fault becomes its row
+            if is_gpu_lost(error):
+                raise
             if len(questions) == 1:
                 return [questions[0].asked.failed(error, self._run_id)]
         half = len(questions) // 2

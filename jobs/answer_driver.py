@@ -129,6 +129,8 @@ class AnswerDriver:
 
     def _take_for(self, worker: Worker[_Chunk]) -> _Chunk | None:
         """The next chunk: about a video this worker has, else about one that nobody has, else any."""
+        if any(chunk.crashes for chunk in worker.running.values()):
+            return None  # a suspect runs alone
         mine = {chunk.identity for chunk in worker.running.values()}
         taken = {chunk.identity for w in self._pool.workers for chunk in w.running.values()}
         untouched = (identity for identity in self._waiting if identity not in taken)

@@ -1,9 +1,15 @@
-"""Limits on what one video may do to the process that works on it; both hold against native code."""
+"""Limits on what one video may do to the process that works on it, also from native code, and to those after it."""
 
 import faulthandler
+import os
 import resource
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from sttm.models.placement import is_gpu_lost
+
+_EXIT_GPU_LOST = 70
 
 
 @contextmanager
@@ -25,3 +31,15 @@ def allocating_at_most(size_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+@contextmanager
+def ended_by_a_lost_gpu() -> Iterator[None]:
+    """End this process after an error that its GPU does not recover from: all later work would fail in it, too."""
+    try:
+        yield
+    except Exception as error:
+        if is_gpu_lost(error):
+            traceback.print_exc()
+            os._exit(_EXIT_GPU_LOST)
+        raise

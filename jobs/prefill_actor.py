@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from jobs.cluster import given_devices
-from jobs.limits import allocating_at_most, killed_after
+from jobs.limits import allocating_at_most, ended_by_a_lost_gpu, killed_after
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
 from sttm.indexer import GPU_STAGES, DecodedVideo, Indexer, VideoReader
@@ -62,6 +62,10 @@ class PrefillActor:
 
     def index(self, decoded: DecodedVideo) -> Indexed:
         """Prefill and store one decoded video. Content that is stored already is not prefilled."""
+        with ended_by_a_lost_gpu():
+            return self._index(decoded)
+
+    def _index(self, decoded: DecodedVideo) -> Indexed:
         if row := self.indexer.stored(decoded):
             return Indexed(row, 0.0)
         staged = self.indexer.stage(decoded)

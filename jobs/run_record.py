@@ -18,7 +18,6 @@ from sttm.corpus import VideoRef
 from sttm.errors import StoreError
 from sttm.store.catalog import CatalogRow
 from sttm.store.key import Recipe, recipe_digest, source_key
-from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store
 from sttm.video_file import redact_url
 
@@ -180,6 +179,6 @@ class RunRecord:
         """A run's record; empty if it is none, or gone since it was listed: nobody's record may stop another run."""
         try:
             report = json.loads(self.store.storage.read(key))
-        except (ValueError, MissingObjectError):
+        except (ValueError, RecursionError, StoreError):
             return {}
         return report if isinstance(report, dict) else {}

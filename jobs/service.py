@@ -164,10 +164,10 @@ class Service:
 
     def _about_video(self, row: CatalogRow) -> Response:
         """Made in a thread, to the last byte: a long video has tens of thousands of tokens, and streams must go on."""
-        tokens = self._store.load_tokens(row.identity, with_features=False)
-        boxes = [[*box, patches] for box, patches in zip(tokens.boxes.tolist(), tokens.patches.tolist(), strict=True)]
+        found = self._store.load_survivors(row.identity)
+        boxes = [[*box, patches] for box, patches in zip(found.boxes.tolist(), found.patches.tolist(), strict=True)]
         sampling = self._store.manifest(row.identity).facts.details.get("sampling", {})
-        about = {"grid": tokens.grid, "boxes": boxes, "seconds": sampling.get("seconds", [])}
+        about = {"grid": found.grid, "boxes": boxes, "seconds": sampling.get("seconds", [])}
         return JSONResponse({**_shown(row), **about, "has_frames": self._config.shows_frames})
 
     async def frames(self, video: str) -> Response:

@@ -1,5 +1,6 @@
 """The settings of one index, from YAML and overrides, and the recipe they amount to."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,11 +63,10 @@ def _explained(error: Any, path: str | Path, overrides: list[str]) -> str:
     """One fault, with who said so: an override or the file."""
     key = ".".join(map(str, error["loc"]))
     named = [override.partition("=")[0] for override in overrides]
-    # An unknown setting has its name in the message only.
-    is_override = any(
-        f"{key}.".startswith(f"{name}.") or any(repr(part) in error["msg"] for part in name.split("."))
-        for name in named
-    )
+    unknown = re.search(r"unknown setting '([^']*)'", error["msg"])  # it has its name in the message only
+    full = f"{key}.{unknown[1]}".lstrip(".") if unknown else key
+    said = (f"{name}.".startswith(f"{full}.") if unknown else f"{full}.".startswith(f"{name}.") for name in named)
+    is_override = bool(full) and any(said)
     return f"{'--set' if is_override else f'{path}:'} {key or 'settings'}: {_plain(error)}"
 
 

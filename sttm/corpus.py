@@ -100,11 +100,12 @@ def list_corpus(url: str, *, limit: int | None = None, storage_options: dict[str
     except PermissionError as e:
         where = f" ({e.filename})" if isinstance(e.filename, str) and "://" not in e.filename else ""
         raise CorpusError(f"{redact_url(url)} may not be read{where}; check permissions or credentials") from None
-    except CorpusError:
+    except (CorpusError, MemoryError):
         raise
     except Exception as e:  # clients of object stores raise their own libraries' classes
-        why = f"{type(e).__name__}; check the network and the credentials"
-        raise CorpusError(f"{redact_url(url)} cannot be listed: {why}") from e
+        why = getattr(e, "strerror", None) or type(e).__name__
+        cure = "check the network, the credentials and the storage behind it"
+        raise CorpusError(f"{redact_url(url)} cannot be listed: {why}; {cure}") from e
     if not refs:
         raise CorpusError(f"no videos in {redact_url(url)}; looked for {' '.join(VIDEO_EXTENSIONS)}")
     return refs

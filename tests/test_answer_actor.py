@@ -1,8 +1,10 @@
 """The actor of the answer job, in this process: what one question, or too little memory, costs the others."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from indexed import index_clips
 
 from jobs.answer_actor import AnswerActor, AnswerConfig, Asked
@@ -74,3 +76,18 @@ def test_what_does_not_fit_into_memory_is_halved(
     rows = actor.answer(asked(store, ["What?"] * 6, options))
     assert [row.status for row in rows] == ["ok"] * 6
     assert sizes == [6, 3, 1, 2, 3, 1, 2]
+
+
+def test_no_question_is_tried_again_on_a_lost_gpu(
+    actor: AnswerActor, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(actor._worker, "start", lose)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(SystemExit, match="70"):
+        actor.answer(asked(store, ["What?"] * 6))

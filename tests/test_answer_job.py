@@ -176,7 +176,15 @@ def test_parts_are_joined_by_key_and_damage_is_named(tmp_path: Path) -> None:
     )
     answers.add("b-0", [AnswerRow("k1", "1", "v", "q", OPTIONS, text="red", choice=0, probabilities=[0.5, 0.3, 0.2])])
     answers.add("c-0", [AnswerRow("k2", "2", "v", "q", status="error", error_code="lost")])
+    answers.add("d-0", [AnswerRow("k3", "\ud83d", "\udcff.mp4", "\ud800?", ("\ud800", "b"), status="error")])
     rows = answers.rows()
+    odd = rows.pop("k3")
+    assert (odd.id, odd.video, odd.question, list(odd.options)) == (
+        r"\ud83d",
+        r"\udcff.mp4",
+        r"\ud800?",
+        [r"\ud800", "b"],
+    )
     assert {key: (row.status, row.text) for key, row in rows.items()} == {"k1": ("ok", "red"), "k2": ("ok", "")}
     assert rows["k1"].probabilities == [0.5, 0.3, 0.2]
     path = tmp_path / "parts" / "a-0.parquet"

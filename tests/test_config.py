@@ -41,6 +41,23 @@ def test_bad_setting_is_one_clear_error(settings_file: Path, override: str, mess
         load_config(IndexConfig, settings_file, [override])
 
 
+@pytest.mark.parametrize(
+    ("text", "override", "said_by"),
+    [
+        ("merge: {budgt: 0.5}", "merge.budget=0.5", "file"),
+        ("modle: {path: a}", "model.path=b", "file"),
+        ("{}", "merge.budgt=0.5", "--set"),
+        ("{}", "modle.path=b", "--set"),
+    ],
+)
+def test_a_misspelt_setting_is_blamed_on_who_misspelt_it(
+    settings_file: Path, text: str, override: str, said_by: str
+) -> None:
+    settings_file.write_text(text)
+    with pytest.raises(ConfigError, match=f"^{settings_file if said_by == 'file' else said_by}"):
+        load_config(IndexConfig, settings_file, [override])
+
+
 def test_each_fault_names_who_said_so(settings_file: Path) -> None:
     settings_file.write_text("merge:\n  budget: 2\nvideo:\n  fps: 2.0\n")
     with pytest.raises(ConfigError) as caught:

@@ -95,7 +95,7 @@ def test_template_of_text_alone_is_refused_before_any_video(folders: dict[str, P
 
 @pytest.mark.parametrize("name", OF_IMAGES)
 def test_limits_of_images_do_not_count_for_videos(folders: dict[str, Path], name: str) -> None:
-    """Qwen's own bounds of videos: 128 to 768 tokens two frames, at most 24,576 a video."""
+    """Qwen's own bounds of videos: 128 to 768 tokens two frames, 24,576 a video of up to 366 frames."""
     family = opened(folders[name]).family()
     assert 700 < side_tokens(family, np.zeros((2, 1080, 1920, 3), np.uint8)) <= 768
     assert 128 <= side_tokens(family, np.zeros((2, 60, 80, 3), np.uint8)) < 160

@@ -43,7 +43,11 @@ def test_what_was_published_is_found_and_loaded(url: str) -> None:
         else:
             assert value == got, name
     assert row.retained_ratio == pytest.approx(0.3)
-    assert store.load_tokens(row.identity).features.shape == (63, 32)
+    tokens, survivors = store.load_tokens(row.identity), store.load_survivors(row.identity)
+    assert tokens.features.shape == (63, 32)
+    assert torch.equal(survivors.boxes, tokens.boxes)
+    assert torch.equal(survivors.patches, tokens.patches)
+    assert survivors.grid == tokens.grid
 
 
 def test_an_artifact_is_published_once_and_the_first_counts(url: str) -> None:

@@ -78,7 +78,7 @@ def test_an_error_never_hides_an_artifact_of_the_same_file(catalog: Catalog) -> 
         catalog.find("a")
 
 
-@pytest.mark.parametrize("code", ["missing", "unreadable"])
+@pytest.mark.parametrize("code", ["missing", "unreadable", "lost"])
 def test_an_artifact_outlives_its_file(catalog: Catalog, code: str) -> None:
     gone = row("a", 2, status="error", identity="", error_code=code, source_key="of size 0")
     catalog.append([row("a", 1), gone])

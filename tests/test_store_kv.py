@@ -14,7 +14,7 @@ from store_samples import make_cache
 
 from sttm.errors import ArtifactError, StoreError
 from sttm.kv_cache import alike
-from sttm.store.kv import EncodedKV, decode_kv, encode_kv, read_header, read_kv
+from sttm.store.kv import EncodedKV, decode_kv, encode_kv, read_header, read_kv, read_survivors
 from sttm.store.kv_header import PAGE_BYTES, parse_header
 from sttm.store.read_buffer import ReadBuffer
 from sttm.store.sealed import digest_of
@@ -142,6 +142,9 @@ def test_one_flipped_bit_anywhere_is_noticed_and_its_place_named(scheme: str) ->
         storage = stored(data, "flipped")
         with pytest.raises(ArtifactError, match=name):
             read_kv(storage, "flipped", encoded.header_digest)
+        if name in ("header", "the tables"):
+            with pytest.raises(ArtifactError, match=name):
+                read_survivors(storage, "flipped", encoded.header_digest)
 
 
 def test_a_truncated_or_longer_file_is_noticed() -> None:

@@ -38,18 +38,10 @@ def test_rows_and_vectors_come_back(dtype: torch.dtype, frames: int) -> None:
     assert torch.equal(tokens.patches, cache.patches)
     assert torch.equal(tokens.index, index)
     assert torch.equal(tokens.seconds, cache.frame_seconds[t.long()])
-    assert tokens.features is not None
     assert torch.equal(tokens.features, features.bfloat16())
     assert tokens.grid == cache.grid
     groups = pq.ParquetFile(io.BytesIO(data)).metadata.num_row_groups
     assert groups == -(-len(t) // ROWS_PER_GROUP)
-
-
-def test_the_table_is_unpacked_without_the_vectors() -> None:
-    cache = make_cache(layers=1, merge_layer=0, head_dim=4, frames=40)
-    tokens = decode_tokens(make_tokens(cache, dim=1024), with_features=False)
-    assert tokens.features is None
-    assert torch.equal(tokens.boxes, cache.boxes)
 
 
 def test_one_flipped_bit_anywhere_is_noticed(storage: Storage) -> None:
@@ -62,15 +54,14 @@ def test_one_flipped_bit_anywhere_is_noticed(storage: Storage) -> None:
             read_file(storage, StoredFile("t", len(data), digest_of(data)))
 
 
-@pytest.mark.parametrize("with_features", [True, False])
-def test_a_damaged_table_never_brings_down_the_reader(with_features: bool) -> None:
+def test_a_damaged_table_never_brings_down_the_reader() -> None:
     data = make_tokens(make_cache(layers=1, merge_layer=0, head_dim=4, frames=1), dim=4)
     truth = decode_tokens(data)
     for position in range(0, len(data), 13):
         damaged = bytearray(data)
         damaged[position] ^= 1 << position % 8
         try:
-            tokens = decode_tokens(bytes(damaged), with_features=with_features)
+            tokens = decode_tokens(bytes(damaged))
         except ArtifactError:
             continue
         assert torch.equal(tokens.boxes, truth.boxes), "a flip in the vectors or in unread metadata only"
@@ -154,8 +145,5 @@ def test_the_export_is_a_tensor_column_that_analytics_tools_read() -> None:
         str(table.schema.field("vector").type) == "extension<arrow.fixed_shape_tensor[value_type=halffloat, shape=[8]]>"
     )
     vectors = torch.from_numpy(table.column("vector").combine_chunks().to_numpy_ndarray().copy())
-    assert tokens.features is not None
     assert torch.equal(vectors, tokens.features.half())
     assert table.column("frame").to_pylist() == tokens.boxes[:, 0].tolist()
-    with pytest.raises(ValueError, match="without their features"):
-        export_tokens(decode_tokens(data, with_features=False))

@@ -1,9 +1,9 @@
 """How large a video's frames are shown to a model whose vision tower takes any size.
 
 A checkpoint that describes its video preprocessing is taken at its word. Qwen2-VL's and Qwen2.5-VL's describe images
-only, whose limit of 16,384 tokens makes 172,000 of two minutes of 1080p; they get the bounds of Qwen's own
-preprocessing of videos (https://github.com/QwenLM/Qwen2-VL, qwen_vl_utils/vision_process.py) instead. The setting
-`model.frame_pixels` goes before both.
+only, whose limit of 16,384 tokens makes 172,000 of two minutes of 1080p; they get the bounds that
+Qwen's own preprocessing of videos had at their release (qwen_vl_utils/vision_process.py; the total has been raised
+since, beyond the positions of a 7B model) instead. The setting `model.frame_pixels` goes before both.
 """
 
 from dataclasses import dataclass

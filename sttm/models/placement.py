@@ -32,6 +32,11 @@ def first_gpus(count: int) -> tuple[torch.device, ...]:
     return tuple(torch.device("cuda", i) for i in range(count)) if there else (torch.device("cpu"),)
 
 
+def is_gpu_lost(error: BaseException) -> bool:
+    """Whether every later call of this process to its GPU fails, too, as after an assertion that failed there."""
+    return isinstance(error, torch.AcceleratorError) and "out of memory" not in str(error)
+
+
 def as_devices(devices: Devices) -> tuple[torch.device, ...]:
     """One device or several as a tuple."""
     if isinstance(devices, str | torch.device):

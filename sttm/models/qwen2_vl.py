@@ -21,7 +21,7 @@ class Qwen2VL(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     processor_class: ClassVar[str] = "Qwen2VLVideoProcessor"
-    # 128 to 768 tokens of 28x28 pixels two frames, 24,576 a video.
+    # 128 to 768 tokens of 28x28 pixels two frames, 24,576 a video of up to 366 frames.
     default_bounds: ClassVar[PixelBounds | None] = PixelBounds(128 * 28**2, 768 * 28**2, 2 * 24_576 * 28**2)
     prefix_end: ClassVar[str | None] = "<|vision_end|>"
 

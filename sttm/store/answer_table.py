@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from sttm.errors import ArtifactError
 from sttm.store.artifact import utc_now
+from sttm.store.catalog import storable
 from sttm.store.storage import Storage
 
 FINAL = "answers.parquet"
@@ -117,9 +118,9 @@ class AnswerTable:
 
 
 def _parquet(rows: Sequence[AnswerRow]) -> bytes:
-    columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
-    for name in ("options", "probabilities"):
-        columns[name] = [list(value) for value in columns[name]]
+    columns = {name: [storable(getattr(row, name)) for row in rows] for name in SCHEMA.names}
+    columns["options"] = [[storable(option) for option in row.options] for row in rows]
+    columns["probabilities"] = [list(row.probabilities) for row in rows]
     out = io.BytesIO()
     pq.write_table(pa.table(columns, schema=SCHEMA), out, compression="zstd", row_group_size=_ROWS_PER_GROUP)
     return out.getvalue()

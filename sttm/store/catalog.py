@@ -241,7 +241,7 @@ class Catalog:
 
     def _write_part(self, rows: list[CatalogRow]) -> dict[str, Any]:
         out = io.BytesIO()
-        columns = {name: [_storable(getattr(row, name)) for row in rows] for name in SCHEMA.names}
+        columns = {name: [storable(getattr(row, name)) for row in rows] for name in SCHEMA.names}
         pq.write_table(pa.table(columns, schema=SCHEMA), out, compression="zstd")
         data, key = out.getvalue(), f"catalog/parts/{uuid.uuid4().hex}.parquet"
         self.storage.put(key, data)
@@ -259,7 +259,12 @@ class Catalog:
             table = table.select(names).cast(pa.schema([SCHEMA.field(name) for name in names]))
             if missing := [name for name in names if table[name].null_count and name not in _MAY_BE_NULL]:
                 raise ValueError(f"a value of {missing} is missing")
-            return [CatalogRow(**row) for row in table.to_pylist(maps_as_pydicts="strict")]
+            # Much faster than `to_pylist`, which gives maps as pairs, too.
+            columns = {
+                name: [dict(pairs) for pairs in values] if pa.types.is_map(table.schema.field(name).type) else values
+                for name, values in table.to_pydict().items()
+            }
+            return [CatalogRow(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
         except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
             raise ArtifactError(f"{self.storage.url}/{part['key']} is damaged: {error}; {_CURE}") from None
 
@@ -268,10 +273,10 @@ def _is_part(part: Any) -> bool:
     return isinstance(part, dict) and isinstance(part.get("key"), str) and isinstance(part.get("digest"), str)
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
     """A value as Arrow takes it; in text, what stands for bytes of a name that is not UTF-8 becomes `\\udcff`."""
     if isinstance(value, Mapping):
-        return [(_storable(name), number) for name, number in value.items()]
+        return [(storable(name), number) for name, number in value.items()]
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 

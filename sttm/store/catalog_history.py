@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sttm.store.catalog import CatalogRow
 
-UNSEEN = ("missing", "unreadable")  # codes of errors that say nothing of the video
+UNSEEN = ("missing", "unreadable", "lost")  # codes of errors that say nothing of the video
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,37 @@ header's own digest comes from the artifact's manifest.
 import threading
 from collections.abc import Mapping
 from concurrent.futures import wait
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sttm.kv_cache import KVCache
 from sttm.store.kv_header import KVHeader, header_bytes, parse_header
 from sttm.store.kv_pack import EncodedKV, pack_kv
-from sttm.store.kv_unpack import damaged, unpack_body
+from sttm.store.kv_unpack import as_bytes, damaged, unpack_body, unpack_tables
 from sttm.store.read_buffer import ReadBuffer
 from sttm.store.sealed import digest_of
 from sttm.store.storage import Storage
 
 FIRST_READ_BYTES = 64 << 10  # holds the header of a 32-layer model
 _PIECE_BYTES = 4 << 20  # read at once by one thread
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """Where the reduced visual tokens of a stored video come from.
+
+    Attributes:
+        boxes: int32 [M, 5], t, y0, x0, y1, x1, half-open, in cells of the grid.
+        patches: int32 [M], cells each stands for.
+        grid: (T, H, W).
+    """
+
+    boxes: Tensor
+    patches: Tensor
+    grid: tuple[int, int, int]
 
 
 def encode_kv(
@@ -122,6 +139,18 @@ def read_kv(
             for read in pieces:
                 read.cancel()
             wait(pieces)
+
+
+def read_survivors(
+    storage: Storage, key: str, header_digest: str | None = None, size_bytes: int | None = None
+) -> Survivors:
+    """Read and verify the tables alone, a small part of the file; arguments and errors as for `read_kv`."""
+    header, start = read_header(storage, key, header_digest, size_bytes)
+    region, name = header.layout.regions[0], f"{storage.url}/{key}"
+    data = memoryview(bytearray(storage.read(key, start, start + region.end)))
+    _require_digest(header, 0, data, name)
+    tables = unpack_tables(header.layout, as_bytes(data), name)
+    return Survivors(tables["boxes"], tables["patches"], header.layout.grid)
 
 
 class _Reading:

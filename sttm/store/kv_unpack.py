@@ -43,7 +43,7 @@ def unpack_body(
     layout, device = header.layout, torch.device(device)
     regions = layout.regions
     require(regions[0].end)
-    tables = _tables(layout, as_bytes(body[: regions[0].end]), name)
+    tables = unpack_tables(layout, as_bytes(body[: regions[0].end]), name)
     kinds = [layout.layer_shape(layer) for layer in range(len(layout.heads))]
     sizes = [region.end - region.begin for region in regions[1:]]
     unpacked = UnpackedLayers(layout, name, may_share and device.type == "cpu")
@@ -133,8 +133,8 @@ def _tensors(layout: KVLayout, layers: range, data: Tensor) -> dict[str, Tensor]
     return found
 
 
-def _tables(layout: KVLayout, data: Tensor, name: str) -> dict[str, Tensor]:
-    """The tables of the head region by their names in `KVCache`, in memory of their own."""
+def unpack_tables(layout: KVLayout, data: Tensor, name: str) -> dict[str, Tensor]:
+    """The tables of the head region, uint8, by their names in `KVCache`, in memory of their own."""
     tables = {kind: table[0].clone() for kind, table in _tensors(layout, range(-1, 0), data).items()}
     visual, seconds = tables["visual"], tables["frame_seconds"]
     inside = are_inside(tables["boxes"], layout.grid)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and finding a video needs no
     import torch
 
     from sttm.kv_cache import KVCache
-    from sttm.store.kv import EncodedKV
+    from sttm.store.kv import EncodedKV, Survivors
     from sttm.store.read_buffer import ReadBuffer
     from sttm.store.tokens import Tokens
 
@@ -126,14 +126,16 @@ class Store:
         kv = manifest.kv
         return read_kv(self.storage, kv.key, manifest.kv_header_digest, kv.size_bytes, device, buffer)
 
-    def load_tokens(self, identity: str, with_features: bool = True) -> "Tokens":
-        """The reduced tokens of a committed artifact, every byte verified; errors as for `load_kv`.
+    def load_survivors(self, identity: str) -> "Survivors":
+        """Where the reduced tokens of a committed artifact come from, read alone; errors as for `load_kv`."""
+        from sttm.store.kv import read_survivors
 
-        Args:
-            identity: of the artifact.
-            with_features: if False, the vectors are not unpacked.
-        """
+        manifest = self.manifest(identity)
+        return read_survivors(self.storage, manifest.kv.key, manifest.kv_header_digest, manifest.kv.size_bytes)
+
+    def load_tokens(self, identity: str) -> "Tokens":
+        """The reduced tokens of a committed artifact, every byte verified; errors as for `load_kv`."""
         from sttm.store.tokens import decode_tokens
 
         file = self.manifest(identity).tokens
-        return decode_tokens(read_file(self.storage, file), f"{self.storage.url}/{file.key}", with_features)
+        return decode_tokens(read_file(self.storage, file), f"{self.storage.url}/{file.key}")

@@ -1,7 +1,6 @@
 """`tokens.parquet`: one row a reduced visual token, with its place in the video and its feature vector.
 
-For search, audit and a later prefill; answering never reads it. The vector is the raw bytes of `dim` bfloat16
-numbers, so the table columns can be unpacked without it.
+For search, audit and a later prefill; answering never reads it. The vector is the raw bytes of `dim` bfloat16 numbers.
 """
 
 import io
@@ -38,7 +37,7 @@ class Tokens:
         index: int32 [M], raster index (t·H + y)·W + x of each token's top-left cell.
         seconds: float64 [M], presentation time of each token's frame.
         grid: (T, H, W) before the merge.
-        features: bfloat16 [M, C], or None if they were not unpacked.
+        features: bfloat16 [M, C].
     """
 
     boxes: Tensor
@@ -46,7 +45,7 @@ class Tokens:
     index: Tensor
     seconds: Tensor
     grid: tuple[int, int, int]
-    features: Tensor | None
+    features: Tensor
 
     def __repr__(self) -> str:
         return f"Tokens({len(self.patches)} of grid {self.grid})"
@@ -86,13 +85,12 @@ def write_tokens(
     return out.getvalue()
 
 
-def decode_tokens(data: bytes, name: str = "tokens.parquet", with_features: bool = True) -> Tokens:
+def decode_tokens(data: bytes, name: str = "tokens.parquet") -> Tokens:
     """The tokens of a file in memory, of whose numbers each is in its range.
 
     Args:
         data: the bytes of the file.
         name: what to call it in messages.
-        with_features: if False, the vectors are not unpacked.
 
     Raises:
         ArtifactError: the file is malformed or damaged.
@@ -104,7 +102,7 @@ def decode_tokens(data: bytes, name: str = "tokens.parquet", with_features: bool
             raise ValueError(f"format version {about['version']}, dtype {about['dtype']}")
         dim, grid = about["dim"], tuple(about["grid"])
         _require_plausible(file, dim, grid, len(data))
-        return _tokens(file.read(columns=[*_TABLE, *(["vector"] if with_features else [])]), dim, grid, with_features)
+        return _tokens(file.read(), dim, grid)
     except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise ArtifactError(f"{name} is damaged: {error}; {INDEX_AGAIN}") from None
 
@@ -114,8 +112,6 @@ def export_tokens(tokens: Tokens) -> bytes:
 
     float16 overflows beyond 65504 and rounds below 6e-5, which bfloat16 does not; for exact bytes use the artifact.
     """
-    if tokens.features is None:
-        raise ValueError("the tokens were read without their features")
     vectors = tokens.features.to(torch.float16)
     flat = pa.array(vectors.flatten().numpy(), pa.float16())
     kind = pa.fixed_shape_tensor(pa.float16(), [vectors.shape[1]])
@@ -142,15 +138,13 @@ def _require_plausible(file: pq.ParquetFile, dim: Any, grid: tuple[Any, ...], si
         raise ValueError(f"{rows} rows of {dim} numbers in {size_bytes} bytes")
 
 
-def _tokens(table: pa.Table, dim: int, grid: Any, with_features: bool) -> Tokens:
+def _tokens(table: pa.Table, dim: int, grid: Any) -> Tokens:
     if any(column.null_count for column in table.columns):
         raise ValueError("a value is missing")
     columns = {name: torch.from_numpy(table.column(name).to_numpy().copy()) for name in _TABLE}
-    features = None
-    if with_features:
-        vectors = table.column("vector").combine_chunks()
-        data = np.frombuffer(vectors.buffers()[1], np.uint8, len(vectors) * 2 * dim, vectors.offset * 2 * dim)
-        features = torch.from_numpy(data.copy()).view(torch.bfloat16).view(-1, dim)
+    vectors = table.column("vector").combine_chunks()
+    data = np.frombuffer(vectors.buffers()[1], np.uint8, len(vectors) * 2 * dim, vectors.offset * 2 * dim)
+    features = torch.from_numpy(data.copy()).view(torch.bfloat16).view(-1, dim)
     boxes, index = torch.stack([columns[name] for name in _BOX], dim=1), columns["index"]
     counted = bool((columns["patches"] >= 1).all() and (index >= 0).all() and (index < math.prod(grid)).all())
     if not (are_inside(boxes, grid) and counted and torch.isfinite(columns["seconds"]).all()):
