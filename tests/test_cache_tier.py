@@ -73,6 +73,18 @@ def test_concurrent_requests_load_a_video_once() -> None:
     assert tier.counts == {"device": 0, "host": 0, "joined": 30, "load": 2}
 
 
+def test_what_is_held_is_found_without_loading() -> None:
+    loader = CountingLoader()
+    tier = CacheTier(loader, CPU, device_bytes=2048)
+    assert tier.held("1") is None
+    videos = {identity: tier.get(identity) for identity in "12"}
+    assert tier.held("1") is videos["1"]
+    tier.get("3")
+    assert (tier.held("1"), tier.held("2")) == (videos["1"], None)  # found is used
+    assert tier.counts == {"device": 2, "host": 0, "joined": 0, "load": 3}
+    assert loader.loads == ["1", "2", "3"]
+
+
 def test_a_failed_load_reaches_all_who_wait_and_is_tried_again() -> None:
     loader = CountingLoader(takes_s=0.1)
     loader.error = ArtifactError("damaged")

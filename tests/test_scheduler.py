@@ -13,8 +13,9 @@ import pytest
 import torch
 from indexed import index_clips
 
-from sttm.engine import answer
-from sttm.engine.cache_tier import CacheConfig
+from sttm.engine import answer, batching
+from sttm.engine.answer import Continuation
+from sttm.engine.cache_tier import CacheConfig, CacheTier
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.scheduler import BusyError, ScheduleConfig, Scheduler
 from sttm.engine.ticket import Ended, Piece
@@ -32,14 +33,14 @@ def worker(tmp_path_factory: pytest.TempPathFactory, qwen2_vl_folder: Path) -> Q
 
 @pytest.fixture
 def gated(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Videos load only once the event is set."""
-    gate, load = threading.Event(), worker.load
+    """No video is at hand, and they load only once the event is set."""
+    gate, get = threading.Event(), worker.videos.get
 
     def wait_and_load(identity: str) -> Any:
         gate.wait(30)
-        return load(identity)
+        return get(identity)
 
-    monkeypatch.setattr(worker, "load", wait_and_load)
+    monkeypatch.setattr(worker, "videos", CacheTier(wait_and_load, "cpu", 1 << 30))
     yield gate
     gate.set()
 
@@ -205,8 +206,9 @@ def test_after_an_error_that_a_gpu_does_not_recover_from_it_is_not_alive(
     assert scheduler.waiting == 0
 
 
-def test_questions_that_wait_hold_no_video(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Videos on the device: the one asked about, and those loaded for the next questions."""
+@pytest.fixture
+def forgetful(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> tuple[QueryWorker, list[int]]:
+    """A worker that keeps no video, and how many were alive after each load."""
     small = QueryWorker(worker.store, worker.checkpoint, "cpu", CacheConfig(device_bytes=0))
     load, loaded, alive = small.load, list[Any](), list[int]()
 
@@ -217,9 +219,20 @@ def test_questions_that_wait_hold_no_video(worker: QueryWorker, monkeypatch: pyt
         return video
 
     monkeypatch.setattr(small, "load", counting)
-    scheduler = Scheduler(small, ScheduleConfig(max_rows=1, loaders=2))
+    return small, alive
+
+
+def many_videos(worker: QueryWorker) -> list[str]:
+    """Fourteen, made of two."""
     names = [identity(worker, number) for number in (0, 1)]
-    videos = [joined(some) for count in (1, 2, 3) for some in product(names, repeat=count)]
+    return [joined(some) for count in (1, 2, 3) for some in product(names, repeat=count)]
+
+
+def test_questions_that_wait_hold_no_video(forgetful: tuple[QueryWorker, list[int]]) -> None:
+    """Videos on the device: the one asked about, and those loaded for the next questions."""
+    small, alive = forgetful
+    scheduler = Scheduler(small, ScheduleConfig(max_rows=1, loaders=2))
+    videos = many_videos(small)
     replies: list[queue.Queue[Any]] = [queue.Queue() for _ in videos]
     for video, reply in zip(videos, replies, strict=True):
         scheduler.submit(video, query("What?", 20), reply.put)
@@ -227,6 +240,115 @@ def test_questions_that_wait_hold_no_video(worker: QueryWorker, monkeypatch: pyt
     scheduler.close()
     assert len(alive) == len(videos) == 14
     assert max(alive) <= 4
+
+
+def test_a_video_that_is_asked_about_is_not_loaded_again(forgetful: tuple[QueryWorker, list[int]]) -> None:
+    """Neither while there is no room for more questions, nor once there is."""
+    small, alive = forgetful
+    videos = many_videos(small)[:4]
+    scheduler, again = Scheduler(small, ScheduleConfig(max_rows=4, loaders=1)), queue.Queue[Any]()
+
+    for video in videos:
+        asked = list[str]()
+
+        def hear(event: Any, video: str = video, asked: list[str] = asked) -> None:
+            if isinstance(event, Piece) and not asked:
+                asked.append(video)
+                scheduler.submit(video, query("Why?"), again.put)
+
+        scheduler.submit(video, query("What?", 60), hear)
+    ends = [heard(again)[1] for _ in videos]
+    scheduler.close()
+    assert all(isinstance(end, Ended) for end in ends)
+    assert len(alive) == 4
+
+
+def test_a_question_about_a_video_at_hand_begins_with_the_next_turn(
+    worker: QueryWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first token is no turn of the others later than it must be."""
+    begun, start, reply = list[Any](), worker.start, queue.Queue[Any]()
+    turns = list[int]()
+
+    def noting(*args: Any) -> Any:
+        turns.extend(answers.completion_tokens[0] for answers in begun)
+        begun.append(start(*args))
+        return begun[-1]
+
+    worker.load(identity(worker, 1))
+    monkeypatch.setattr(worker, "start", noting)
+    scheduler = Scheduler(worker)
+
+    def hear(event: Any) -> None:
+        if isinstance(event, Piece) and not turns:
+            turns.append(begun[0].completion_tokens[0])
+            scheduler.submit(identity(worker, 1), query("Why?"), reply.put)
+
+    scheduler.submit(identity(worker), query("What?", 40), hear)
+    assert isinstance(heard(reply)[1], Ended)
+    scheduler.close()
+    submitted, started = turns
+    assert started == submitted
+
+
+def test_no_more_batches_about_a_video_than_allowed_and_the_oldest_question_first(
+    worker: QueryWorker, gated: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many batches the questions that wait together make."""
+    monkeypatch.setattr(batching, "_MOST_TOKENS", 1)
+    begun, texts, start, at_once = list[Any](), list[str](), worker.start, list[int]()
+
+    def noting(*args: Any) -> Any:
+        begun.append(start(*args))
+        texts.extend(one.turns[0] for one in args[1])
+        at_once.append(sum(answers.is_running for answers in begun))
+        return begun[-1]
+
+    monkeypatch.setattr(worker, "start", noting)
+    scheduler, reply = Scheduler(worker, ScheduleConfig(max_batches=2)), queue.Queue[Any]()
+    asked = [query("why? " * count, 4) for count in range(8, 0, -1)]
+    for one in asked:
+        scheduler.submit(identity(worker), one, reply.put)
+    scheduler.submit(identity(worker), query("Which?"), reply.put, ["red", "blue"])
+    gated.set()
+    ends = [heard(reply)[1] for _ in range(9)]
+    scheduler.close()
+    assert all(isinstance(end, Ended) for end in ends)
+    assert max(at_once) == 2
+    assert texts == [one.turns[0] for one in asked]
+
+
+def test_a_choice_feeds_no_more_rows_than_allowed(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, run, chosen = list[int](), Continuation._hidden, queue.Queue[Any]()
+
+    def counting(self: Continuation, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        rows.append(len(ids))
+        return run(self, ids, *rest)
+
+    monkeypatch.setattr(Continuation, "_hidden", counting)
+    scheduler = Scheduler(worker, ScheduleConfig(max_rows=2))
+    scheduler.submit(identity(worker), query("Which?"), chosen.put, [f"option {number}" for number in range(8)])
+    assert isinstance(heard(chosen)[1], Ended)
+    scheduler.close()
+    assert max(rows) == 2
+
+
+def test_questions_given_up_leave_their_places_while_a_load_hangs(worker: QueryWorker, gated: threading.Event) -> None:
+    scheduler, reply = Scheduler(worker, ScheduleConfig(max_waiting=2)), queue.Queue[Any]()
+    tickets = [scheduler.submit(identity(worker), query("What?"), reply.put) for _ in range(2)]
+    while len(scheduler._queue) < 2:
+        time.sleep(0.01)
+    time.sleep(0.05)  # the answer thread now waits for the load
+    for ticket in tickets:
+        ticket.cancel()
+    until = time.monotonic() + 10
+    while scheduler.waiting and time.monotonic() < until:
+        time.sleep(0.01)
+    scheduler.submit(identity(worker), query("Why?"), reply.put)
+    gated.set()
+    assert isinstance(heard(reply)[1], Ended)
+    scheduler.close()
+    assert reply.empty()
 
 
 def test_a_choice_takes_turns_and_can_be_given_up(

@@ -11,17 +11,20 @@ from sttm.engine.worker import Answers, Choice
 
 
 class Batch(ABC):
-    """Questions that are answered together, a turn at a time."""
+    """Questions about one video that are answered together, a turn at a time."""
 
     def __init__(self, video: ReadyVideo, tickets: Sequence[Ticket]) -> None:
-        self.identity = tickets[0].identity
-        self._kv_tokens = video.keys[-1].shape[1]
+        self.identity, self.video = tickets[0].identity, video
         self._tickets: dict[int, Ticket] = dict(enumerate(tickets))  # rows that have not ended
 
     @property
     def running(self) -> int:
         """Questions that have not ended."""
         return len(self._tickets)
+
+    @property
+    def _kv_tokens(self) -> int:
+        return self.video.keys[-1].shape[1]
 
     @property
     @abstractmethod
@@ -74,15 +77,15 @@ class Speaking(Batch):
 
 
 class Choosing(Batch):
-    """One question whose options are scored."""
+    """One question whose options are scored, at most `max_rows` at one time."""
 
-    def __init__(self, video: ReadyVideo, ticket: Ticket, pieces: Pieces[list[Choice]]) -> None:
+    def __init__(self, video: ReadyVideo, ticket: Ticket, pieces: Pieces[list[Choice]], max_rows: int) -> None:
         super().__init__(video, [ticket])
-        self._ticket, self._pieces = ticket, pieces
+        self._ticket, self._pieces, self._max_rows = ticket, pieces, max_rows
 
     @property
     def rows(self) -> int:
-        return len(self._ticket.options)
+        return self._ticket.rows(self._max_rows)
 
     def step(self) -> bool:
         ticket = self._ticket

@@ -58,8 +58,8 @@ class CacheTier:
         device_bytes, host_bytes: as in `CacheConfig`.
 
     Attributes:
-        counts: how often `get` found the video on the `device`, in `host` memory, `joined` a load under way, or had
-            to `load` it.
+        counts: how often `get` or `held` found the video on the `device`, and `get` found it in `host` memory, `joined`
+            a load under way, or had to `load` it.
     """
 
     def __init__(
@@ -92,6 +92,13 @@ class CacheTier:
         if is_first:
             self._bring(identity, loading)
         return loading.result()
+
+    def held(self, identity: str) -> ReadyVideo | None:
+        """The video if it is on the device now, which counts as found there; loads nothing and waits for nobody."""
+        with self._lock:
+            video = self._on_device.get(identity)
+            self.counts["device"] += video is not None
+        return video
 
     def _bring(self, identity: str, loading: "Future[ReadyVideo]") -> None:
         try:

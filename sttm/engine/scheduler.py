@@ -1,7 +1,7 @@
 """Many askers, one model: questions about the same video that wait together are answered together.
 
     submit ──► waiting ──► load the videos of the next ones (loader threads) ──► batches, a turn each ──► hear(Piece)
-                                                                                               ... hear(Ended)
+                      └──► those whose video is at hand ──────────────────────┘                ... hear(Ended)
 
 One thread computes. It gives every batch a short turn, so that a new question never waits for a long answer.
 """
@@ -14,6 +14,8 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
+from itertools import chain
 
 import torch
 from pydantic import Field
@@ -65,6 +67,7 @@ class Scheduler:
         self._queue: deque[Ticket] = deque()
         self._ahead: dict[str, Future[ReadyVideo]] = {}  # by identity, for tickets of the queue
         self._batches: list[Batch] = []
+        self._asked_about: dict[str, ReadyVideo] = {}  # by identity, in the last turn: some have ended with it
         self._lock, self._accepted, self._is_closing = threading.Lock(), 0, False
         self._lost: BaseException | None = None
         self.running = 0
@@ -91,7 +94,7 @@ class Scheduler:
         Raises:
             BusyError: too many wait already, or nothing is answered any more.
         """
-        ticket = Ticket(identity, query, tuple(options), hear)
+        ticket = Ticket(identity, query, tuple(options), hear, partial(self._arrived.put, None))
         with self._lock:
             if self._is_closing:
                 raise BusyError("this service is ending; ask again later")
@@ -134,7 +137,7 @@ class Scheduler:
         """Take what has arrived, waiting for something if there is nothing to do."""
         is_ready = any(video.done() for video in self._ahead.values())
         with suppress(queue.Empty):
-            block = not (self._batches or is_ready or self._lost)
+            block = not (self._batches or self._asked_about or is_ready or self._lost)
             while True:
                 ticket = self._arrived.get(block)
                 if ticket is not None:
@@ -145,29 +148,45 @@ class Scheduler:
         """Begin what is loaded and there is room for, questions about one video together."""
         room = self._config.max_rows - sum(batch.rows for batch in self._batches)
         busy = Counter(batch.identity for batch in self._batches)
-        groups: dict[str, list[Ticket]] = {}
+        groups: dict[str, tuple[ReadyVideo, list[Ticket]]] = {}
         later: deque[Ticket] = deque()
         for ticket in self._queue:
-            video = self._ahead.get(ticket.identity)
             if ticket.is_cancelled:
                 self._take(ticket)
                 continue
-            if video is None or not video.done():
+            has_room = room > 0 and busy[ticket.identity] < self._config.max_batches
+            video = self._at_hand(ticket.identity, has_room)
+            if video is None:
                 later.append(ticket)
                 continue
             ticket.loaded = ticket.loaded or time.perf_counter()
             if error := video.exception():
                 self._note(error)
                 self._take(ticket).tell(error)
-            elif room <= 0 or busy[ticket.identity] >= self._config.max_batches:
+            elif not has_room:
                 later.append(ticket)
             else:
-                room -= len(ticket.options) or 1
+                room -= ticket.rows(self._config.max_rows)
                 busy[ticket.identity] += bool(ticket.options)  # those without share a batch
-                groups.setdefault(ticket.identity, []).append(self._take(ticket))
+                groups.setdefault(ticket.identity, (video.result(), []))[1].append(ticket)
         self._queue = later
-        for identity, tickets in groups.items():
-            self._begin(self._ahead[identity].result(), tickets)
+        self._asked_about.clear()  # what nobody asks about any more makes room for what begins
+        rest = [ticket for video, tickets in groups.values() for ticket in self._begin(video, tickets)]
+        self._queue.extendleft(reversed(rest))
+
+    def _at_hand(self, identity: str, has_room: bool) -> Future[ReadyVideo] | None:
+        """A video that can be asked about now, or why it cannot be loaded; what only the cache holds if there is room.
+
+        Asked here, not by a loader: what that finds is known only after one more turn of all batches.
+        """
+        if loading := self._ahead.get(identity):
+            return loading if loading.done() else None
+        video = self._asked_about.get(identity) or (self._worker.videos.held(identity) if has_room else None)
+        if video is None:
+            return None
+        found: Future[ReadyVideo] = Future()
+        found.set_result(video)
+        return found
 
     def _take(self, ticket: Ticket) -> Ticket:
         """A ticket that waits no more."""
@@ -177,49 +196,59 @@ class Scheduler:
 
     def _load_ahead(self) -> None:
         """Load the videos of the next questions, but of few: those that wait must not fill the device."""
-        waiting = dict.fromkeys(ticket.identity for ticket in self._queue)
+        self._asked_about = {batch.identity: batch.video for batch in self._batches}
+        waiting = dict.fromkeys(ticket.identity for ticket in self._queue if ticket.identity not in self._asked_about)
         for identity in self._ahead.keys() - waiting.keys():
             self._ahead.pop(identity).cancel()  # if it has not begun
-        running = {batch.identity for batch in self._batches}
-        free = self._config.loaders - len(self._ahead.keys() - running)
         for identity in [identity for identity in waiting if identity not in self._ahead]:
-            if free <= 0:
+            if len(self._ahead) >= self._config.loaders:
                 return
-            free -= identity not in running
             self._ahead[identity] = self._loaders.submit(self._worker.load, identity)
             self._ahead[identity].add_done_callback(lambda _: self._arrived.put(None))
 
-    def _begin(self, video: ReadyVideo, tickets: list[Ticket]) -> None:
-        asked: list[tuple[Ticket, list[int]]] = []
-        for ticket in tickets:
-            if ticket.options:
-                choosing = self._worker.choosing(video, [ticket.query.turns], [ticket.options])
-                self._batches.append(Choosing(video, ticket, choosing))
-                continue
-            try:
-                asked.append((ticket, self._worker.question_ids(video, ticket.query)))
-            except Exception as error:  # one that cannot be asked costs no other
-                ticket.fail(error)
-        for rows in batches([len(ids) for _, ids in asked], self._config.max_rows):
-            self._start(video, [asked[row] for row in rows])
+    def _begin(self, video: ReadyVideo, tickets: Sequence[Ticket]) -> list[Ticket]:
+        """Begin as many batches as may be about one video, first that of the oldest question; the rest of the tickets.
 
-    def _start(self, video: ReadyVideo, asked: list[tuple[Ticket, list[int]]]) -> None:
+        They wait on without memory of the device.
+        """
+        speaking = []
+        for number, ticket in enumerate(tickets):
+            try:
+                if not ticket.options:
+                    ticket.ids = ticket.ids or self._worker.question_ids(video, ticket.query)
+                    speaking.append(number)
+            except Exception as error:  # one that cannot be asked costs no other
+                self._take(ticket).fail(error)
+        groups = [[number] for number, ticket in enumerate(tickets) if ticket.options]
+        for rows in batches([len(tickets[number].ids) for number in speaking], self._config.max_rows):
+            groups.append([speaking[row] for row in rows])
+        groups.sort(key=min)
+        places = self._config.max_batches - sum(batch.identity == tickets[0].identity for batch in self._batches)
+        for group in groups[:places]:
+            self._start(video, [self._take(tickets[number]) for number in group])
+        return [tickets[number] for number in sorted(chain(*groups[places:]))]
+
+    def _start(self, video: ReadyVideo, tickets: Sequence[Ticket]) -> None:
         """Feed questions as one batch; where that fails, such as for want of memory, as two halves."""
-        tickets = [ticket for ticket, _ in asked]
+        if options := tickets[0].options:
+            rows = self._config.max_rows
+            choosing = self._worker.choosing(video, [tickets[0].query.turns], [options], rows)
+            self._batches.append(Choosing(video, tickets[0], choosing, rows))
+            return
         try:
-            answers = self._worker.start(video, [ticket.query for ticket in tickets], [ids for _, ids in asked])
+            answers = self._worker.start(video, [t.query for t in tickets], [t.ids for t in tickets])
             self._batches.append(Speaking(video, tickets, answers))
             return
         except Exception as error:
             self._note(error)
-            if len(asked) == 1 or self._lost:
+            if len(tickets) == 1 or self._lost:
                 for ticket in tickets:
                     ticket.fail(error)
                 return
         # Not above: the exception held what had been made.
-        half = len(asked) // 2
-        self._start(video, asked[:half])
-        self._start(video, asked[half:])
+        half = len(tickets) // 2
+        self._start(video, tickets[:half])
+        self._start(video, tickets[half:])
 
     def _step(self) -> None:
         """One turn for every batch."""

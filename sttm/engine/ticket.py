@@ -45,12 +45,19 @@ Hear = Callable[[Piece | Ended | BaseException], None]
 
 @dataclass(eq=False)
 class Ticket:
-    """One question on its way. It holds no video, however long it waits."""
+    """One question on its way. It holds no video, however long it waits.
+
+    Attributes:
+        wake: called when nobody waits for the answer any more, so that its place is free at once.
+        ids: tokens of the question, once known.
+    """
 
     identity: str
     query: Query
     options: tuple[str, ...]
     hear: Hear
+    wake: Callable[[], None]
+    ids: list[int] = field(default_factory=list)
     submitted: float = field(default_factory=time.perf_counter)
     loaded: float = 0.0
     first: float = 0.0
@@ -59,6 +66,11 @@ class Ticket:
     def cancel(self) -> None:
         """Nobody waits for the answer any more; thread-safe."""
         self.is_cancelled = True
+        self.wake()
+
+    def rows(self, max_rows: int) -> int:
+        """What it takes of the memory, where so many options are scored at one time."""
+        return min(len(self.options) or 1, max_rows)
 
     def tell(self, event: Piece | Ended | BaseException) -> None:
         with suppress(RuntimeError):  # the event loop that listened is closed

@@ -199,17 +199,30 @@ class QueryWorker:
         return Answers(self.model, video, questions, queries, self.family.tokenizer, self.stop_ids)
 
     def choose(
-        self, video: ReadyVideo, turns: Sequence[Sequence[str]], options: Sequence[Sequence[str]]
+        self,
+        video: ReadyVideo,
+        turns: Sequence[Sequence[str]],
+        options: Sequence[Sequence[str]],
+        max_rows: int = 64,
     ) -> list[Choice]:
         """For each question (its turns) the likeliest of its options, by likelihood of the whole answer.
+
+        Args:
+            video: what they are about.
+            turns, options: of each question.
+            max_rows: questions, or options, fed at once; memory grows with it.
 
         Raises:
             ValueError, QuestionError: as for `start`.
         """
-        return finished(self.choosing(video, turns, options))
+        return finished(self.choosing(video, turns, options, max_rows))
 
     def choosing(
-        self, video: ReadyVideo, turns: Sequence[Sequence[str]], options: Sequence[Sequence[str]]
+        self,
+        video: ReadyVideo,
+        turns: Sequence[Sequence[str]],
+        options: Sequence[Sequence[str]],
+        max_rows: int = 64,
     ) -> Pieces[list[Choice]]:
         """`choose` piece by piece, so that other work, or a look at who still waits, can come between."""
         end = int(self.family.tokenizer.eos_token_id)
@@ -217,7 +230,7 @@ class QueryWorker:
         ids = [[[*text_ids(self.family, text), end] for text in row] for row in options]
         for question, row in zip(questions, ids, strict=True):
             require_room(self.model, video, len(question), max(map(len, row)))
-        scores = yield from scoring(self.model, video, questions, ids)
+        scores = yield from scoring(self.model, video, questions, ids, max_rows)
         return [
             Choice(int(s.argmax()), tuple(s.softmax(0).tolist()), len(q))
             for s, q in zip(scores, questions, strict=True)
