@@ -140,7 +140,9 @@ class AnswerActor:
             query = Query((one.row.question,), sampling, self._config.stop)
             try:
                 questions.append(_Question(one, query, self._worker.question_ids(video, query)))
-            except (ValueError, QuestionError) as error:
+            except Exception as error:  # as in `_tried`
+                if is_gpu_lost(error):
+                    raise
                 yield one.failed(error, self._run_id)
         for answer, group in (
             (self._say, [question for question in questions if not question.asked.row.options]),
@@ -184,7 +186,8 @@ class AnswerActor:
 
     def _choose(self, video: ReadyVideo, questions: list[_Question]) -> list[AnswerRow]:
         started, asked = time.perf_counter(), [one.asked for one in questions]
-        choices = self._worker.choose(video, [[one.row.question] for one in asked], [one.row.options for one in asked])
+        turns, options = [[one.row.question] for one in asked], [one.row.options for one in asked]
+        choices = self._worker.choose(video, turns, options, self._batch_rows)
         took = time.perf_counter() - started
         return [
             replace(

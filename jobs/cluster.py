@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import ray
 import torch
@@ -58,13 +58,36 @@ def work_on_ray(address: str | None, stopping: threading.Event, work: Callable[[
 
     signal.signal(signal.SIGTERM, stop)
     with ExitStack() as stack:
-        try:
-            stack.enter_context(start_ray(address))
-            signal.signal(signal.SIGTERM, stop)  # Ray has set its own, which exits
-        except SystemExit:
-            stopping.set()
+        with _signals() as came:
+            try:
+                stack.enter_context(start_ray(address))
+                signal.signal(signal.SIGTERM, stop)  # Ray has set its own, which exits
+            except SystemExit:
+                stopping.set()
+            if signal.SIGTERM in came():  # what Ray's raises is lost where Python cannot hand it on
+                stopping.set()
         if not stopping.is_set():
             work()
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], bytes]]:
+    """The numbers of the signals that have come meanwhile, whoever handled them; the first few."""
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+        def came() -> bytes:
+            with suppress(BlockingIOError):
+                return reader.recv(1024)
+            return b""
+
+        try:
+            yield came
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 def given_devices() -> tuple[torch.device, ...]:

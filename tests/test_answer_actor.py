@@ -40,11 +40,11 @@ def sizes_of_batches(actor: AnswerActor, monkeypatch: pytest.MonkeyPatch, name: 
     sizes: list[int] = []
     method = getattr(actor._worker, name)
 
-    def counted(video: object, rows: list[object], more: object) -> object:
+    def counted(video: object, rows: list[object], *more: object) -> object:
         sizes.append(len(rows))
         if len(rows) > at_most:
             raise RuntimeError("out of memory")
-        return method(video, rows, more)
+        return method(video, rows, *more)
 
     monkeypatch.setattr(actor._worker, name, counted)
     return sizes

@@ -17,7 +17,6 @@ from contextlib import suppress
 from functools import partial
 from itertools import chain
 
-import torch
 from pydantic import Field
 
 from sttm.engine.batch import Batch, Choosing, Speaking
@@ -27,6 +26,7 @@ from sttm.engine.ready_video import ReadyVideo
 from sttm.engine.ticket import Hear, Ticket
 from sttm.engine.worker import Query, QueryWorker
 from sttm.errors import SttmError
+from sttm.models.placement import is_gpu_lost
 from sttm.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -265,5 +265,5 @@ class Scheduler:
 
     def _note(self, error: BaseException) -> None:
         """After most errors of a GPU every later call in the process fails: then only another process helps."""
-        if isinstance(error, torch.AcceleratorError) and "out of memory" not in str(error):
+        if is_gpu_lost(error):
             self._lost = error
