@@ -212,6 +212,8 @@ def _by_pyav(
                 keeper.offer(frame)
     except MemoryError:
         raise
+    except av.error.BlockingIOError as e:  # the scaler's threads were refused the memory of their stacks
+        raise MemoryError(f"{where}: no memory to turn its frames into RGB") from e
     except av.error.FFmpegError as e:
         cause = f"its frames cannot be turned into RGB ({e.strerror})"
         raise VideoError("unsupported_codec", f"{where}: {cause}; re-encode it, for example as H.264") from None
