@@ -134,7 +134,7 @@ def test_a_prefilled_layer_copies_only_the_keys_and_values_it_keeps(setup: Setup
         def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
             return keys, values
 
-    angles = rotary(setup.model, prompt.embeds[None], prompt.positions[:, None])
+    angles = rotary(setup.model, prompt.positions[:, None])
     with torch.inference_mode(), CountOperations() as alone:
         run_layer(setup.model, 3, prompt.embeds[None], None, angles, NoCache())
     added = prefill_through(4) - prefill_through(3) - alone.counts

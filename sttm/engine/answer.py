@@ -129,7 +129,7 @@ class Continuation:
         model, video = self._model, self._video
         hidden = model.text.embed_tokens(ids)
         place = (columns - self._pad[:, None]).clamp_min(0)
-        angles = [rotary(model, hidden, (place + n).expand(video.position_axes, -1, -1)) for n in video.next_positions]
+        angles = [rotary(model, (place + n).expand(video.position_axes, -1, -1)) for n in video.next_positions]
         mask, bias = additive(self._mask(columns, seen), hidden.dtype), moved(video.bias, hidden.device)
         self._own.columns = columns
         self._own.shown = seen

@@ -21,9 +21,14 @@ class LayerCache(Protocol):
         """Take rotated keys and values [B, heads, Q, D] of the new tokens; give back all to attend to."""
 
 
-def rotary(model: LanguageModel, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [B, Q, D] for position ids [A, B, Q]; one axis is plain RoPE, three are M-RoPE."""
-    return model.text.rotary_emb(hidden, positions if len(positions) == 3 else positions[0])
+def rotary(model: LanguageModel, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [B, Q, D] for position ids [A, B, Q], on their device, in the model's dtype.
+
+    One axis is plain RoPE, three are M-RoPE.
+    """
+    ids = positions.to(model.device)  # the frequencies are there, and not every family brings them elsewhere
+    angles = model.text.rotary_emb(model.text.embed_tokens.weight, ids if len(ids) == 3 else ids[0])
+    return moved(angles, positions.device)
 
 
 def rotate(keys: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:

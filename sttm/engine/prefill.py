@@ -91,7 +91,7 @@ def prefill(model: LanguageModel, prompt: Prompt, merging: MergeConfig, config: 
         require_room_for_questions(text_config, length, prompt.next_position, "lower video.max_frames")
     ones = torch.ones(len(prompt.ids), dtype=torch.int32, device=prompt.embeds.device)
     sequence = _Sequence(prompt.positions, prompt.visual, prompt.next_position, ones)
-    state = _State(sequence, prompt.embeds, prompt.deepstack, _angles(model, prompt.embeds, prompt.positions))
+    state = _State(sequence, prompt.embeds, prompt.deepstack, rotary(model, prompt.positions[:, None]))
     merged, tables = None, {}
     keys, values = [], []
     for layer, device in enumerate(model.layer_devices):
@@ -153,10 +153,6 @@ def _merge(state: _State, grid: tuple[int, int, int], merging: MergeConfig) -> M
     return merge(features, merging)
 
 
-def _angles(model: LanguageModel, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    return rotary(model, hidden[None], positions[:, None])
-
-
 def _reduce(model: LanguageModel, state: _State, merged: Merged, config: PrefillConfig) -> _State:
     """The same with merged visual tokens; whatever rides on the tokens is merged with the same weights."""
     before = state.sequence
@@ -175,7 +171,7 @@ def _reduce(model: LanguageModel, state: _State, merged: Merged, config: Prefill
     hidden[visual] = merged.features.to(hidden)
     deepstack = tuple(merged.apply(level) for level in state.deepstack)
     sequence = _Sequence(positions, visual, next_position, multiplicity)
-    return _State(sequence, hidden, deepstack, _angles(model, hidden, positions), bias)
+    return _State(sequence, hidden, deepstack, rotary(model, positions[:, None]), bias)
 
 
 def _positions(before: _Sequence, merged: Merged, kept: Tensor, rule: str) -> tuple[Tensor, int]:

@@ -66,7 +66,7 @@ def ready(model: LanguageModel, cache: KVCache) -> ReadyVideo:
     """Bring a cache to the model's devices and dtype and rotate its keys."""
     devices = model.layer_devices
     angles = [
-        tuple(a[0] for a in rotary(model, model.text.embed_tokens.weight, p.to(model.device).long()[:, None]))
+        tuple(a[0] for a in rotary(model, p.to(model.device).long()[:, None]))
         for p in (cache.positions, cache.reduced_positions)
     ]
     keys: list[Tensor] = []
