@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sttm.cuda_graph import capture
+
 _log = logging.getLogger(__name__)
 
 
@@ -35,7 +37,7 @@ class StepGraph:
         self._graph = torch.cuda.CUDAGraph()
         shared = _shared(device)
         with shared.lock:
-            self._logits = _capture(self._graph, lambda: run(self._ids, self._column), shared.stream, shared.pool)
+            self._logits = capture(self._graph, lambda: run(self._ids, self._column), shared.stream, shared.pool)
 
     def replay(self, ids: Tensor, column: int) -> Tensor:
         """Run the step for ids [B, 1]; its logits, which the next replay overwrites."""
@@ -76,20 +78,5 @@ class _Shared:
 @cache
 def _shared(device: torch.device) -> _Shared:
     stream, holder = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
-    _capture(holder, lambda: torch.zeros(1, device=device), stream, None)
+    capture(holder, lambda: torch.zeros(1, device=device), stream, None)
     return _Shared(stream, holder, threading.Lock())
-
-
-def _capture(graph: torch.cuda.CUDAGraph, run: Callable[[], Tensor], stream: torch.cuda.Stream, pool: Any) -> Tensor:
-    """Record what `run` does into a graph; nothing is computed yet."""
-    now = torch.cuda.current_stream(stream.device)
-    stream.wait_stream(now)
-    with torch.cuda.stream(stream):
-        # Other threads load videos meanwhile: only what this one does is held to the rules of a capture.
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            out = run()
-        finally:
-            graph.capture_end()
-    now.wait_stream(stream)
-    return out

@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sttm.cuda_graph import capture
 from sttm.merging import kernels
 from sttm.merging.budget import AtOnce, decide_at_once
 from sttm.merging.config import MergeConfig
@@ -73,22 +74,11 @@ class _Planner:
         if self._plan is None:  # also makes every kernel ready, which cannot be done during a capture
             self._plan = self._decide()
             return self._plan
-        self._graph, self._plan = self._captured()
-        self._graph.replay()
+        graph = torch.cuda.CUDAGraph()
+        self._plan = capture(graph, self._decide, torch.cuda.Stream(self._own.device))
+        self._graph = graph
+        graph.replay()
         return self._plan
-
-    def _captured(self) -> tuple[torch.cuda.CUDAGraph, tuple[AtOnce, Rows]]:
-        device = self._own.device
-        graph, stream, now = torch.cuda.CUDAGraph(), torch.cuda.Stream(device), torch.cuda.current_stream(device)
-        stream.wait_stream(now)
-        with torch.cuda.stream(stream):
-            graph.capture_begin(capture_error_mode="thread_local")  # other threads copy and allocate meanwhile
-            try:
-                plan = self._decide()
-            finally:
-                graph.capture_end()
-        now.wait_stream(stream)
-        return graph, plan
 
     def _decide(self) -> tuple[AtOnce, Rows]:
         config, grid = self._config, self._grid
