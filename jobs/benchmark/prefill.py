@@ -5,7 +5,6 @@ A shape is a real architecture with random weights, so no checkpoint is needed; 
 """
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,7 +16,7 @@ import typer
 from torch import Tensor
 
 from jobs.benchmark.profile import profiled, seconds_by_sdpa_kernel
-from jobs.benchmark.timing import Timing, measure, show, synchronize
+from jobs.benchmark.timing import Timing, measure, show
 from sttm.engine.prefill import PrefillConfig, Prefilled, prefill
 from sttm.errors import ConfigError
 from sttm.merging import MergeConfig, merge
@@ -54,7 +53,6 @@ def bench_prefill(
     gpus_per_model: Annotated[int, typer.Option(min=1, help="GPUs to spread the layers over")] = 1,
     proportional: Annotated[bool, typer.Option(help="measure reduced rows with proportional attention, too")] = False,
     profile: Annotated[bool, typer.Option(help="say where the time of vision tower and last row goes")] = False,
-    compile_vision: Annotated[bool, typer.Option(help="torch.compile every layer of the vision tower")] = False,
 ) -> None:
     """Time vision tower, merge and prefill of one video."""
     if shape not in SHAPES:
@@ -65,11 +63,10 @@ def bench_prefill(
     if devices[0].type == "cuda":
         inputs = inputs.page_locked()  # as the index job hands them over
     clock = partial(measure, device=devices, repeats=repeats)
-    compile_s = _compile_vision(model, lambda: family.encode(model, inputs), devices) if compile_vision else None
     vision = _inference(lambda: family.encode(model, inputs))
     bench = _Bench(clock, LanguageModel.of(model), prompt, clock(vision).seconds)
     rows = bench.rows([int(x) for x in merge_layers.split(",")], [float(x) for x in budgets.split(",")], proportional)
-    report = {"shape": shape, "frames": frames, "vision_compile_s": compile_s, **bench.report(rows, devices)}
+    report = {"shape": shape, "frames": frames, **bench.report(rows, devices)}
     _show_prefill(report, rows)
     if profile:
         report["vision_s_by_sdpa_kernel"] = seconds_by_sdpa_kernel(lambda: clock(vision).seconds)
@@ -86,17 +83,6 @@ def _show_profile(name: str, step: Callable[[], object], devices: tuple[torch.de
 
 def _inference(step: Callable[[], object]) -> Callable[[], object]:
     return torch.inference_mode()(step)
-
-
-def _compile_vision(model: Any, encode: Callable[[], object], devices: tuple[torch.device, ...]) -> float:
-    """Compile the tower layer by layer; seconds until the first video is through."""
-    tower = model.model.visual.blocks if hasattr(model.model, "visual") else model.model.vision_tower.encoder.layers
-    for layer in tower:
-        layer.compile()
-    started = time.perf_counter()
-    _inference(encode)()
-    synchronize(devices)
-    return time.perf_counter() - started
 
 
 def sample_video(model: Any, family: Family, frames: int) -> tuple[VideoInputs, Prompt]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sttm.cuda_graph import capture
+from sttm.gpu import capture
 
 _log = logging.getLogger(__name__)
 

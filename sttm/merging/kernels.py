@@ -3,37 +3,19 @@
 They compute what `similarity`, `temporal` and `merged` say in plain torch, which stays the definition, without its
 copies: the slots of a root are gathered while they are multiplied, and every feature is read once more for the sums.
 
-Triton launches on the current GPU, so each function makes its tensors' GPU that.
-
 Shapes as in `grid`: T frames, P cells a frame, C channels, R roots, S*S slots and K nodes of a root; M rows.
 """
-
-from collections.abc import Callable
-from functools import wraps
-from typing import ParamSpec, TypeVar
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from sttm.gpu import on_its_gpu
 from sttm.merging.grid import Grid
 
 _MOST_SLOTS = 64  # of a root: three 64 x 64 blocks of products are what a program's registers hold
 _WINDOW = 64  # cells
-
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
-
-def _on_its_gpu(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    @wraps(function)
-    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with torch.cuda.device_of(args[0]):
-            return function(*args, **kwargs)
-
-    return guarded
 
 
 def fits(grid: Grid) -> bool:
@@ -48,7 +30,7 @@ def empty_cosines(T: int, grid: Grid, *, temporal: bool) -> tuple[Tensor, Tensor
     return grid.pool.new_empty(T, *shape), grid.pool.new_empty(max(0, T - 1) if temporal else 0, *shape)
 
 
-@_on_its_gpu
+@on_its_gpu
 def cosines(x_TPC: Tensor, grid: Grid, own: Tensor, cross: Tensor) -> None:
     """Cosines of each root's nodes into `own`, float32 [T, R, K, K], and with those of the next frame into `cross`.
 
@@ -78,7 +60,7 @@ def cosines(x_TPC: Tensor, grid: Grid, own: Tensor, cross: Tensor) -> None:
     )
 
 
-@_on_its_gpu
+@on_its_gpu
 def best_overlaps(place_TP: Tensor, id_TP: Tensor, cross: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     """For every place [N] itself, the place of its most similar overlap in the frame before, and their cosine."""
     T, P = place_TP.shape
@@ -90,7 +72,7 @@ def best_overlaps(place_TP: Tensor, id_TP: Tensor, cross: Tensor, grid: Grid) ->
     return torch.arange(T * P, device=place_TP.device), earlier, similarity
 
 
-@_on_its_gpu
+@on_its_gpu
 def row_sums(x_NC: Tensor, row_N: Tensor, weight_N: Tensor, rows: int) -> Tensor:
     """[rows, C], dtype of `x_NC`: sum of weight * x over the cells of each row, in float32; row -1 is left out.
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sttm.cuda_graph import capture
+from sttm.gpu import capture
 from sttm.merging import kernels
 from sttm.merging.budget import AtOnce, decide_at_once
 from sttm.merging.config import MergeConfig

@@ -37,7 +37,7 @@ class FrameAttention(nn.Module):
             position_embeddings: cosines and sines [N, D].
         """
         qkv = self.qkv(hidden_states).unflatten(1, (3, self.num_heads, -1))
-        cos, sin = (angle.float()[:, None, None] for angle in position_embeddings)
+        cos, sin = (angle.float() for angle in position_embeddings)
         query, key = _rotate(qkv[:, :2], cos, sin).unbind(1)
         value = qkv[:, 2]
         return self.proj(attend_segments(query, key, value, cu_seqlens, self.scaling).flatten(1))
@@ -76,12 +76,16 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of [..., D], half-split layout, in float32: bit for bit transformers' own.
+    """Rotary embedding of [N, 2, heads, D] by [N, D], half-split layout, in float32: bit for bit transformers' own.
 
     Half by half straight into the result, because whole float32 copies of queries and keys would be the tower's largest
     memory traffic. Inference only: `out=` knows no gradients.
     """
-    half = x.shape[-1] // 2
+    if x.is_cuda:
+        from sttm.models import kernels
+
+        return kernels.rotate(x, cos, sin)
+    cos, sin, half = cos[:, None, None], sin[:, None, None], x.shape[-1] // 2
     low, high = x[..., :half], x[..., half:]
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     torch.sub(low * cos[..., :half], high * sin[..., :half], out=out[..., :half])

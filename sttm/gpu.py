@@ -1,14 +1,29 @@
-"""Recording CUDA graphs while other threads use the same GPU."""
+"""Which GPU a kernel is launched on, and recording CUDA graphs while other threads use the same GPU."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-T = TypeVar("T")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
-def capture(graph: torch.cuda.CUDAGraph, run: Callable[[], T], stream: torch.cuda.Stream, pool: Any = None) -> T:
+def on_its_gpu(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Make the GPU of the first argument, a tensor, the current one: Triton launches there."""
+
+    @wraps(function)
+    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with torch.cuda.device_of(args[0]):
+            return function(*args, **kwargs)
+
+    return guarded
+
+
+def capture(
+    graph: torch.cuda.CUDAGraph, run: Callable[[], Result], stream: torch.cuda.Stream, pool: Any = None
+) -> Result:
     """Record what `run` does into a graph; nothing is computed yet.
 
     Args:
