@@ -39,3 +39,11 @@ def test_profile_names_what_takes_the_time(monkeypatch: pytest.MonkeyPatch, caps
     for part in (lines[tower:last_row], lines[last_row:-1]):
         assert any("aten::addmm" in line for line in part)
     assert set(report["vision_s_by_sdpa_kernel"]) == {"FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"}
+
+
+def test_a_checkpoint_can_be_measured_instead_of_a_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Setup.of("qwen3_vl").folder
+    bench_prefill(model=folder, frames=4, budgets="0.5", merge_layers="0", repeats=1)
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["shape"] == folder.name
+    assert [row["budget"] for row in report["rows"]] == [1.0, 0.5]

@@ -1,13 +1,14 @@
 """Vision tower, merge and prefill of one video at a real model's shape: all tokens, and reduced ones.
 
-A shape is a real architecture with random weights, so no checkpoint is needed; features are made to resemble video
-(smooth in space, drifting in time), so that the merge has something to decide.
+A shape is a real architecture with random weights, so no checkpoint is needed, but one can be given; features are made
+to resemble video (smooth in space, drifting in time), so that the merge has something to decide.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sttm.engine.prefill import PrefillConfig, Prefilled, prefill
 from sttm.errors import ConfigError
 from sttm.merging import MergeConfig, merge
 from sttm.models.base import Family, Prompt, VideoInputs
+from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
 from sttm.models.placement import first_gpus
 from sttm.models.shapes import SHAPES, build_shape
@@ -46,6 +48,7 @@ class PrefillRow:
 
 def bench_prefill(
     shape: Annotated[str, typer.Option(help=", ".join(SHAPES))] = "llava-video-7b",
+    model: Annotated[Path | None, typer.Option(help="folder of a checkpoint, instead of a shape")] = None,
     frames: Annotated[int, typer.Option(min=1, help="sampled frames")] = 128,
     budgets: Annotated[str, typer.Option(help="shares of the tokens to keep")] = "0.5,0.3",
     merge_layers: Annotated[str, typer.Option(help="decoder layers to merge before")] = "0,2",
@@ -55,18 +58,16 @@ def bench_prefill(
     profile: Annotated[bool, typer.Option(help="say where the time of vision tower and last row goes")] = False,
 ) -> None:
     """Time vision tower, merge and prefill of one video."""
-    if shape not in SHAPES:
-        raise ConfigError(f"no shape {shape!r}; known: {', '.join(SHAPES)}")
     devices = first_gpus(gpus_per_model)
-    model, family = build_shape(shape, devices)
-    inputs, prompt = sample_video(model, family, frames)
+    whole, family = _open(model, devices) if model else _build(shape, devices)
+    inputs, prompt = sample_video(whole, family, frames)
     if devices[0].type == "cuda":
         inputs = inputs.page_locked()  # as the index job hands them over
     clock = partial(measure, device=devices, repeats=repeats)
-    vision = _inference(lambda: family.encode(model, inputs))
-    bench = _Bench(clock, LanguageModel.of(model), prompt, clock(vision).seconds)
+    vision = _inference(lambda: family.encode(whole, inputs))
+    bench = _Bench(clock, LanguageModel.of(whole), prompt, clock(vision).seconds)
     rows = bench.rows([int(x) for x in merge_layers.split(",")], [float(x) for x in budgets.split(",")], proportional)
-    report = {"shape": shape, "frames": frames, **bench.report(rows, devices)}
+    report = {"shape": model.name if model else shape, "frames": frames, **bench.report(rows, devices)}
     _show_prefill(report, rows)
     if profile:
         report["vision_s_by_sdpa_kernel"] = seconds_by_sdpa_kernel(lambda: clock(vision).seconds)
@@ -74,6 +75,17 @@ def bench_prefill(
         _show_profile("vision tower", vision, devices)
         _show_profile("last row", bench.step(last.merge_layer, last.budget, last.proportional), devices)
     print(json.dumps(report))
+
+
+def _build(shape: str, devices: tuple[torch.device, ...]) -> tuple[Any, Family]:
+    if shape not in SHAPES:
+        raise ConfigError(f"no shape {shape!r}; known: {', '.join(SHAPES)}")
+    return build_shape(shape, devices)
+
+
+def _open(folder: Path, devices: tuple[torch.device, ...]) -> tuple[Any, Family]:
+    checkpoint = Checkpoint.open(ModelConfig(path=str(folder)))
+    return checkpoint.load_model(devices), checkpoint.family()
 
 
 def _show_profile(name: str, step: Callable[[], object], devices: tuple[torch.device, ...]) -> None:
