@@ -12,7 +12,6 @@ from sttm.engine.prefill import PrefillConfig, prefill
 from sttm.models.frame_attention import FrameAttention, _rotate, attend_segments
 from sttm.models.language_model import LanguageModel
 from sttm.models.patch_embedding import LinearFrameEmbedding, LinearPatchEmbedding
-from sttm.models.quick_gelu import QuickGELU
 
 QWEN = tuple(name for name in FAMILIES if name.startswith("qwen"))
 
@@ -109,34 +108,6 @@ def test_a_gpu_rotates_bit_for_bit_as_a_cpu(dtype: torch.dtype, tokens: int, hea
     cos, sin = torch.randn(2, tokens, size, generator=generator)
     for x in (qkv[:, :2], qkv.flip(2)[:, 1:], qkv.transpose(1, 2).contiguous().transpose(1, 2)[:, :2]):
         assert torch.equal(_rotate(x.cuda(), cos.cuda(), sin.cuda()).cpu(), _rotate(x, cos, sin))
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_quick_gelu_equals_transformers_bit_for_bit(dtype: torch.dtype, device: str) -> None:
-    """Of every 16-bit number where there are no more; infinities and what is not a number, too."""
-    from transformers.activations import QuickGELUActivation
-
-    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
-    x = numbers.view(dtype) if dtype.itemsize == 2 else torch.linspace(-100, 100, 100_003)
-    x = x.to(device)
-    torch.testing.assert_close(QuickGELU()(x), QuickGELUActivation()(x), rtol=0, atol=0, equal_nan=True)
-
-
-def test_no_quick_gelu_of_transformers_is_left(any_name: str) -> None:
-    from transformers.activations import QuickGELUActivation
-
-    setup = Setup.of(any_name)
-    expected, left, ours = (
-        sum(isinstance(module, kind) for module in model.modules())
-        for model, kind in (
-            (setup.plain, QuickGELUActivation),
-            (setup.full, QuickGELUActivation),
-            (setup.full, QuickGELU),
-        )
-    )
-    assert (left, ours) == (0, expected)
-    assert ours or any_name not in ("qwen2_vl", "llava_next_video")
 
 
 def test_patch_embedding_shares_the_weights(name: str) -> None:

@@ -18,6 +18,7 @@ from sttm.errors import ConfigError, ModelError
 from sttm.models import attention, lmms_lab
 from sttm.models.base import Family
 from sttm.models.families import family_of
+from sttm.models.fused import fuse
 from sttm.models.language_model import LanguageModel, load_language_model
 from sttm.models.pixel_bounds import PixelBounds
 from sttm.models.placement import Devices, as_devices, device_map
@@ -155,6 +156,7 @@ class Checkpoint:
             model = model.to(devices[0])
         model = model.eval().requires_grad_(False)
         self.family_class.prepare(model)
+        fuse(model)
         return model
 
     def load_language_model(self, devices: Devices) -> LanguageModel:

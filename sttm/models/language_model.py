@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sttm.errors import ModelError
 from sttm.models.attention import ATTENTION
+from sttm.models.fused import fuse
 from sttm.models.placement import Devices, as_devices, place_layers
 from sttm.models.weights import Weights
 
@@ -84,6 +85,7 @@ def load_language_model(folder: Path, config: Any, dtype: torch.dtype, devices: 
         head.weight = text.embed_tokens.weight
     else:
         raise ModelError(f"{folder} has no lm_head.weight, and its config does not tie it to the embeddings")
+    fuse(text)
     return LanguageModel(text.eval().requires_grad_(False), head.eval().requires_grad_(False))
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sttm.models.base import Family, VideoInputs
 from sttm.models.patch_embedding import LinearFrameEmbedding
-from sttm.models.quick_gelu import replace_quick_gelu
 
 # Frames in one pass of the vision tower, to bound its memory: 6 MB a frame and layer in SigLIP-so400m's MLP.
 _FRAMES_A_PASS = 32
@@ -27,10 +26,9 @@ class Llava(Family):
 
     @staticmethod
     def prepare(model: Any) -> None:
-        """Replace modules of this one model's vision tower by faster ones with the same weights and outputs."""
-        tower = model.model.vision_tower
-        tower.embeddings.patch_embedding = LinearFrameEmbedding(tower.embeddings.patch_embedding)
-        replace_quick_gelu(tower)
+        """Replace one module of this one model's vision tower by a faster one with the same weights and outputs."""
+        embeddings = model.model.vision_tower.embeddings
+        embeddings.patch_embedding = LinearFrameEmbedding(embeddings.patch_embedding)
 
     @property
     @abstractmethod

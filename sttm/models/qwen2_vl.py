@@ -14,7 +14,6 @@ from sttm.models.frame_attention import FrameAttention
 from sttm.models.mrope import mrope_positions
 from sttm.models.patch_embedding import LinearPatchEmbedding
 from sttm.models.pixel_bounds import PixelBounds
-from sttm.models.quick_gelu import replace_quick_gelu
 
 
 class Qwen2VL(Family):
@@ -32,12 +31,11 @@ class Qwen2VL(Family):
 
     @staticmethod
     def prepare(model: Any) -> None:
-        """Replace modules of this one model's vision tower by faster ones with the same weights and outputs."""
+        """Replace two modules of this one model's vision tower by faster ones with the same weights and outputs."""
         visual = model.model.visual
         visual.patch_embed = LinearPatchEmbedding(visual.patch_embed.proj)
         for block in visual.blocks:
             block.attn = FrameAttention(block.attn)
-        replace_quick_gelu(visual)
 
     def preprocess(self, pixels: np.ndarray, seconds: np.ndarray) -> VideoInputs:
         """Resize and cut into patches uint8 [T*H*W*4, 3*2*p*p] with the official processor; normalising comes later."""

@@ -10,6 +10,7 @@ import torch
 from sttm.models import attention
 from sttm.models.base import Family
 from sttm.models.families import family_of
+from sttm.models.fused import fuse
 from sttm.models.placement import Devices, as_devices, place_model_layers
 from sttm.models.processor import import_torchvision
 
@@ -101,6 +102,7 @@ def build_shape(name: str, devices: Devices, dtype: torch.dtype = torch.bfloat16
     model = _random_model(config, as_devices(devices), dtype)
     family = family_of(config.model_type, name)
     family.prepare(model)
+    fuse(model)
     return model.eval().requires_grad_(False), family(config, tokenizer=None, processor=processor)
 
 

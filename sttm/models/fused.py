@@ -1,0 +1,90 @@
+"""Modules of loaded models whose element-wise steps take one kernel on a GPU instead of two to eight.
+
+They take the places of transformers' own and share their weights. What is written here in plain torch is what
+transformers computes, and what runs on a CPU; the kernels round where it rounds.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_RMS_NORMS = (  # by class name: others of that kind, such as Gemma's, compute something else
+    *("Qwen2RMSNorm", "Qwen2VLRMSNorm", "Qwen2_5_VLRMSNorm", "Qwen3RMSNorm", "Qwen3VLTextRMSNorm"),
+    *("LlamaRMSNorm", "MistralRMSNorm"),
+)
+_GATED_MLPS = ("Qwen2MLP", "Qwen2_5_VLMLP", "Qwen3MLP", "Qwen3VLTextMLP", "LlamaMLP", "MistralMLP")
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x) (https://github.com/hendrycks/GELUs), of CLIP's and Qwen2-VL's vision towers."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Any shape, same shape out."""
+        if hidden_states.is_cuda:
+            from sttm.models import kernels
+
+            return kernels.quick_gelu(hidden_states)
+        return hidden_states * torch.sigmoid(1.702 * hidden_states)
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation (arXiv 1910.07467), computed in float32.
+
+    Args:
+        norm: transformers' module, with `weight` and `variance_epsilon`.
+    """
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = norm.weight, norm.variance_epsilon
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[..., C], same shape out."""
+        if hidden_states.is_cuda:
+            from sttm.models import kernels
+
+            return kernels.rms_norm(hidden_states, self.weight, self.variance_epsilon)
+        wide = hidden_states.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * normed.to(hidden_states.dtype)
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)).
+
+    Args:
+        mlp: transformers' module, with the three linear ones.
+    """
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[..., C], same shape out."""
+        gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
+        if hidden_states.is_cuda:
+            from sttm.models import kernels
+
+            return self.down_proj(kernels.silu_product(gate, up))
+        return self.down_proj(nn.functional.silu(gate) * up)
+
+
+def fuse(model: nn.Module) -> None:
+    """Put these in the places of transformers' own in all of a loaded model; for inference only."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if replacement := _fused(child):
+                setattr(module, name, replacement)
+
+
+def _fused(module: Any) -> nn.Module | None:
+    name = type(module).__name__
+    if name == "QuickGELUActivation":
+        return QuickGELU()
+    if name in _RMS_NORMS:
+        return RMSNorm(module)
+    if name in _GATED_MLPS and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
+        return GatedMLP(module)
+    return None

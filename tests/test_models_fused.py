@@ -1,0 +1,110 @@
+"""Modules that stand for transformers' own compute what those do, on a CPU and in one kernel on a GPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import FAMILIES
+from family_setup import Setup
+from torch import nn
+
+from sttm.models.fused import GatedMLP, QuickGELU, RMSNorm, fuse
+from sttm.models.processor import import_torchvision
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+THEIRS = ("RMSNorm", "MLP", "QuickGELUActivation")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def transformers_can_be_imported() -> None:
+    import_torchvision()
+
+
+def every_number(dtype: torch.dtype) -> torch.Tensor:
+    """Every 16-bit number, infinities and what is not a number, too; many of the 32-bit ones."""
+    if dtype.itemsize == 4:
+        return torch.linspace(-100, 100, 100_003)
+    return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_quick_gelu_equals_transformers_bit_for_bit(dtype: torch.dtype, device: str) -> None:
+    from transformers.activations import QuickGELUActivation
+
+    x = every_number(dtype).to(device)
+    torch.testing.assert_close(QuickGELU()(x), QuickGELUActivation()(x), rtol=0, atol=0, equal_nan=True)
+
+
+class _Same(nn.Module):
+    """A linear layer that changes nothing, so that only what is between them is compared."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gated_mlp_equals_transformers_bit_for_bit(dtype: torch.dtype, device: str) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    theirs: Any = nn.Module()
+    theirs.gate_proj, theirs.down_proj, theirs.act_fn = _Same(), _Same(), nn.SiLU()
+    theirs.up_proj = nn.Linear(1, 1)
+    theirs.up_proj.forward = lambda x: x.flip(0) * 0.7
+    x = every_number(dtype).to(device)
+    expected = LlamaMLP.forward(theirs, x.clone())
+    torch.testing.assert_close(GatedMLP(theirs)(x.clone()), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 3584), (2, 37, 1280), (1, 5, 28, 128), (1, 8192), (3, 100)])
+def test_rms_norm_equals_transformers_to_the_last_bit_but_one(
+    shape: tuple[int, ...], dtype: torch.dtype, device: str
+) -> None:
+    """A GPU adds the squares in another order: now and then a number is rounded to its neighbour."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    generator = torch.Generator().manual_seed(0)
+    theirs = LlamaRMSNorm(shape[-1], eps=1e-6)
+    theirs.weight.data = torch.randn(shape[-1], generator=generator)
+    theirs = theirs.to(dtype).to(device)
+    x = (3 * torch.randn(shape, generator=generator)).to(dtype).to(device)
+    with torch.inference_mode():
+        ours, expected = RMSNorm(theirs)(x), theirs(x)
+    if device == "cpu":
+        assert torch.equal(ours, expected)
+    step = torch.finfo(dtype).eps
+    torch.testing.assert_close(ours, expected, rtol=2 * step, atol=0)
+    assert (ours != expected).float().mean() < (0.02 if dtype.itemsize == 2 else 1)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_none_of_transformers_own_is_left_where_ours_can_stand(name: str) -> None:
+    """In the whole model and in the language model alone; the plain model says how many there are."""
+    setup = Setup.of(name)
+
+    def count(model: Any, is_one: Callable[[nn.Module], bool]) -> int:
+        return sum(is_one(module) for module in model.modules())
+
+    def is_theirs(module: nn.Module) -> bool:
+        is_gated = hasattr(module, "gate_proj") or not type(module).__name__.endswith("MLP")
+        return type(module).__name__.endswith(THEIRS) and is_gated and not is_ours(module)
+
+    def is_ours(module: nn.Module) -> bool:
+        return isinstance(module, QuickGELU | RMSNorm | GatedMLP)
+
+    for ours, plain in ((setup.full, setup.plain), (setup.model.text, setup.plain.model.language_model)):
+        assert count(ours, is_theirs) == 0
+        assert count(ours, is_ours) == count(plain, is_theirs) > 4
+        assert {n for n in ours.state_dict() if "norm" in n} == {n for n in plain.state_dict() if "norm" in n}
+
+
+def test_other_modules_stay() -> None:
+    model = nn.Sequential(nn.RMSNorm(4), nn.SiLU(), nn.Linear(4, 4))
+    before = list(model)
+    fuse(model)
+    assert list(model) == before
