@@ -62,10 +62,10 @@ def test_gated_mlp_equals_transformers_bit_for_bit(dtype: torch.dtype, device: s
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1, 3584), (2, 37, 1280), (1, 5, 28, 128), (1, 8192), (3, 100)])
-def test_rms_norm_equals_transformers_to_the_last_bit_but_one(
+def test_rms_norm_equals_transformers_up_to_the_order_of_its_sum(
     shape: tuple[int, ...], dtype: torch.dtype, device: str
 ) -> None:
-    """A GPU adds the squares in another order: now and then a number is rounded to its neighbour."""
+    """A GPU adds the squares in another order: now and then a 16-bit number is rounded to its neighbour."""
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     generator = torch.Generator().manual_seed(0)
@@ -78,7 +78,7 @@ def test_rms_norm_equals_transformers_to_the_last_bit_but_one(
     if device == "cpu":
         assert torch.equal(ours, expected)
     step = torch.finfo(dtype).eps
-    torch.testing.assert_close(ours, expected, rtol=2 * step, atol=0)
+    torch.testing.assert_close(ours, expected, rtol=(2 if dtype.itemsize == 2 else 4) * step, atol=0)
     assert (ours != expected).float().mean() < (0.02 if dtype.itemsize == 2 else 1)
 
 
