@@ -9,7 +9,8 @@ from checkpoints import FAMILIES
 from family_setup import Setup
 from torch import nn
 
-from sttm.models.fused import GatedMLP, QuickGELU, RMSNorm, fuse
+from sttm.errors import ModelError
+from sttm.models.fused import GatedMLP, QuickGELU, RMSNorm, fuse, require_kernels
 from sttm.models.processor import import_torchvision
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -108,3 +109,9 @@ def test_other_modules_stay() -> None:
     before = list(model)
     fuse(model)
     assert list(model) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels can be compiled here")
+def test_a_machine_that_cannot_compile_kernels_is_told_what_it_needs() -> None:
+    with pytest.raises(ModelError, match="C compiler"):
+        require_kernels(torch.device("cpu"))

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sttm.errors import ModelError
+
 _RMS_NORMS = (  # by class name: others of that kind, such as Gemma's, compute something else
     *("Qwen2RMSNorm", "Qwen2VLRMSNorm", "Qwen2_5_VLRMSNorm", "Qwen3RMSNorm", "Qwen3VLTextRMSNorm"),
     *("LlamaRMSNorm", "MistralRMSNorm"),
@@ -72,11 +74,35 @@ class GatedMLP(nn.Module):
 
 
 def fuse(model: nn.Module) -> None:
-    """Put these in the places of transformers' own in all of a loaded model; for inference only."""
+    """Put these in the places of transformers' own in all of a loaded model; for inference only.
+
+    Raises:
+        ModelError: the model is on a GPU, and this machine cannot compile kernels for it.
+    """
     for module in list(model.modules()):
         for name, child in module.named_children():
             if replacement := _fused(child):
                 setattr(module, name, replacement)
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        require_kernels(device)
+
+
+def require_kernels(device: torch.device) -> None:
+    """Run one kernel, so that a machine that cannot is found while a model loads, and not blamed on every video.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    try:
+        from sttm.models import kernels
+
+        kernels.quick_gelu(torch.zeros(1, device=device))
+    except Exception as error:  # what Triton, its compiler and the linker raise has no class in common
+        raise ModelError(
+            f"Triton cannot compile a kernel for {device}: {error}; it comes with PyTorch's CUDA builds and needs a C "
+            "compiler and Python's headers (Debian: gcc, libc6-dev, python3-dev)"
+        ) from error
 
 
 def _fused(module: Any) -> nn.Module | None:
