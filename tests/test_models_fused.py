@@ -1,5 +1,6 @@
 """Modules that stand for transformers' own compute what those do, on a CPU and in one kernel on a GPU."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,9 @@ from checkpoints import FAMILIES
 from family_setup import Setup
 from torch import nn
 
+from sttm import models
 from sttm.errors import ModelError
+from sttm.models import fused
 from sttm.models.fused import GatedMLP, QuickGELU, RMSNorm, fuse, require_kernels
 from sttm.models.processor import import_torchvision
 
@@ -98,7 +101,8 @@ def test_none_of_transformers_own_is_left_where_ours_can_stand(name: str) -> Non
     def is_ours(module: nn.Module) -> bool:
         return isinstance(module, QuickGELU | RMSNorm | GatedMLP)
 
-    for ours, plain in ((setup.full, setup.plain), (setup.model.text, setup.plain.model.language_model)):
+    alone = setup.checkpoint.load_language_model("cpu").text
+    for ours, plain in ((setup.full, setup.plain), (alone, setup.plain.model.language_model)):
         assert count(ours, is_theirs) == 0
         assert count(ours, is_ours) == count(plain, is_theirs) > 4
         assert {n for n in ours.state_dict() if "norm" in n} == {n for n in plain.state_dict() if "norm" in n}
@@ -113,5 +117,50 @@ def test_other_modules_stay() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels can be compiled here")
 def test_a_machine_that_cannot_compile_kernels_is_told_what_it_needs() -> None:
-    with pytest.raises(ModelError, match="C compiler"):
+    with pytest.raises(ModelError, match=r"triton.*C compiler"):
         require_kernels(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), torch.AcceleratorError("lost"), OSError(28, "No space left on device")]
+)
+def test_a_fault_that_another_machine_may_not_have_is_not_called_a_missing_compiler(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Kernels:
+        @staticmethod
+        def quick_gelu(x: torch.Tensor) -> torch.Tensor:
+            raise error
+
+    monkeypatch.setitem(sys.modules, "sttm.models.kernels", Kernels)
+    monkeypatch.setattr(models, "kernels", Kernels, raising=False)
+    with pytest.raises(type(error)) as raised:
+        require_kernels(torch.device("cpu"))
+    assert raised.value is error
+
+
+@pytest.mark.gpu
+def test_a_model_on_a_gpu_is_tried_while_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[torch.device] = []
+    monkeypatch.setattr(fused, "require_kernels", tried.append)
+    Setup.of("qwen2_vl").checkpoint.load_language_model("cuda")
+    assert [device.type for device in tried] == ["cuda"]
+
+
+def test_elements_are_counted_in_64_bits_and_rows_have_one_variant() -> None:
+    """A tensor of 113,360 tokens and 18,944 channels has more than 2^31; a graph must meet no new variant."""
+    pytest.importorskip("triton")
+    from sttm.models import kernels
+
+    for kernel in (kernels._quick_gelu_kernel, kernels._silu_product_kernel):
+        assert [p.annotation_type for p in kernel.params if p.name == "numel"] == ["i64"]
+    assert [p.do_not_specialize for p in kernels._rms_norm_kernel.params if p.name == "rows"] == [True]
+
+
+@pytest.mark.gpu
+def test_more_than_two_to_the_31_elements() -> None:
+    from sttm.models import kernels
+
+    gate, up = (torch.full((2**20 + 1, 2048), value, dtype=torch.bfloat16, device="cuda") for value in (1.0, 2.0))
+    for ours, expected in ((QuickGELU()(gate), 0.8477), (kernels.silu_product(gate, up), 1.4609)):
+        assert (float(ours.min()), float(ours.max())) == pytest.approx((expected, expected), rel=0.01)

@@ -21,6 +21,7 @@ def test_a_shape_is_the_model_of_its_config(
     monkeypatch.setitem(shapes.SHAPES, "small", lambda: (setup.family.config, setup.family.processor))
     model, _ = build_shape("small", devices, torch.float32)
     expected = setup.full
+    assert [type(module) for module in model.modules()] == [type(module) for module in expected.modules()]
     assert [n for n, _ in model.named_parameters()] == [n for n, _ in expected.named_parameters()]
     for (buffer, ours), theirs in zip(model.named_buffers(), expected.buffers(), strict=True):
         assert torch.equal(ours, theirs), buffer

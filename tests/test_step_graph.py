@@ -69,14 +69,17 @@ def test_rows_that_end_leave_the_others_as_they_are() -> None:
     whole = launched(model, video, questions, 60)
     continuation = Continuation(model, video, questions, 60)
     generation = Generation(continuation, continuation.start(), frozenset(), [LONG] * 3)
-    steps = []
+    steps, replayed = [], []
     for number in range(60):
         if number in (10, 30):
             generation.end(2 if number == 10 else 0)
         steps.append(generation.step())
+        replayed.append(continuation._graph is not None)
     assert [step[1] for step in steps] == whole[1]
     assert [step[0] for step in steps[:30]] == whole[0][:30]
     assert [step[2] for step in steps[:10]] == whole[2][:10]
+    for with_as_many_rows in (replayed[:10], replayed[10:30], replayed[30:]):
+        assert any(with_as_many_rows)
 
 
 @pytest.mark.gpu

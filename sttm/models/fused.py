@@ -98,7 +98,11 @@ def require_kernels(device: torch.device) -> None:
         from sttm.models import kernels
 
         kernels.quick_gelu(torch.zeros(1, device=device))
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
     except Exception as error:  # what Triton, its compiler and the linker raise has no class in common
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError):
+            raise  # such as a full disk: another machine may have room
         raise ModelError(
             f"Triton cannot compile a kernel for {device}: {error}; it comes with PyTorch's CUDA builds and needs a C "
             "compiler and Python's headers (Debian: gcc, libc6-dev, python3-dev)"
