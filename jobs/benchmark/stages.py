@@ -118,7 +118,7 @@ class _Stages:
 def _rate(step: Callable[[int], object], repeats: int, threads: int) -> float:
     """Calls a second of a step by so many threads, from the end of the warm calls to the end of the last one.
 
-    Where calls overlap, what one does beside the others' GPU is hidden, as in the job, but for the last one's.
+    Where calls overlap, what one does while another has the GPU takes no time, as in the job.
     """
 
     def ended(number: int) -> float:
