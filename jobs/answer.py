@@ -21,14 +21,14 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.answer_actor import AnswerConfig, Asked
-from jobs.answer_driver import AnswerDriver, AnswerRunConfig
-from jobs.cluster import work_on_ray
+from jobs.answering.actor import AnswerConfig, Asked
+from jobs.answering.answer_table import FINAL, AnswerRow, AnswerTable
+from jobs.answering.driver import AnswerDriver, AnswerRunConfig
+from jobs.answering.questions import AskedRow, read_questions
+from jobs.cluster.session import work_on_ray
 from jobs.command import EXIT_TERMINATED, EXIT_TOO_MANY_FAILED, run
-from jobs.question_table import AskedRow, read_questions
 from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ArtifactError, StoreError
-from sttm.store.answer_table import FINAL, AnswerRow, AnswerTable
 from sttm.store.catalog_view import CatalogView
 from sttm.store.key import canonical_json
 from sttm.store.storage import MissingObjectError

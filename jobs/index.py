@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.cluster import work_on_ray
+from jobs.cluster.session import work_on_ray
 from jobs.command import EXIT_TERMINATED, EXIT_TOO_MANY_FAILED, run
 from jobs.config import JobConfig
-from jobs.driver import Driver
-from jobs.plan import make_plan, print_plan
-from jobs.progress import Progress
-from jobs.run_record import RunRecord
+from jobs.indexing.driver import Driver
+from jobs.indexing.plan import make_plan, print_plan
+from jobs.indexing.progress import Progress
+from jobs.indexing.run_record import RunRecord
 from sttm.config import index_recipe, load_config
 from sttm.corpus import VideoRef, list_corpus
 from sttm.models.checkpoint import Checkpoint

@@ -28,7 +28,7 @@ from sttm.models.placement import Devices, first_gpus
 from sttm.store.store import Store
 
 if TYPE_CHECKING:
-    from jobs.answerer import Answerer
+    from jobs.serving.answerer import Answerer
 
 KEYS = "STTM_API_KEYS"
 _MAX_CONNECTIONS = 1024
@@ -71,8 +71,8 @@ def serve(
     opened = Store.open(store)
     name = newest_checkpoint(opened, model).name
     try:
-        from jobs.guard import GuardConfig
-        from jobs.service import ServiceConfig, create_app
+        from jobs.serving.app import ServiceConfig, create_app
+        from jobs.serving.guard import GuardConfig
     except ImportError as error:
         raise ConfigError(f"{error}; install it with: pip install 'sttm[serve]'") from None
     config = ServiceConfig(
@@ -103,7 +103,7 @@ def _answerer(
     if replicas == 1 and ray_address is None:
         return Scheduler(open_worker(*worker, first_gpus(gpus_per_model)), schedule)
     try:
-        from jobs.replicas import Replicas
+        from jobs.serving.replicas import Replicas
     except ImportError as error:
         raise ConfigError(f"{error}; --replicas needs: pip install 'sttm[serve]'") from None
     started = Replicas(replicas, gpus_per_model, ray_address, *worker, schedule, drain_s)
@@ -137,7 +137,7 @@ def listen(app: Any, host: str, port: int, drain_s: int, is_private: bool) -> No
     import uvicorn
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from jobs.connection import Connection
+    from jobs.serving.connection import Connection
 
     if is_private:  # a page elsewhere must not reach this through a name that it points here
         app = TrustedHostMiddleware(app, allowed_hosts=["127.0.0.1", "localhost", "[::1]", host])

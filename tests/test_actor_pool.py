@@ -10,10 +10,10 @@ import pytest
 import ray
 from media import encode_video
 
-from jobs.actor_pool import ActorPool, StartError, Worker, places_for
+from jobs.cluster.actor_pool import ActorPool, StartError, Worker, places_for
 from jobs.config import JobConfig, RunConfig
-from jobs.driver import Driver
-from jobs.metrics import Pipeline
+from jobs.indexing.driver import Driver
+from jobs.indexing.metrics import Pipeline
 from sttm.config import index_recipe
 from sttm.corpus import VideoRef, list_corpus
 from sttm.errors import ConfigError

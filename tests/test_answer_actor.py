@@ -7,8 +7,8 @@ import pytest
 import torch
 from indexed import index_clips
 
-from jobs.answer_actor import AnswerActor, AnswerConfig, Asked
-from jobs.question_table import AskedRow
+from jobs.answering.actor import AnswerActor, AnswerConfig, Asked
+from jobs.answering.questions import AskedRow
 from sttm.engine.sampling import SamplingConfig
 from sttm.store.store import Store
 

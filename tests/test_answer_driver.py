@@ -4,10 +4,10 @@ import time
 from collections import deque
 from types import SimpleNamespace
 
-from jobs.actor_pool import Worker
-from jobs.answer_actor import AnswerConfig, Asked
-from jobs.answer_driver import AnswerDriver, AnswerRunConfig, _Chunk
-from jobs.question_table import AskedRow
+from jobs.answering.actor import AnswerConfig, Asked
+from jobs.answering.driver import AnswerDriver, AnswerRunConfig, _Chunk
+from jobs.answering.questions import AskedRow
+from jobs.cluster.actor_pool import Worker
 
 
 def asked(identity: str) -> Asked:

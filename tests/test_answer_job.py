@@ -19,10 +19,10 @@ from indexed import index_clips
 from s3_server import S3Server
 
 from jobs import answer
-from jobs.question_table import read_questions
+from jobs.answering.answer_table import AnswerRow, AnswerTable
+from jobs.answering.questions import read_questions
 from sttm.engine.worker import Query, QueryWorker, open_checkpoint
 from sttm.errors import ArtifactError, CorpusError, StoreError
-from sttm.store.answer_table import AnswerRow, AnswerTable
 from sttm.store.storage import Storage
 from sttm.store.store import Store
 

@@ -11,7 +11,7 @@ import pytest
 from media import encode_video
 from s3_server import S3Server
 
-from jobs.cluster import start_ray
+from jobs.cluster.session import start_ray
 from sttm.errors import SttmError
 from sttm.store.store import Store
 

@@ -16,10 +16,10 @@ from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError
 from test_actor_pool import Heard
 
+from jobs.cluster.faults import is_lost
+from jobs.cluster.process_limits import allocating_at_most
 from jobs.config import JobConfig
-from jobs.driver import Driver, _Video
-from jobs.faults import is_lost
-from jobs.limits import allocating_at_most
+from jobs.indexing.driver import Driver, _Video
 from sttm.corpus import VideoRef
 from sttm.errors import ConfigError, ModelError
 from sttm.store.maintenance import verify

@@ -7,8 +7,8 @@ import pytest
 from indexed import index_clips
 from media import encode_video
 
-from jobs.forecast import Forecast, forecast, measured_rate
-from jobs.plan import Plan, make_plan, print_plan
+from jobs.indexing.forecast import Forecast, forecast, measured_rate
+from jobs.indexing.plan import Plan, make_plan, print_plan
 from sttm.corpus import VideoRef, list_corpus
 from sttm.store.artifact import committed
 from sttm.store.key import Recipe, make_recipe

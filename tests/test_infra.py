@@ -226,7 +226,7 @@ def test_plain_cluster_file_is_accepted_by_ray() -> None:
 
 
 def test_monitoring_asks_for_every_metric_and_no_other() -> None:
-    from jobs.metrics import METRICS
+    from jobs.indexing.metrics import METRICS
 
     histogram = ("_bucket", "_sum", "_count")
     kinds = {metric.series: metric.kind for metric in METRICS}

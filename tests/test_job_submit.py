@@ -16,7 +16,7 @@ from ray.job_submission import JobStatus
 from ray_cluster import RayCluster, ray_cluster  # noqa: F401 (a fixture)
 from test_faults import check_complete, copies
 
-from jobs.metrics import METRICS
+from jobs.indexing.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
 RUNTIME_ENV = yaml.safe_load((ROOT / "infra" / "runtime_env.yaml").read_text())

@@ -14,7 +14,7 @@ from store_samples import make_cache, make_tokens, publish, recipe_for, source_f
 
 from jobs import store as commands
 from jobs.explain import explain
-from jobs.plan import make_plan
+from jobs.indexing.plan import make_plan
 from sttm.corpus import list_corpus
 from sttm.engine.worker import provenance_differences
 from sttm.errors import StoreError

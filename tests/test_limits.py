@@ -10,7 +10,7 @@ import pytest
 def test_a_process_ends_with_its_gpu_but_not_for_want_of_memory(error: str, code: int) -> None:
     program = (
         "import torch\n"
-        "from jobs.limits import ended_by_a_lost_gpu\n"
+        "from jobs.cluster.process_limits import ended_by_a_lost_gpu\n"
         "try:\n"
         "    with ended_by_a_lost_gpu():\n"
         f"        raise torch.AcceleratorError('CUDA error: {error}')\n"

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from jobs.metrics import METRICS, IdleClock, Pipeline
-from jobs.video_log import log_video
+from jobs.indexing.metrics import METRICS, IdleClock, Pipeline
+from jobs.indexing.video_log import log_video
 from sttm.store.catalog import CatalogRow
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.prefill_actor import PrefillActor
+from jobs.indexing.actor import PrefillActor
 from sttm.config import IndexConfig, index_recipe
 from sttm.corpus import VideoRef
 from sttm.engine.fidelity import FidelityConfig

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.question_table import read_questions
+from jobs.answering.questions import read_questions
 from sttm.evaluation.questions import QuestionsError
 
 

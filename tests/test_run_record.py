@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from store_samples import publish, recipe_for
 
-from jobs import run_record
 from jobs.index import print_results
-from jobs.metrics import Pipeline
-from jobs.plan import make_plan
-from jobs.progress import Progress
-from jobs.run_record import RunRecord
+from jobs.indexing import run_record
+from jobs.indexing.metrics import Pipeline
+from jobs.indexing.plan import make_plan
+from jobs.indexing.progress import Progress
+from jobs.indexing.run_record import RunRecord
 from sttm.corpus import VideoRef
 from sttm.errors import StoreError
 from sttm.store.key import recipe_digest

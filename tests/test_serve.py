@@ -19,11 +19,11 @@ from fastapi import FastAPI, Response
 from indexed import index_clips
 from service import Service, serving
 
-from jobs.connection import Connection
-from jobs.guard import Guard, GuardConfig
 from jobs.serve import serve, url_of
-from jobs.service import Service as Handlers
-from jobs.service import ServiceConfig, create_app
+from jobs.serving.app import Service as Handlers
+from jobs.serving.app import ServiceConfig, create_app
+from jobs.serving.connection import Connection
+from jobs.serving.guard import Guard, GuardConfig
 from sttm.engine.ready_video import ReadyVideo
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.scheduler import Scheduler
@@ -465,7 +465,7 @@ class LostGPU(QueryWorker):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's, when it is imported
 def test_health_tells_when_nothing_is_answered_any_more(store: Store, worker: QueryWorker) -> None:
     """To whoever restarts a service, and to Ray Serve, which replaces the replica."""
-    from jobs.replica import Replica
+    from jobs.serving.replica import Replica
 
     checkpoint = open_checkpoint(store.manifest(store.find("clip-0.mp4").identity))
     for one, status in ((worker, 200), (LostGPU(store, checkpoint, "cpu"), 500)):

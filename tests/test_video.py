@@ -20,7 +20,7 @@ from blake3 import blake3
 from media import CLIPS, PLAYLIST, TEXT, encode_audio, encode_video, flipped, picture, truncated
 from web_server import WebServer
 
-from jobs.limits import allocating_at_most
+from jobs.cluster.process_limits import allocating_at_most
 from sttm.corpus import VideoRef
 from sttm.errors import VideoError
 from sttm.video import Frames, VideoConfig, read_video

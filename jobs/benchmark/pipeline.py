@@ -24,10 +24,10 @@ from jobs.benchmark.clips import encode_scenes, write_clips
 from jobs.benchmark.random_checkpoint import write_checkpoint
 from jobs.benchmark.stages import StageRates, measure_stages
 from jobs.benchmark.timing import show
-from jobs.cluster import start_ray
+from jobs.cluster.session import start_ray
 from jobs.config import JobConfig
-from jobs.driver import Driver
-from jobs.metrics import Pipeline
+from jobs.indexing.driver import Driver
+from jobs.indexing.metrics import Pipeline
 from sttm.config import index_recipe, load_config
 from sttm.corpus import VideoRef, list_corpus
 from sttm.errors import ConfigError, SttmError
@@ -190,7 +190,7 @@ class _Watch:
         self._deleting = ThreadPoolExecutor(4)  # giving back gigabytes takes a file system longer than the driver has
 
     def tick(self, pipeline: Pipeline) -> None:
-        """As for `jobs.driver.Listener`, like those below."""
+        """As for `jobs.indexing.driver.Listener`, like those below."""
         if all(pipeline.ready_s) and self.ready == float("inf"):
             self.ready = time.monotonic() - min(pipeline.ready_s)
 

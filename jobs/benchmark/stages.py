@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from jobs.config import JobConfig
-from jobs.prefill_actor import PrefillActor, decode_video
+from jobs.indexing.actor import PrefillActor, decode_video
 from sttm.corpus import VideoRef
 from sttm.indexer import DecodedVideo
 from sttm.store.key import Recipe

@@ -7,8 +7,8 @@ from typing import Any
 
 import ray
 
-from jobs.cluster import given_devices
-from jobs.limits import allocating_at_most, ended_by_a_lost_gpu, killed_after
+from jobs.cluster.process_limits import allocating_at_most, ended_by_a_lost_gpu, killed_after
+from jobs.cluster.session import given_devices
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
 from sttm.indexer import GPU_STAGES, DecodedVideo, Indexer, VideoReader

@@ -1,6 +1,6 @@
 """The sampled frames of a stored video for a person to look at: decoded again, in a process of its own.
 
-    python -m jobs.frame_strip < request.json > strip.jpg
+    python -m jobs.serving.frame_strip < request.json > strip.jpg
 
 Artifacts hold no pixels. A source that crashes or stalls a decoder takes this process down, not the service.
 """
@@ -27,7 +27,7 @@ async def frame_strip(manifest: Manifest) -> bytes:
     video = {name: value for name, value in manifest.recipe["video"].items() if name != "decoders"}
     asked = {"uri": manifest.source.uri, "digest": manifest.content_digest, "video": video}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "jobs.frame_strip"),
+        *(sys.executable, "-m", "jobs.serving.frame_strip"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,

@@ -16,10 +16,10 @@ from ray.exceptions import RayActorError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
-from jobs.chat_api import ApiError
-from jobs.cluster import start_ray
-from jobs.faults import cause_of
-from jobs.replica import Replica, Report
+from jobs.cluster.faults import cause_of
+from jobs.cluster.session import start_ray
+from jobs.serving.chat_api import ApiError
+from jobs.serving.replica import Replica, Report
 from sttm.engine.cache_tier import CacheConfig, CacheState
 from sttm.engine.scheduler import BusyError, ScheduleConfig
 from sttm.engine.ticket import Hear, Piece

@@ -6,7 +6,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 
-from jobs.faults import cause_of, first_line, is_lost
+from jobs.cluster.faults import cause_of, first_line, is_lost
 from sttm.errors import ConfigError, SttmError
 
 

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.forecast import Forecast, Rate, forecast, measured_rate
-from jobs.run_record import key_of
+from jobs.indexing.forecast import Forecast, Rate, forecast, measured_rate
+from jobs.indexing.run_record import key_of
 from sttm.corpus import VideoRef
 from sttm.store.key import Recipe
 from sttm.store.store import Store

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from jobs.metrics import Pipeline, RunMetrics
-from jobs.progress import Progress
-from jobs.video_log import log_video
+from jobs.indexing.metrics import Pipeline, RunMetrics
+from jobs.indexing.progress import Progress
+from jobs.indexing.video_log import log_video
 from sttm.corpus import VideoRef
 from sttm.errors import StoreError
 from sttm.store.catalog import CatalogRow

@@ -6,9 +6,9 @@ from contextlib import suppress
 
 from starlette.requests import Request
 
-from jobs.answerer import Answerer
-from jobs.chat_api import ApiError
-from jobs.service_metrics import ServiceMetrics
+from jobs.serving.answerer import Answerer
+from jobs.serving.chat_api import ApiError
+from jobs.serving.metrics import ServiceMetrics
 from sttm.engine.ticket import Ended, Piece
 from sttm.engine.worker import Query
 

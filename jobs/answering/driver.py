@@ -17,11 +17,11 @@ import ray
 from pydantic import Field
 from ray import exceptions as ray_errors
 
-from jobs.actor_pool import ActorPool, Worker, places_for
-from jobs.answer_actor import AnswerActor, AnswerConfig, Asked
-from jobs.faults import cause_of, first_line, is_lost
+from jobs.answering.actor import AnswerActor, AnswerConfig, Asked
+from jobs.answering.answer_table import AnswerRow
+from jobs.cluster.actor_pool import ActorPool, Worker, places_for
+from jobs.cluster.faults import cause_of, first_line, is_lost
 from sttm.settings import Settings
-from sttm.store.answer_table import AnswerRow
 
 _IN_FLIGHT = 2  # chunks an actor holds: one it answers, and the next
 

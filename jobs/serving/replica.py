@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ray import serve
 
-from jobs.cluster import given_devices
+from jobs.cluster.session import given_devices
 from jobs.serve import open_worker
 from sttm.engine.cache_tier import CacheConfig, CacheState
 from sttm.engine.scheduler import ScheduleConfig, Scheduler

@@ -20,12 +20,12 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
-from jobs.answerer import Answerer
-from jobs.chat_api import ApiError, ChatRequest, Completion, invalid
-from jobs.frame_strip import frame_strip
-from jobs.guard import Guard, GuardConfig
-from jobs.reply import Reply
-from jobs.service_metrics import ServiceMetrics
+from jobs.serving.answerer import Answerer
+from jobs.serving.chat_api import ApiError, ChatRequest, Completion, invalid
+from jobs.serving.frame_strip import frame_strip
+from jobs.serving.guard import Guard, GuardConfig
+from jobs.serving.metrics import ServiceMetrics
+from jobs.serving.reply import Reply
 from sttm.engine.scheduler import BusyError
 from sttm.engine.ticket import Ended, Piece
 from sttm.engine.worker import joined

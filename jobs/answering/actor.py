@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from pydantic import Field
 
-from jobs.cluster import given_devices
-from jobs.limits import ended_by_a_lost_gpu, killed_after
-from jobs.question_table import AskedRow
+from jobs.answering.answer_table import AnswerRow
+from jobs.answering.questions import AskedRow
+from jobs.cluster.process_limits import ended_by_a_lost_gpu, killed_after
+from jobs.cluster.session import given_devices
 from sttm.engine.batching import batches
 from sttm.engine.cache_tier import CacheConfig
 from sttm.engine.ready_video import ReadyVideo
@@ -18,7 +19,6 @@ from sttm.engine.worker import Query, QueryWorker, open_checkpoint
 from sttm.errors import ArtifactError, ModelError, QuestionError
 from sttm.models.placement import is_gpu_lost
 from sttm.settings import Settings
-from sttm.store.answer_table import AnswerRow
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store
 

@@ -20,11 +20,11 @@ from typing import Any, Protocol
 import ray
 from ray import exceptions as ray_errors
 
-from jobs.actor_pool import ActorPool, Worker, places_for
+from jobs.cluster.actor_pool import ActorPool, Worker, places_for
+from jobs.cluster.faults import FATAL, cause_of, first_line, is_lost
 from jobs.config import JobConfig
-from jobs.faults import FATAL, cause_of, first_line, is_lost
-from jobs.metrics import IdleClock, Pipeline
-from jobs.prefill_actor import PrefillActor, decode_video
+from jobs.indexing.actor import PrefillActor, decode_video
+from jobs.indexing.metrics import IdleClock, Pipeline
 from sttm.corpus import VideoRef
 from sttm.errors import VideoError
 from sttm.store.catalog import CatalogRow
