@@ -29,7 +29,7 @@ from jobs.cluster.session import work_on_ray
 from jobs.command import EXIT_TERMINATED, EXIT_TOO_MANY_FAILED, run
 from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ArtifactError, StoreError
-from sttm.store.catalog_view import CatalogView
+from sttm.store.catalog.view import CatalogView
 from sttm.store.key import canonical_json
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store

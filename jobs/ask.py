@@ -18,15 +18,15 @@ from typing import Annotated, Any
 import typer
 
 from jobs.command import run
-from jobs.question import fault
-from sttm.engine.cache_tier import CacheConfig
-from sttm.engine.conversation import Conversation
 from sttm.engine.ready_video import ReadyVideo
 from sttm.engine.sampling import SamplingConfig
-from sttm.engine.text_stream import TextStream
-from sttm.engine.worker import QueryWorker, joined, open_checkpoint
 from sttm.errors import ConfigError, QuestionError
 from sttm.models.placement import first_gpus
+from sttm.query.cache_tier import CacheConfig
+from sttm.query.conversation import Conversation
+from sttm.query.question import fault
+from sttm.query.text_stream import TextStream
+from sttm.query.worker import QueryWorker, joined, open_checkpoint
 from sttm.store.store import Store
 
 

@@ -18,11 +18,12 @@ from sttm.config import index_recipe, load_config
 from sttm.corpus import VideoRef, list_corpus
 from sttm.errors import CorpusError
 from sttm.models.checkpoint import Checkpoint
-from sttm.store.catalog import CatalogRow
+from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe, differences, identity, recipe_digest
 from sttm.store.maintenance import superseded
 from sttm.store.store import Store
-from sttm.video_file import absolute_uri, read_video_file, redact_url
+from sttm.urls import absolute_uri, redact_url
+from sttm.video.file import read_video_file
 
 
 def explain(

@@ -19,12 +19,12 @@ import torch
 import typer
 
 from jobs.command import run
-from sttm.engine.cache_tier import CacheConfig
-from sttm.engine.scheduler import ScheduleConfig, Scheduler
-from sttm.engine.worker import QueryWorker, open_checkpoint
 from sttm.errors import ConfigError, StoreError
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.placement import Devices, first_gpus
+from sttm.query.cache_tier import CacheConfig
+from sttm.query.scheduler import ScheduleConfig, Scheduler
+from sttm.query.worker import QueryWorker, open_checkpoint
 from sttm.store.store import Store
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ from jobs.command import EXIT_ERROR, run
 from sttm.corpus import look_again
 from sttm.errors import StoreError
 from sttm.store import maintenance
-from sttm.store.catalog import CatalogRow
+from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe, source_key
-from sttm.store.scheme import KVScheme
+from sttm.store.kv.scheme import KVScheme
 from sttm.store.store import Store
 from sttm.store.tokens import export_tokens
 

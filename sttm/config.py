@@ -15,8 +15,8 @@ from sttm.merging import MergeConfig
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.settings import Settings
 from sttm.store.key import Recipe, make_recipe
-from sttm.store.scheme import StoreConfig
-from sttm.video import VideoConfig, decoder_versions
+from sttm.store.kv.scheme import StoreConfig
+from sttm.video.decode import VideoConfig, decoder_versions
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
 

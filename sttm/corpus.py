@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from sttm.errors import CorpusError
-from sttm.video_file import absolute_uri, is_http, is_local, open_filesystem, path_on, redact_url
+from sttm.urls import absolute_uri, is_http, is_local, open_filesystem, path_on, redact_url
 
 VIDEO_EXTENSIONS = (
     *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),

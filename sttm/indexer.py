@@ -25,15 +25,15 @@ from sttm.models.language_model import LanguageModel
 from sttm.models.placement import Devices, as_devices, first_gpus
 from sttm.stage_clock import StageClock
 from sttm.store.artifact import Facts, Source
-from sttm.store.catalog import CatalogRow
-from sttm.store.download import Download, Downloaded
+from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe, identity
-from sttm.store.kv import decode_kv
-from sttm.store.kv_pack import EncodedKV, PackedKV, pack_kv
+from sttm.store.kv.download import Download, Downloaded
+from sttm.store.kv.file import decode_kv
+from sttm.store.kv.pack import EncodedKV, PackedKV, pack_kv
 from sttm.store.store import Store
 from sttm.store.tokens import write_tokens
-from sttm.video import read_video
-from sttm.video_file import redact_url
+from sttm.urls import redact_url
+from sttm.video.decode import read_video
 
 GPU_STAGES = ("encode", "prefill", "pack", "certify")  # of an artifact's `timings_s`: those the model's device works in
 

@@ -8,11 +8,11 @@ from sttm.engine.prefill import PrefillConfig
 from sttm.indexer import Indexer, VideoReader
 from sttm.merging import MergeConfig
 from sttm.models.checkpoint import Checkpoint, ModelConfig
-from sttm.store.scheme import StoreConfig
+from sttm.store.kv.scheme import StoreConfig
 from sttm.store.store import Store
 from sttm.synthetic import render, sample_scenes
 from sttm.synthetic.encode import encode_clip
-from sttm.video import VideoConfig
+from sttm.video.decode import VideoConfig
 
 
 def index_clips(folder: Path, model: Path, *, count: int, scheme: str = "int8", merge_layer: int = 2) -> str:

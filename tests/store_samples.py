@@ -4,9 +4,9 @@ import torch
 
 from sttm.kv_cache import KVCache
 from sttm.store.artifact import Facts, Source
-from sttm.store.catalog import CatalogRow
+from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe, make_recipe
-from sttm.store.kv import encode_kv
+from sttm.store.kv.file import encode_kv
 from sttm.store.store import Store
 from sttm.store.tokens import write_tokens
 

@@ -18,9 +18,9 @@ from sttm.config import index_recipe
 from sttm.corpus import VideoRef, list_corpus
 from sttm.errors import ConfigError
 from sttm.models.checkpoint import Checkpoint, ModelConfig
-from sttm.store.catalog import CatalogRow
+from sttm.store.catalog.row import CatalogRow
 from sttm.store.store import Store
-from sttm.video import VideoConfig
+from sttm.video.decode import VideoConfig
 
 pytestmark = pytest.mark.slow
 

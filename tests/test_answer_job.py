@@ -21,8 +21,8 @@ from s3_server import S3Server
 from jobs import answer
 from jobs.answering.answer_table import AnswerRow, AnswerTable
 from jobs.answering.questions import read_questions
-from sttm.engine.worker import Query, QueryWorker, open_checkpoint
 from sttm.errors import ArtifactError, CorpusError, StoreError
+from sttm.query.worker import Query, QueryWorker, open_checkpoint
 from sttm.store.storage import Storage
 from sttm.store.store import Store
 

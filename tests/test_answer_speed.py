@@ -12,13 +12,13 @@ from sttm.engine.answer import answer
 from sttm.engine.prefill import prefill
 from sttm.engine.ready_video import ready
 from sttm.engine.sampling import SamplingConfig
-from sttm.engine.worker import Query, QueryWorker, open_checkpoint
 from sttm.indexer import VideoReader
 from sttm.merging import MergeConfig
 from sttm.models.checkpoint import BUILT_IN, Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
+from sttm.query.worker import Query, QueryWorker, open_checkpoint
 from sttm.store.store import Store
-from sttm.video import VideoConfig
+from sttm.video.decode import VideoConfig
 
 QUESTION = "what is the first shape?"
 ONE_TOKEN = SamplingConfig(max_tokens=1)

@@ -11,7 +11,7 @@ from family_setup import Setup
 from jobs.benchmark.answer import bench_answer
 from sttm.models import shapes
 from sttm.synthetic.film import write_film
-from sttm.video import VideoConfig, read_video
+from sttm.video.decode import VideoConfig, read_video
 
 
 @pytest.mark.parametrize("has_decoder", [True, False])

@@ -20,7 +20,7 @@ from sttm.merging import MergeConfig
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.shapes import SHAPES
 from sttm.store.store import Store
-from sttm.video import VideoConfig
+from sttm.video.decode import VideoConfig
 
 TEXT = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 2}
 TEXT |= {"num_key_value_heads": 1, "vocab_size": 640}

@@ -11,7 +11,7 @@ import pytest
 from sttm.evaluation.benchmarks import read_benchmark
 from sttm.evaluation.questions import Benchmark, Question, QuestionsError
 from sttm.evaluation.table import INSTRUCTION, read_table
-from sttm.video import VideoConfig
+from sttm.video.decode import VideoConfig
 
 CONFIG = VideoConfig()
 HEAD = "Select the best answer to the following multiple-choice question based on the video and the subtitles. "

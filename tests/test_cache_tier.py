@@ -11,12 +11,12 @@ import torch
 from indexed import index_clips
 from s3_server import S3Server
 
-from sttm.engine.cache_tier import CacheConfig, CacheTier
 from sttm.engine.ready_video import ReadyVideo
-from sttm.engine.worker import Query, QueryWorker, open_checkpoint
 from sttm.errors import ArtifactError
-from sttm.store.disk_cache import DiskCache
-from sttm.store.lru import ByteLRU
+from sttm.query.cache_tier import CacheConfig, CacheTier
+from sttm.query.disk_cache import DiskCache
+from sttm.query.lru import ByteLRU
+from sttm.query.worker import Query, QueryWorker, open_checkpoint
 from sttm.store.storage import MissingObjectError, Storage
 from sttm.store.store import Store
 

@@ -14,7 +14,6 @@ from family_setup import HALF, Setup
 
 from sttm.config import IndexConfig
 from sttm.engine.context import QUESTION_TOKENS, positions_of, require_room
-from sttm.engine.conversation import Conversation
 from sttm.engine.prefill import PrefillConfig, prefill, require_possible
 from sttm.engine.ready_video import ready
 from sttm.engine.sampling import SamplingConfig
@@ -25,6 +24,7 @@ from sttm.evaluation.reducers import Reducer, parse_reducers
 from sttm.merging import MergeConfig
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
+from sttm.query.conversation import Conversation
 
 REDUCERS = parse_reducers("sttm", [0.5], IndexConfig())
 

@@ -8,10 +8,10 @@ from checkpoints import FAMILIES
 from family_setup import HALF, Setup
 
 from sttm.engine.answer import Continuation, Generation, answer
-from sttm.engine.conversation import Conversation, follow_up_ids, turns_ids
 from sttm.engine.ready_video import ReadyVideo, ready
 from sttm.engine.sampling import Sampler, SamplingConfig
 from sttm.errors import QuestionError
+from sttm.query.conversation import Conversation, follow_up_ids, turns_ids
 
 TURNS = SamplingConfig(max_tokens=5)
 

@@ -14,8 +14,8 @@ from s3_server import S3Server
 
 from sttm.corpus import VideoRef, list_corpus, look_again
 from sttm.errors import CorpusError, VideoError
-from sttm.video import VideoConfig, read_video
-from sttm.video_file import redact_url
+from sttm.urls import redact_url
+from sttm.video.decode import VideoConfig, read_video
 
 
 @pytest.fixture

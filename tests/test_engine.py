@@ -20,7 +20,7 @@ from sttm.engine.sampling import SamplingConfig
 from sttm.errors import QuestionError
 from sttm.kv_cache import KVCache
 from sttm.models.language_model import LanguageModel
-from sttm.store.kv import decode_kv, encode_kv
+from sttm.store.kv.file import decode_kv, encode_kv
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}  # float32; logits reach about 2, differences 1e-6 to 5e-6
 

@@ -28,8 +28,8 @@ from sttm.kv_cache import KVCache
 from sttm.merging import MergeConfig
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
-from sttm.store.kv import decode_kv
-from sttm.video import VideoConfig
+from sttm.store.kv.file import decode_kv
+from sttm.video.decode import VideoConfig
 
 TEXTS = ("What is it?", "the colour of the sea, please?", "Why", "Which way?")
 SPEC = "sttm,random,sttm[merge_layer=0],none[kv_scheme=exact],sttm[kv_scheme=int4]"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sttm.frames import Frames, sample_times
+from sttm.video.frames import Frames, sample_times
 
 
 def test_sample_times_examples():

@@ -20,11 +20,11 @@ from sttm.kv_cache import KVCache
 from sttm.merging import MergeConfig
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
-from sttm.store.scheme import StoreConfig
+from sttm.store.kv.scheme import StoreConfig
 from sttm.store.store import Store
 from sttm.synthetic import render, sample_scenes
 from sttm.synthetic.encode import encode_clip
-from sttm.video import VideoConfig
+from sttm.video.decode import VideoConfig
 
 QUESTION = "What colour is the sea?"
 

@@ -16,10 +16,10 @@ from jobs import store as commands
 from jobs.explain import explain
 from jobs.indexing.plan import make_plan
 from sttm.corpus import list_corpus
-from sttm.engine.worker import provenance_differences
 from sttm.errors import StoreError
+from sttm.query.worker import provenance_differences
 from sttm.store.artifact import Facts, committed, manifest_key
-from sttm.store.kv import encode_kv
+from sttm.store.kv.file import encode_kv
 from sttm.store.store import Store
 
 

@@ -11,14 +11,15 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("sttm/**/*.py"), *ROOT.glob("jobs/**/*.py")])
 
 DOORS = {
-    "decord": {"sttm/video.py", "sttm/video_file.py", "sttm/video_index.py"},
+    "decord": {"sttm/video/decode.py", "sttm/video/file.py", "sttm/video/index.py"},
     "av": {
-        *("sttm/video.py", "sttm/video_file.py", "sttm/video_index.py"),
+        *("sttm/video/decode.py", "sttm/video/file.py", "sttm/video/index.py"),
         *("sttm/synthetic/encode.py", "sttm/synthetic/film.py"),
     },
-    "fsspec": {"sttm/store/storage.py", "sttm/corpus.py", "sttm/video_file.py"},
+    "fsspec": {"sttm/store/storage.py", "sttm/corpus.py", "sttm/urls.py"},
     "pyarrow": {
-        *("sttm/store/tokens.py", "sttm/store/catalog.py", "jobs/answering/answer_table.py"),
+        *("sttm/store/tokens.py", "sttm/store/catalog/catalog.py", "sttm/store/catalog/row.py"),
+        "jobs/answering/answer_table.py",
         *("sttm/corpus.py", "sttm/evaluation/rows.py"),
     },
 }

@@ -6,7 +6,7 @@ import pytest
 
 from jobs.indexing.metrics import METRICS, IdleClock, Pipeline
 from jobs.indexing.video_log import log_video
-from sttm.store.catalog import CatalogRow
+from sttm.store.catalog.row import CatalogRow
 
 
 def test_idle_is_what_an_actor_was_ready_without_work_for_its_gpu() -> None:

@@ -10,7 +10,7 @@ from sttm.engine.prefill import PrefillConfig, Prefilled, prefill
 from sttm.engine.ready_video import ready
 from sttm.kv_cache import KVCache
 from sttm.models.language_model import LanguageModel
-from sttm.store.kv import decode_kv, encode_kv
+from sttm.store.kv.file import decode_kv, encode_kv
 
 pytestmark = [
     pytest.mark.gpu,

@@ -100,7 +100,7 @@ def tome_plainly(cells: np.ndarray, target: int) -> list[set[int]]:
 def test_tome_equals_plain_bipartite_matching(
     target: int, similarities_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sttm.merging.tome._SIMILARITIES_AT_ONCE", similarities_at_once)
+    monkeypatch.setattr("sttm.merging.peers.tome._SIMILARITIES_AT_ONCE", similarities_at_once)
     x = video(3, 4, 5)
     merged = merge(x, MergeConfig(method="tome", tokens=target))
     assert groups(merged) == tome_plainly(x.reshape(60, -1).double().numpy(), target)

@@ -18,7 +18,7 @@ from sttm.store.storage import Data, Storage
 from sttm.store.store import Store
 from sttm.synthetic import render, sample_scenes
 from sttm.synthetic.encode import encode_clip
-from sttm.video import VideoConfig
+from sttm.video.decode import VideoConfig
 
 
 def make(folder: Path, model: Path, probes: tuple[str, ...] = ()) -> tuple[PrefillActor, DecodedVideo]:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from store_samples import T, make_cache
 
-from sttm.store.kv import encode_kv, read_kv
-from sttm.store.read_buffer import ReadBuffer
+from sttm.store.kv.file import encode_kv, read_kv
+from sttm.store.kv.read_buffer import ReadBuffer
 from sttm.store.storage import Storage
 
 

@@ -15,12 +15,12 @@ from indexed import index_clips
 
 from sttm.engine import answer, batching
 from sttm.engine.answer import Continuation
-from sttm.engine.cache_tier import CacheConfig, CacheTier
 from sttm.engine.sampling import SamplingConfig
-from sttm.engine.scheduler import BusyError, ScheduleConfig, Scheduler
-from sttm.engine.ticket import Ended, Piece
-from sttm.engine.worker import Query, QueryWorker, joined, open_checkpoint
 from sttm.errors import QuestionError
+from sttm.query.cache_tier import CacheConfig, CacheTier
+from sttm.query.scheduler import BusyError, ScheduleConfig, Scheduler
+from sttm.query.ticket import Ended, Piece
+from sttm.query.worker import Query, QueryWorker, joined, open_checkpoint
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store
 

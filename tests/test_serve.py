@@ -26,9 +26,9 @@ from jobs.serving.connection import Connection
 from jobs.serving.guard import Guard, GuardConfig
 from sttm.engine.ready_video import ReadyVideo
 from sttm.engine.sampling import SamplingConfig
-from sttm.engine.scheduler import Scheduler
-from sttm.engine.worker import Query, QueryWorker, joined, open_checkpoint
 from sttm.errors import ConfigError
+from sttm.query.scheduler import Scheduler
+from sttm.query.worker import Query, QueryWorker, joined, open_checkpoint
 from sttm.store.store import Store
 
 KEY = "test-key-1"

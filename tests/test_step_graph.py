@@ -9,11 +9,11 @@ from checkpoints import FAMILIES
 from family_setup import HALF, Setup
 
 from sttm.engine.answer import Continuation, Generation, answer
-from sttm.engine.conversation import Conversation
 from sttm.engine.ready_video import ReadyVideo, ready
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.step_graph import captured
 from sttm.models.language_model import LanguageModel
+from sttm.query.conversation import Conversation
 
 LONG = SamplingConfig(max_tokens=150)  # over more than two sizes of the own tokens' buffers
 

@@ -12,7 +12,7 @@ from store_samples import make_cache, make_tokens, publish, recipe_for, source_f
 from sttm.errors import StoreError
 from sttm.store.artifact import Facts, utc_now
 from sttm.store.key import identity
-from sttm.store.kv import encode_kv
+from sttm.store.kv.file import encode_kv
 from sttm.store.sealed import seal
 from sttm.store.storage import Storage
 from sttm.store.store import Store

@@ -15,11 +15,12 @@ import pytest
 from store_samples import make_cache, make_tokens, publish, recipe_for, source_for
 
 from sttm.errors import ArtifactError, StoreError
-from sttm.store import catalog as catalog_module
 from sttm.store.artifact import Facts
-from sttm.store.catalog import Catalog, CatalogRow
-from sttm.store.catalog_history import split_history, without_repeats
-from sttm.store.kv import encode_kv
+from sttm.store.catalog.catalog import Catalog
+from sttm.store.catalog.catalog import catalog as catalog_module
+from sttm.store.catalog.history import split_history, without_repeats
+from sttm.store.catalog.row import CatalogRow
+from sttm.store.kv.file import encode_kv
 from sttm.store.maintenance import find_garbage, verify
 from sttm.store.sealed import digest_of, seal
 from sttm.store.storage import Storage
@@ -258,8 +259,9 @@ def test_rows_are_never_written_where_no_reader_looks(catalog: Catalog) -> None:
 
 WRITER = """
 import sys
-from sttm.store import catalog as module
-from sttm.store.catalog import Catalog, CatalogRow
+from sttm.store.catalog.catalog import catalog as module
+from sttm.store.catalog.catalog import Catalog
+from sttm.store.catalog.row import CatalogRow
 from sttm.store.storage import Storage
 module.COMPACT_AT = 3  # so that compactions race with appends, too
 catalog = Catalog(Storage(sys.argv[1]))

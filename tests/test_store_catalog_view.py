@@ -7,8 +7,8 @@ import pytest
 from store_samples import publish
 
 from sttm.errors import StoreError
-from sttm.store.catalog import CatalogRow
-from sttm.store.catalog_view import CatalogView, UnknownVideoError
+from sttm.store.catalog.row import CatalogRow
+from sttm.store.catalog.view import CatalogView, UnknownVideoError
 from sttm.store.store import Store
 
 

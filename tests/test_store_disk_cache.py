@@ -11,9 +11,9 @@ import pytest
 from store_samples import make_cache, publish
 
 from sttm.errors import ArtifactError
-from sttm.store import disk_cache
+from sttm.query import disk_cache
+from sttm.query.disk_cache import DiskCache
 from sttm.store.artifact import Manifest
-from sttm.store.disk_cache import DiskCache
 from sttm.store.store import Store
 
 

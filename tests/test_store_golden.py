@@ -14,7 +14,7 @@ import torch
 from store_samples import make_cache, publish
 
 from sttm.kv_cache import KVCache
-from sttm.store.kv import encode_kv, read_header
+from sttm.store.kv.file import encode_kv, read_header
 from sttm.store.maintenance import find_garbage, verify
 from sttm.store.store import Store
 

@@ -14,9 +14,9 @@ from store_samples import make_cache
 
 from sttm.errors import ArtifactError, StoreError
 from sttm.kv_cache import alike
-from sttm.store.kv import EncodedKV, decode_kv, encode_kv, read_header, read_kv, read_survivors
-from sttm.store.kv_header import PAGE_BYTES, parse_header
-from sttm.store.read_buffer import ReadBuffer
+from sttm.store.kv.file import EncodedKV, decode_kv, encode_kv, read_header, read_kv, read_survivors
+from sttm.store.kv.header import PAGE_BYTES, parse_header
+from sttm.store.kv.read_buffer import ReadBuffer
 from sttm.store.sealed import digest_of
 from sttm.store.storage import Storage
 
@@ -116,7 +116,7 @@ def test_a_cache_on_a_gpu_gives_the_same_file_and_is_read_back_there(scheme: str
 def test_layers_packed_together_give_the_same_file(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = make_cache(merge_layer=2)
     expected = encode_kv(cache, scheme)
-    monkeypatch.setattr("sttm.store.kv_pack._AT_ONCE_BYTES", {"cpu": 1 << 30})
+    monkeypatch.setattr("sttm.store.kv.pack._AT_ONCE_BYTES", {"cpu": 1 << 30})
     assert encode_kv(cache, scheme).data == expected.data
     cache.values[3][0, 5, 7] = torch.inf
     with pytest.raises(StoreError, match="a value is NaN or infinite"):
@@ -338,7 +338,7 @@ def test_layers_of_unlike_shapes_schemes_and_sizes_come_back(monkeypatch: pytest
     cache = make_cache(layers=9, merge_layer=2, heads=8, frames=100)
     encoded = encode_kv(cache, "int8", scheme_below="exact")
     loaded = read_kv(stored(encoded.data, "unlike"), "unlike", encoded.header_digest)
-    monkeypatch.setattr("sttm.store.kv_unpack._AT_ONCE_BYTES", {"cpu": 1})  # each layer alone
+    monkeypatch.setattr("sttm.store.kv.unpack._AT_ONCE_BYTES", {"cpu": 1})  # each layer alone
     alone = read_kv(stored(encoded.data, "unlike"), "unlike", encoded.header_digest)
     assert all(map(torch.equal, loaded.keys + loaded.values, alone.keys + alone.values))
 

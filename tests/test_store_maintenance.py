@@ -12,7 +12,7 @@ from sttm.errors import StoreError
 from sttm.store import maintenance
 from sttm.store.artifact import Facts, manifest_key, utc_now
 from sttm.store.key import source_key
-from sttm.store.kv import encode_kv
+from sttm.store.kv.file import encode_kv
 from sttm.store.maintenance import collect_garbage, count, find_garbage, remove, superseded, verify
 from sttm.store.requantise import requantise
 from sttm.store.store import Store

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sttm.errors import StoreError
-from sttm.store.quantize import LayerShape, _below, pack, parts_of, unpack
-from sttm.store.scheme import SCHEMES
+from sttm.store.kv.quantize import LayerShape, _below, pack, parts_of, unpack
+from sttm.store.kv.scheme import SCHEMES
 
 LOSSY = ["int8", "k8v4", "int4"]
 

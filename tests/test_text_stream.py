@@ -4,7 +4,7 @@ from checkpoints import make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sttm.engine.text_stream import TextStream
+from sttm.query.text_stream import TextStream
 
 TOKENIZER = make_tokenizer()
 

@@ -23,7 +23,7 @@ from web_server import WebServer
 from jobs.cluster.process_limits import allocating_at_most
 from sttm.corpus import VideoRef
 from sttm.errors import VideoError
-from sttm.video import Frames, VideoConfig, read_video
+from sttm.video.decode import Frames, VideoConfig, read_video
 
 
 def decode_all(data: bytes) -> tuple[list[np.ndarray], np.ndarray]:
@@ -343,7 +343,7 @@ def test_caps_stop_before_decoding(write):
 def test_importing_loads_no_decoder_and_reading_is_silent(write):
     path = write(flipped((CLIPS / "bbb_12s_h264.mp4").read_bytes(), seed=2, count=6, start_ratio=0.1))
     code = (
-        "import sys; from sttm.video import *; assert not {'av', 'decord'} & set(sys.modules);"
+        "import sys; from sttm.video.decode import *; assert not {'av', 'decord'} & set(sys.modules);"
         f"[read_video({path!r}, VideoConfig(decoder=d)) for d in ('auto', 'pyav')]"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

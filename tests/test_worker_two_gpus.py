@@ -6,9 +6,9 @@ import pytest
 import torch
 from indexed import index_clips
 
-from sttm.engine.cache_tier import CacheConfig
 from sttm.engine.sampling import SamplingConfig
-from sttm.engine.worker import Query, QueryWorker, open_checkpoint
+from sttm.query.cache_tier import CacheConfig
+from sttm.query.worker import Query, QueryWorker, open_checkpoint
 from sttm.store.store import Store
 
 pytestmark = [

@@ -12,12 +12,12 @@ from jobs.answering.questions import AskedRow
 from jobs.cluster.process_limits import ended_by_a_lost_gpu, killed_after
 from jobs.cluster.session import given_devices
 from sttm.engine.batching import batches
-from sttm.engine.cache_tier import CacheConfig
 from sttm.engine.ready_video import ReadyVideo
 from sttm.engine.sampling import SamplingConfig
-from sttm.engine.worker import Query, QueryWorker, open_checkpoint
 from sttm.errors import ArtifactError, ModelError, QuestionError
 from sttm.models.placement import is_gpu_lost
+from sttm.query.cache_tier import CacheConfig
+from sttm.query.worker import Query, QueryWorker, open_checkpoint
 from sttm.settings import Settings
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from sttm.errors import ArtifactError
 from sttm.store.artifact import utc_now
-from sttm.store.catalog import storable
+from sttm.store.catalog.row import storable
 from sttm.store.storage import Storage
 
 FINAL = "answers.parquet"

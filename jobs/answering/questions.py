@@ -8,12 +8,12 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jobs.question import fault
 from sttm.errors import CorpusError
 from sttm.evaluation.cells import text, texts
 from sttm.evaluation.questions import QuestionsError
 from sttm.evaluation.rows import read_rows
-from sttm.video_file import open_filesystem, redact_url
+from sttm.query.question import fault
+from sttm.urls import open_filesystem, redact_url
 
 REQUIRED = ("video", "question")
 

@@ -32,14 +32,14 @@ from sttm.models.language_model import LanguageModel
 from sttm.models.shapes import SHAPES, build_shape
 from sttm.store.artifact import Facts, Source
 from sttm.store.key import make_recipe
-from sttm.store.kv import encode_kv
-from sttm.store.read_buffer import ReadBuffer
+from sttm.store.kv.file import encode_kv
+from sttm.store.kv.read_buffer import ReadBuffer
 from sttm.store.store import Store
 from sttm.store.tokens import write_tokens
 from sttm.synthetic import render, sample_scenes
 from sttm.synthetic.encode import encode_clip
 from sttm.synthetic.film import describe, write_film
-from sttm.video import VideoConfig, read_video
+from sttm.video.decode import VideoConfig, read_video
 
 _SEED = 0
 Clock = Callable[[Callable[[], object]], Timing]

@@ -34,7 +34,7 @@ from sttm.errors import ConfigError, SttmError
 from sttm.indexer import GPU_STAGES
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.shapes import SHAPES
-from sttm.store.catalog import CatalogRow
+from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe
 from sttm.store.store import Store
 

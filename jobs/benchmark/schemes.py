@@ -17,8 +17,8 @@ from sttm.engine.prefill import prefill
 from sttm.engine.ready_video import ready
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.language_model import LanguageModel
-from sttm.store.kv import decode_kv, encode_kv
-from sttm.store.scheme import SCHEMES
+from sttm.store.kv.file import decode_kv, encode_kv
+from sttm.store.kv.scheme import SCHEMES
 from sttm.synthetic import HELD_OUT_SEED, questions, render, sample_scenes
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from jobs.benchmark.timing import measure, show
 from sttm.kv_cache import KVCache
-from sttm.store.kv import encode_kv, read_kv
-from sttm.store.read_buffer import ReadBuffer
+from sttm.store.kv.file import encode_kv, read_kv
+from sttm.store.kv.read_buffer import ReadBuffer
 from sttm.store.storage import Storage
 
 

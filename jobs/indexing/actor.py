@@ -12,7 +12,7 @@ from jobs.cluster.session import given_devices
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
 from sttm.indexer import GPU_STAGES, DecodedVideo, Indexer, VideoReader
-from sttm.store.catalog import CatalogRow
+from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe
 
 

@@ -27,9 +27,9 @@ from jobs.indexing.actor import PrefillActor, decode_video
 from jobs.indexing.metrics import IdleClock, Pipeline
 from sttm.corpus import VideoRef
 from sttm.errors import VideoError
-from sttm.store.catalog import CatalogRow
+from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe
-from sttm.video_file import redact_url
+from sttm.urls import redact_url
 
 
 class Listener(Protocol):

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from statistics import median
 
 from sttm.corpus import VideoRef
-from sttm.frames import sample_times
 from sttm.indexer import GPU_STAGES
-from sttm.store.catalog import CatalogRow
+from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe, differences, recipe_digest
 from sttm.store.store import Store
+from sttm.video.frames import sample_times
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ray.util import metrics as ray_metrics
 
-from sttm.store.catalog import CatalogRow
+from sttm.store.catalog.row import CatalogRow
 
 _STAGE_BOUNDARIES_S = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0]
 

@@ -12,7 +12,7 @@ from jobs.indexing.run_record import key_of
 from sttm.corpus import VideoRef
 from sttm.store.key import Recipe
 from sttm.store.store import Store
-from sttm.video_file import redact_url
+from sttm.urls import redact_url
 
 _SHOWN = 50
 

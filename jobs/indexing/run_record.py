@@ -16,10 +16,10 @@ from jobs.indexing.progress import Progress
 from jobs.indexing.video_log import log_video
 from sttm.corpus import VideoRef
 from sttm.errors import StoreError
-from sttm.store.catalog import CatalogRow
+from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe, recipe_digest, source_key
 from sttm.store.store import Store
-from sttm.video_file import redact_url
+from sttm.urls import redact_url
 
 FLUSH_EVERY_S = 10.0
 SHOWN_ERRORS = 100  # in the record while the run lasts: writing all of them each time would take longer and longer

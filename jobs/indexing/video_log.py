@@ -5,8 +5,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from sttm.store.catalog import CatalogRow
-from sttm.video_file import redact_url
+from sttm.store.catalog.row import CatalogRow
+from sttm.urls import redact_url
 
 
 def log_video(row: CatalogRow) -> None:

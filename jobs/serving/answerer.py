@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from sttm.engine.cache_tier import CacheState
-from sttm.engine.ticket import Hear
-from sttm.engine.worker import Query
+from sttm.query.cache_tier import CacheState
+from sttm.query.ticket import Hear
+from sttm.query.worker import Query
 
 
 class Asked(Protocol):

@@ -26,13 +26,13 @@ from jobs.serving.frame_strip import frame_strip
 from jobs.serving.guard import Guard, GuardConfig
 from jobs.serving.metrics import ServiceMetrics
 from jobs.serving.reply import Reply
-from sttm.engine.scheduler import BusyError
-from sttm.engine.ticket import Ended, Piece
-from sttm.engine.worker import joined
 from sttm.errors import ArtifactError, ModelError, QuestionError, StoreError, SttmError, VideoError
+from sttm.query.scheduler import BusyError
+from sttm.query.ticket import Ended, Piece
+from sttm.query.worker import joined
 from sttm.settings import Settings
-from sttm.store.catalog import CatalogRow
-from sttm.store.catalog_view import CatalogView, UnknownVideoError
+from sttm.store.catalog.row import CatalogRow
+from sttm.store.catalog.view import CatalogView, UnknownVideoError
 from sttm.store.storage import MissingObjectError, public_url
 from sttm.store.store import Store
 

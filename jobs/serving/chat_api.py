@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from jobs.question import MAX_CHARS, MAX_OPTIONS
 from sttm.engine.sampling import SamplingConfig
-from sttm.engine.ticket import Ended
-from sttm.engine.worker import Query
+from sttm.query.question import MAX_CHARS, MAX_OPTIONS
+from sttm.query.ticket import Ended
+from sttm.query.worker import Query
 
 MAX_MESSAGES, MAX_PARTS, MAX_STOPS, MAX_VIDEOS = 100, 32, 4, 8
 MAX_OPTION_CHARS = MAX_CHARS // MAX_OPTIONS

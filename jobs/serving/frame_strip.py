@@ -55,7 +55,7 @@ def _strip(asked: dict[str, Any]) -> bytes:
     import numpy as np
     from PIL import Image
 
-    from sttm.video import VideoConfig, read_video
+    from sttm.video.decode import VideoConfig, read_video
 
     frames = read_video(asked["uri"], VideoConfig(**asked["video"]))
     if frames.content_digest != asked["digest"]:

@@ -8,10 +8,10 @@ from ray import serve
 
 from jobs.cluster.session import given_devices
 from jobs.serve import open_worker
-from sttm.engine.cache_tier import CacheConfig, CacheState
-from sttm.engine.scheduler import ScheduleConfig, Scheduler
-from sttm.engine.ticket import Ended, Piece
-from sttm.engine.worker import Query
+from sttm.query.cache_tier import CacheConfig, CacheState
+from sttm.query.scheduler import ScheduleConfig, Scheduler
+from sttm.query.ticket import Ended, Piece
+from sttm.query.worker import Query
 
 
 @dataclass(frozen=True)

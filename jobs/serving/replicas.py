@@ -20,11 +20,11 @@ from jobs.cluster.faults import cause_of
 from jobs.cluster.session import start_ray
 from jobs.serving.chat_api import ApiError
 from jobs.serving.replica import Replica, Report
-from sttm.engine.cache_tier import CacheConfig, CacheState
-from sttm.engine.scheduler import BusyError, ScheduleConfig
-from sttm.engine.ticket import Hear, Piece
-from sttm.engine.worker import Query
 from sttm.errors import ConfigError
+from sttm.query.cache_tier import CacheConfig, CacheState
+from sttm.query.scheduler import BusyError, ScheduleConfig
+from sttm.query.ticket import Hear, Piece
+from sttm.query.worker import Query
 
 _APPLICATION, _DEPLOYMENT = "sttm", "replica"
 _LOGGING: Any = {"log_level": "WARNING", "enable_access_log": False}

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from jobs.serving.answerer import Answerer
 from jobs.serving.chat_api import ApiError
 from jobs.serving.metrics import ServiceMetrics
-from sttm.engine.ticket import Ended, Piece
-from sttm.engine.worker import Query
+from sttm.query.ticket import Ended, Piece
+from sttm.query.worker import Query
 
 _LOOK_EVERY_S = 0.25  # whether the client is still there
 

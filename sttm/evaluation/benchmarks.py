@@ -29,7 +29,7 @@ from sttm.evaluation import cells
 from sttm.evaluation.questions import Benchmark, Question, QuestionsError, RowError, group_by_video
 from sttm.evaluation.rows import FileRow, read_rows
 from sttm.evaluation.videos import VideoFolder
-from sttm.video import VideoConfig
+from sttm.video.decode import VideoConfig
 
 _VNBENCH_TRIES = 4
 

@@ -19,7 +19,7 @@ from sttm.evaluation.scoring import Verdict, judge
 from sttm.models.base import Prompt, VideoInputs
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.language_model import LanguageModel
-from sttm.store.kv import decode_kv, encode_kv
+from sttm.store.kv.file import decode_kv, encode_kv
 
 _ROWS_AT_ONCE = 64  # questions, or options of questions; the video's keys are not copied for them
 

@@ -22,7 +22,7 @@ from sttm.errors import ConfigError
 from sttm.merging import MergeConfig
 from sttm.merging.config import Method
 from sttm.settings import Settings
-from sttm.store.scheme import StoreConfig
+from sttm.store.kv.scheme import StoreConfig
 
 FULL = "none"
 _TARGETS = ("budget", "tokens", "spatial_threshold", "temporal_threshold")

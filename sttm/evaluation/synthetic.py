@@ -13,7 +13,7 @@ import numpy as np
 
 from sttm.evaluation.questions import Benchmark, Clip, Question, VideoQuestions
 from sttm.synthetic import HELD_OUT_SEED, Scene, questions, render, sample_scenes
-from sttm.video import VideoConfig, read_video
+from sttm.video.decode import VideoConfig, read_video
 
 SEED = HELD_OUT_SEED + 1_000_000  # not the demo's clips, nor those that training reports on
 CLIPS, QUICK_CLIPS = 400, 16

@@ -10,7 +10,7 @@ from sttm.evaluation import cells
 from sttm.evaluation.questions import Benchmark, Question, QuestionsError, RowError, Scoring, group_by_video
 from sttm.evaluation.rows import read_rows
 from sttm.evaluation.videos import VideoFolder
-from sttm.video import VideoConfig
+from sttm.video.decode import VideoConfig
 
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 

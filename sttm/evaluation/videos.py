@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sttm.evaluation.questions import Clip
-from sttm.video import VideoConfig, read_video
+from sttm.video.decode import VideoConfig, read_video
 
 _EXTENSIONS = (".mp4", ".MP4", ".mkv", ".webm", ".avi", ".mov")
 

@@ -20,7 +20,7 @@ class MergeConfig(Settings):
     None turns its step off; with nothing said at all nothing is merged. Every other method needs `budget` or `tokens`.
 
     Attributes:
-        method: `sttm`, `none` (keep everything) or a peer from `sttm.merging.peers`.
+        method: `sttm`, `none` (keep everything) or a peer from `sttm.merging.peers.dispatch`.
         budget: share of the tokens kept, in (0, 1]: floor(budget * N) of them.
         tokens: most tokens kept; a shorter video is left alone. With `budget` too, the smaller count holds.
         spatial_threshold: a node stays whole if its cosine with each child reaches this (tau_S of the paper).

@@ -12,7 +12,7 @@ from sttm.merging.config import MergeConfig
 from sttm.merging.decision import Decision, decide_by_thresholds
 from sttm.merging.grid import Grid, make_grid
 from sttm.merging.merged import Merged, weighted_sum
-from sttm.merging.peers import merge_by_peer
+from sttm.merging.peers.dispatch import merge_by_peer
 from sttm.merging.rows import rows_of
 from sttm.merging.similarity import Similarity, measure
 

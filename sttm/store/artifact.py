@@ -21,7 +21,7 @@ from sttm.store.sealed import digest_of, read_sealed, seal
 from sttm.store.storage import INDEX_AGAIN, Storage
 
 if TYPE_CHECKING:  # torch takes seconds to import, and listing a store needs none of it
-    from sttm.store.kv import EncodedKV
+    from sttm.store.kv.file import EncodedKV
 
 T = TypeVar("T")
 _IDENTITY = re.compile(r"[0-9a-f]{64}")

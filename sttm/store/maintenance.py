@@ -19,8 +19,8 @@ from sttm.store.artifact import (
     require_size,
     utc_now,
 )
-from sttm.store.catalog import rows_of
-from sttm.store.catalog_history import Superseded, split_history
+from sttm.store.catalog.catalog import rows_of
+from sttm.store.catalog.history import Superseded, split_history
 from sttm.store.storage import INDEX_AGAIN, Entry, MissingObjectError
 from sttm.store.store import Store
 
@@ -221,7 +221,7 @@ def collect_garbage(store: Store, garbage: Garbage) -> None:
 
 
 def _verify_artifact(store: Store, identity: str) -> None:
-    from sttm.store.kv import verify_kv
+    from sttm.store.kv.file import verify_kv
 
     manifest, storage = store.manifest(identity), store.storage
     require_size(storage, manifest.kv)

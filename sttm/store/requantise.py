@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from sttm.errors import StoreError
 from sttm.store.artifact import Manifest, Source, read_file
-from sttm.store.catalog import CatalogRow
+from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import make_recipe, source_key
-from sttm.store.kv import encode_kv, read_header
+from sttm.store.kv.file import encode_kv, read_header
 from sttm.store.store import Store
 
 

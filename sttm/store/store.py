@@ -15,7 +15,8 @@ from sttm.store.artifact import (
     read_file,
     utc_now,
 )
-from sttm.store.catalog import Catalog, CatalogRow
+from sttm.store.catalog.catalog import Catalog
+from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import FORMAT_VERSION, Recipe
 from sttm.store.sealed import read_sealed, seal
 from sttm.store.storage import MissingObjectError, Storage
@@ -24,8 +25,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and finding a video needs no
     import torch
 
     from sttm.kv_cache import KVCache
-    from sttm.store.kv import EncodedKV, Survivors
-    from sttm.store.read_buffer import ReadBuffer
+    from sttm.store.kv.file import EncodedKV, Survivors
+    from sttm.store.kv.read_buffer import ReadBuffer
     from sttm.store.tokens import Tokens
 
 _MARKER = "format.json"
@@ -120,7 +121,7 @@ class Store:
             MissingObjectError: nothing is committed under this identity.
             ArtifactError: a file is damaged.
         """
-        from sttm.store.kv import read_kv
+        from sttm.store.kv.file import read_kv
 
         manifest = self.manifest(identity)
         kv = manifest.kv
@@ -128,7 +129,7 @@ class Store:
 
     def load_survivors(self, identity: str) -> "Survivors":
         """Where the reduced tokens of a committed artifact come from, read alone; errors as for `load_kv`."""
-        from sttm.store.kv import read_survivors
+        from sttm.store.kv.file import read_survivors
 
         manifest = self.manifest(identity)
         return read_survivors(self.storage, manifest.kv.key, manifest.kv_header_digest, manifest.kv.size_bytes)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from sttm.errors import ArtifactError
-from sttm.store.kv_header import MAX_CELLS, MAX_TOKENS
-from sttm.store.kv_unpack import are_inside
+from sttm.store.kv.header import MAX_CELLS, MAX_TOKENS
+from sttm.store.kv.unpack import are_inside
 from sttm.store.sealed import parse_json
 from sttm.store.storage import INDEX_AGAIN
 

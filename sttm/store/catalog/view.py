@@ -4,8 +4,9 @@ import threading
 import time
 
 from sttm.errors import StoreError
-from sttm.store.catalog import Catalog, CatalogRow, Snapshot
-from sttm.store.catalog_history import split_history
+from sttm.store.catalog.catalog import Catalog, Snapshot
+from sttm.store.catalog.history import split_history
+from sttm.store.catalog.row import CatalogRow
 from sttm.store.storage import Storage
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sttm.kv_cache import KVCache, alike
-from sttm.store.download import Download, Downloaded, empty_for_copies
-from sttm.store.kv_header import KVHeader, KVLayout, Region
-from sttm.store.quantize import pack_unchecked, require_storable
+from sttm.store.kv.download import Download, Downloaded, empty_for_copies
+from sttm.store.kv.header import KVHeader, KVLayout, Region
+from sttm.store.kv.quantize import pack_unchecked, require_storable
 from sttm.store.sealed import digest_of
 
 _EMPTY_DIGEST = "0" * 64

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from sttm.engine.likelihood import Pieces
 from sttm.engine.ready_video import ReadyVideo
-from sttm.engine.ticket import Piece, Ticket
-from sttm.engine.worker import Answers, Choice
+from sttm.query.ticket import Piece, Ticket
+from sttm.query.worker import Answers, Choice
 
 
 class Batch(ABC):

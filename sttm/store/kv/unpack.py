@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sttm.errors import ArtifactError
 from sttm.kv_cache import KVCache, alike
-from sttm.store.kv_header import KVHeader, KVLayout
-from sttm.store.quantize import unpack
+from sttm.store.kv.header import KVHeader, KVLayout
+from sttm.store.kv.quantize import unpack
 from sttm.store.storage import INDEX_AGAIN
 
 _AT_ONCE_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}  # packed: a GPU waits for launches, a CPU for memory

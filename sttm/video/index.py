@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sttm.video_file import is_entry_point
+from sttm.video.container import is_entry_point
 
 HIDDEN = -(1 << 62)  # in place of the pts of a packet that is not shown
 _MP4, _MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"

@@ -19,14 +19,14 @@ from itertools import chain
 
 from pydantic import Field
 
-from sttm.engine.batch import Batch, Choosing, Speaking
 from sttm.engine.batching import batches
-from sttm.engine.cache_tier import CacheState
 from sttm.engine.ready_video import ReadyVideo
-from sttm.engine.ticket import Hear, Ticket
-from sttm.engine.worker import Query, QueryWorker
 from sttm.errors import SttmError
 from sttm.models.placement import is_gpu_lost
+from sttm.query.batch import Batch, Choosing, Speaking
+from sttm.query.cache_tier import CacheState
+from sttm.query.ticket import Hear, Ticket
+from sttm.query.worker import Query, QueryWorker
 from sttm.settings import Settings
 
 _log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from sttm.kv_cache import KVCache
-    from sttm.store.read_buffer import ReadBuffer
+    from sttm.store.kv.read_buffer import ReadBuffer
 
 _log = logging.getLogger(__name__)
 _ABANDONED = timedelta(hours=1)  # a half-written copy this old has no writer any more
@@ -66,7 +66,7 @@ class DiskCache:
             MissingObjectError: the remote file is gone.
             ArtifactError: the remote file is damaged; nothing of it is kept.
         """
-        from sttm.store.kv import decode_kv, read_kv
+        from sttm.store.kv.file import decode_kv, read_kv
 
         file = manifest.kv
         try:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from sttm.kv_cache import KVCache
-from sttm.store.kv_header import KVHeader, header_bytes, parse_header
-from sttm.store.kv_pack import EncodedKV, pack_kv
-from sttm.store.kv_unpack import as_bytes, damaged, unpack_body, unpack_tables
-from sttm.store.read_buffer import ReadBuffer
+from sttm.store.kv.header import KVHeader, header_bytes, parse_header
+from sttm.store.kv.pack import EncodedKV, pack_kv
+from sttm.store.kv.read_buffer import ReadBuffer
+from sttm.store.kv.unpack import as_bytes, damaged, unpack_body, unpack_tables
 from sttm.store.sealed import digest_of
 from sttm.store.storage import Storage
 

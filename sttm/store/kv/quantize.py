@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sttm.errors import StoreError
-from sttm.store.scheme import SCHEMES, Scheme
+from sttm.store.kv.scheme import SCHEMES, Scheme
 
 SMALLEST_SCALE = 2.0**-24  # the smallest positive fp16 number
 ALWAYS_EXACT = 4  # under `keeps_text`, the first tokens: every later token attends to them strongly

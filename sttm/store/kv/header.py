@@ -16,8 +16,8 @@ import torch
 from sttm.errors import ArtifactError
 from sttm.kv_cache import KVCache
 from sttm.store.key import canonical_json
-from sttm.store.quantize import ALWAYS_EXACT, LayerShape, Part, parts_of
-from sttm.store.scheme import SCHEMES
+from sttm.store.kv.quantize import ALWAYS_EXACT, LayerShape, Part, parts_of
+from sttm.store.kv.scheme import SCHEMES
 from sttm.store.sealed import parse_json
 from sttm.store.storage import INDEX_AGAIN
 

@@ -28,10 +28,12 @@ from pydantic import Field, model_validator
 
 from sttm.corpus import VideoRef
 from sttm.errors import VideoError
-from sttm.frames import FrameKeeper, Frames, sample_times
 from sttm.settings import Settings
-from sttm.video_file import is_cut_off, read_video_file, redact_url
-from sttm.video_index import VideoIndex, index_stream
+from sttm.urls import redact_url
+from sttm.video.container import is_cut_off
+from sttm.video.file import read_video_file
+from sttm.video.frames import FrameKeeper, Frames, sample_times
+from sttm.video.index import VideoIndex, index_stream
 
 _DECORD_BATCH = 16  # decord's own copy of the frames stays this small
 _SAME_TIME_S = 1e-3  # Matroska rounds to milliseconds

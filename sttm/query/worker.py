@@ -15,22 +15,22 @@ from typing import Any
 import torch
 
 from sttm.engine.answer import Continuation, Generation
-from sttm.engine.cache_tier import CacheConfig, CacheState, CacheTier
 from sttm.engine.compose import compose
 from sttm.engine.context import require_room
-from sttm.engine.conversation import Conversation, text_ids, turns_ids
 from sttm.engine.likelihood import Pieces, finished, scoring
 from sttm.engine.ready_video import ReadyVideo, ready
 from sttm.engine.sampling import SamplingConfig
-from sttm.engine.text_stream import TextStream
 from sttm.errors import ModelError, QuestionError
 from sttm.kv_cache import KVCache
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.placement import Devices, first_gpus
+from sttm.query.cache_tier import CacheConfig, CacheState, CacheTier
+from sttm.query.conversation import Conversation, text_ids, turns_ids
+from sttm.query.disk_cache import DiskCache
+from sttm.query.text_stream import TextStream
 from sttm.store.artifact import Manifest
-from sttm.store.disk_cache import DiskCache
 from sttm.store.key import differences
-from sttm.store.read_buffer import ReadBuffer
+from sttm.store.kv.read_buffer import ReadBuffer
 from sttm.store.store import Store
 
 _log = logging.getLogger("sttm.query")

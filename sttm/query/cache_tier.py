@@ -13,8 +13,8 @@ from pydantic import Field
 
 from sttm.engine.ready_video import ReadyVideo
 from sttm.models.placement import Devices, as_devices
+from sttm.query.lru import ByteLRU
 from sttm.settings import Settings
-from sttm.store.lru import ByteLRU
 
 
 class CacheConfig(Settings):

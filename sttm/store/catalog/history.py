@@ -2,10 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from sttm.store.catalog import CatalogRow
+from sttm.store.catalog.row import CatalogRow
 
 UNSEEN = ("missing", "unreadable", "lost")  # codes of errors that say nothing of the video
 
@@ -19,11 +17,11 @@ class Superseded:
         by: of the same video, newer: another artifact, an error of a changed file, or `removed`.
     """
 
-    row: "CatalogRow"
-    by: "CatalogRow"
+    row: CatalogRow
+    by: CatalogRow
 
 
-def split_history(history: Iterable["CatalogRow"]) -> tuple[list["CatalogRow"], list[Superseded]]:
+def split_history(history: Iterable[CatalogRow]) -> tuple[list[CatalogRow], list[Superseded]]:
     """The row that counts of each video and recipe, and the superseded ones whose artifact no other row needs.
 
     The newest row of a video and recipe counts, with these exceptions. An error never hides an artifact of the very
@@ -59,7 +57,7 @@ def split_history(history: Iterable["CatalogRow"]) -> tuple[list["CatalogRow"], 
     return counting, sorted(last.values(), key=lambda s: s.row.created_at)
 
 
-def without_repeats(history: Iterable["CatalogRow"]) -> list["CatalogRow"]:
+def without_repeats(history: Iterable[CatalogRow]) -> list[CatalogRow]:
     """All rows but those whose video and recipe have the same said of them in the row before and in the row after.
 
     So every answer of `split_history` stays, and would stay if further rows arrived late, dated in between.
@@ -72,7 +70,7 @@ def without_repeats(history: Iterable["CatalogRow"]) -> list["CatalogRow"]:
     return [row for row, repeats in zip(rows, both, strict=True) if not all(repeats)]
 
 
-def _repeats(rows: list["CatalogRow"]) -> list[bool]:
+def _repeats(rows: list[CatalogRow]) -> list[bool]:
     """For each row, whether the last one before it of its video and recipe says the same."""
     last: dict[tuple[str, str], tuple[str, ...]] = {}
     found = []

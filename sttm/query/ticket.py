@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from sttm.engine.worker import Choice, Query
 from sttm.errors import SttmError
+from sttm.query.worker import Choice, Query
 
 _log = logging.getLogger(__name__)
 

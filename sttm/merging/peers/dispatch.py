@@ -20,9 +20,9 @@ from torch import Tensor
 
 from sttm.merging.config import MergeConfig
 from sttm.merging.merged import Merged
-from sttm.merging.octree import merge_octree
-from sttm.merging.selection import collect
-from sttm.merging.tome import match_tokens
+from sttm.merging.peers.octree import merge_octree
+from sttm.merging.peers.selection import collect
+from sttm.merging.peers.tome import match_tokens
 
 
 def merge_by_peer(x_THWC: Tensor, config: MergeConfig) -> Merged:

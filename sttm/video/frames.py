@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sttm.errors import VideoError
-from sttm.video_index import VideoIndex
+from sttm.video.index import VideoIndex
 
 _MIN_DECODED_RATIO = 0.5
 

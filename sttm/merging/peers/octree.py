@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sttm.merging.grid import level_sizes
 from sttm.merging.merged import Merged
-from sttm.merging.selection import collect
+from sttm.merging.peers.selection import collect
 
 
 def merge_octree(x_THWC: Tensor, root_level: int, target: int) -> Merged:

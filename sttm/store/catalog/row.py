@@ -1,0 +1,118 @@
+"""One row of the catalog, and how Parquet holds it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from sttm.store.artifact import Manifest, utc_now
+from sttm.store.key import recipe_digest, source_key
+
+
+@dataclass(frozen=True)
+class CatalogRow:
+    """What the catalog knows of one video under one recipe.
+
+    Attributes:
+        video_id, uri, name: of the video; the id is unique in the corpus.
+        status: `ok`, `error`, or `removed`.
+        recipe_digest: of the recipe that was applied.
+        source_key: of the file and recipe, for skipping it without reading it; see `key.source_key`.
+        identity: of the artifact; empty in an error row.
+        content_digest, source_bytes, duration_s: of the video; empty or 0 in an error row and in older programs' rows.
+        kv_bytes, tokens_bytes: sizes of the artifact's files.
+        tokens_before, tokens_after, retained_ratio: visual tokens entering and leaving the merge; after / before.
+        thresholds, timings_s: as in `Facts`.
+        kl_mean, top1_agreement: of the fidelity certificate; None without one.
+        error_code, error_message: of an error row.
+        run_id, attempts: as in `Facts`.
+        created_at: UTC, ISO 8601; of two rows of one video and recipe, the newer counts.
+    """
+
+    video_id: str
+    uri: str
+    name: str
+    status: Literal["ok", "error", "removed"]
+    recipe_digest: str
+    source_key: str
+    identity: str = ""
+    content_digest: str = ""
+    source_bytes: int = 0
+    duration_s: float = 0.0
+    kv_bytes: int = 0
+    tokens_bytes: int = 0
+    tokens_before: int = 0
+    tokens_after: int = 0
+    retained_ratio: float = 0.0
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+    kl_mean: float | None = None
+    top1_agreement: float | None = None
+    error_code: str = ""
+    error_message: str = ""
+    run_id: str = ""
+    attempts: int = 1
+    created_at: str = field(default_factory=utc_now)
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "CatalogRow":
+        """The row of a committed artifact."""
+        source, facts = manifest.source, manifest.facts
+        return cls(
+            video_id=source.video_id,
+            uri=source.uri,
+            name=source.name,
+            status="ok",
+            recipe_digest=recipe_digest(manifest.recipe),
+            source_key=source_key(source.uri, source.size_bytes, source.version, manifest.recipe),
+            identity=manifest.identity,
+            content_digest=manifest.content_digest,
+            source_bytes=source.size_bytes,
+            duration_s=_number(facts.details, "sampling", "duration_s") or 0.0,
+            kv_bytes=manifest.kv.size_bytes,
+            tokens_bytes=manifest.tokens.size_bytes,
+            tokens_before=facts.tokens_before,
+            tokens_after=facts.tokens_after,
+            retained_ratio=facts.tokens_after / max(1, facts.tokens_before),
+            thresholds=facts.thresholds,
+            timings_s=facts.timings_s,
+            kl_mean=_number(facts.details, "certificate", "kl_mean"),
+            top1_agreement=_number(facts.details, "certificate", "top1_agreement"),
+            run_id=facts.run_id,
+            attempts=facts.attempts,
+            created_at=manifest.created_at,
+        )
+
+
+def _number(details: Mapping[str, Any], section: str, name: str) -> float | None:
+    """A number of a manifest's free notes; None where there is none."""
+    found = details.get(section)
+    value = found.get(name) if isinstance(found, dict) else None
+    return value if isinstance(value, float) else None
+
+
+_MAP = pa.map_(pa.string(), pa.float64())
+SCHEMA = pa.schema(
+    {
+        **dict.fromkeys(("video_id", "uri", "name", "status", "recipe_digest", "source_key", "identity"), pa.string()),
+        "content_digest": pa.string(),
+        "source_bytes": pa.int64(),
+        "duration_s": pa.float64(),
+        **dict.fromkeys(("kv_bytes", "tokens_bytes", "tokens_before", "tokens_after"), pa.int64()),
+        **dict.fromkeys(("retained_ratio", "kl_mean", "top1_agreement"), pa.float64()),
+        **dict.fromkeys(("thresholds", "timings_s"), _MAP),
+        **dict.fromkeys(("error_code", "error_message", "run_id"), pa.string()),
+        "attempts": pa.int64(),
+        "created_at": pa.string(),
+    }
+)
+REQUIRED = SCHEMA.names[:6]
+NULLABLE = ("kl_mean", "top1_agreement")
+
+
+def storable(value: Any) -> Any:
+    """A value as Arrow takes it; in text, what stands for bytes of a name that is not UTF-8 becomes `\\udcff`."""
+    if isinstance(value, Mapping):
+        return [(storable(name), number) for name, number in value.items()]
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
