@@ -25,10 +25,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from sttm.synthetic.architecture import build_config, build_model, save_folder
-from sttm.synthetic.batches import Clips, held_out_questions
-from sttm.synthetic.chat import PackedQuestions, QuestionPacker, build_tokenizer
-from sttm.synthetic.packed_model import PackedModel
+from jobs.training.architecture import build_config, build_model, save_folder
+from jobs.training.batches import Clips, held_out_questions
+from jobs.training.chat import PackedQuestions, QuestionPacker, build_tokenizer
+from jobs.training.packed_model import PackedModel
 from sttm.synthetic.render import PackedScenes, draw, pack
 from sttm.synthetic.scene import sample_scenes
 from sttm.synthetic.vocabulary import HELD_OUT_SEED, TASKS

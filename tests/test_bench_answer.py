@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from family_setup import Setup
 
+from jobs.benchmark import shapes
 from jobs.benchmark.answer import bench_answer
-from sttm.models import shapes
-from sttm.synthetic.film import write_film
+from jobs.benchmark.film import write_film
 from sttm.video.decode import VideoConfig, read_video
 
 

@@ -12,13 +12,13 @@ import torch
 
 from jobs.benchmark.clips import encode_scenes, write_clips
 from jobs.benchmark.random_checkpoint import write_checkpoint
+from jobs.benchmark.shapes import SHAPES
 from sttm.config import IndexConfig, index_recipe
 from sttm.corpus import list_corpus
 from sttm.errors import SttmError
 from sttm.indexer import Indexer, VideoReader
 from sttm.merging import MergeConfig
 from sttm.models.checkpoint import Checkpoint, ModelConfig
-from sttm.models.shapes import SHAPES
 from sttm.store.store import Store
 from sttm.video.decode import VideoConfig
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from family_setup import Setup
 
+from jobs.benchmark import shapes
 from jobs.benchmark.prefill import bench_prefill
-from sttm.models import shapes
 
 
 def run(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], **options: Any) -> tuple:

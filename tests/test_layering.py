@@ -14,7 +14,7 @@ DOORS = {
     "decord": {"sttm/video/decode.py", "sttm/video/file.py", "sttm/video/index.py"},
     "av": {
         *("sttm/video/decode.py", "sttm/video/file.py", "sttm/video/index.py"),
-        *("sttm/synthetic/encode.py", "sttm/synthetic/film.py"),
+        *("sttm/synthetic/encode.py", "jobs/benchmark/film.py"),
     },
     "fsspec": {"sttm/store/storage.py", "sttm/corpus.py", "sttm/urls.py"},
     "pyarrow": {

@@ -4,9 +4,9 @@ import pytest
 import torch
 from family_setup import Setup
 
-from sttm.models import shapes
+from jobs.benchmark import shapes
+from jobs.benchmark.shapes import SHAPES, build_shape
 from sttm.models.language_model import LanguageModel
-from sttm.models.shapes import SHAPES, build_shape
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

@@ -16,8 +16,8 @@ from store_samples import make_cache, make_tokens, publish, recipe_for, source_f
 
 from sttm.errors import ArtifactError, StoreError
 from sttm.store.artifact import Facts
+from sttm.store.catalog import catalog as catalog_module
 from sttm.store.catalog.catalog import Catalog
-from sttm.store.catalog.catalog import catalog as catalog_module
 from sttm.store.catalog.history import split_history, without_repeats
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.kv.file import encode_kv
@@ -259,7 +259,7 @@ def test_rows_are_never_written_where_no_reader_looks(catalog: Catalog) -> None:
 
 WRITER = """
 import sys
-from sttm.store.catalog.catalog import catalog as module
+from sttm.store.catalog import catalog as module
 from sttm.store.catalog.catalog import Catalog
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.storage import Storage

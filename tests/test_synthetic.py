@@ -6,10 +6,10 @@ import random
 import pytest
 import torch
 
+from jobs.training.batches import Clips, training_questions
+from jobs.training.chat import ANSWER_TOKENS, QuestionPacker, build_tokenizer
+from jobs.training.packed_model import positions_of
 from sttm.synthetic import HELD_OUT_SEED, TASKS, Scene, questions, render, sample_scenes
-from sttm.synthetic.batches import Clips, training_questions
-from sttm.synthetic.chat import ANSWER_TOKENS, QuestionPacker, build_tokenizer
-from sttm.synthetic.packed_model import positions_of
 from sttm.synthetic.questions import Question
 from sttm.synthetic.vocabulary import COLOURS, SHAPES
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from jobs.training.chat import CHAT_TEMPLATE, QuestionPacker, build_tokenizer
+from jobs.training.packed_model import PackedModel, patchify
 from sttm.models.processor import import_torchvision, load_video_processor
 from sttm.synthetic import HELD_OUT_SEED, TASKS, questions, render, sample_scenes
-from sttm.synthetic.chat import CHAT_TEMPLATE, QuestionPacker, build_tokenizer
-from sttm.synthetic.packed_model import PackedModel, patchify
 
 FOLDER = Path(__file__).parents[1] / "sttm" / "models" / "tiny"
 

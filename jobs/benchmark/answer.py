@@ -18,7 +18,9 @@ import torch
 import typer
 
 from jobs.benchmark.decode_step import StepRow, decode_steps
+from jobs.benchmark.film import describe, write_film
 from jobs.benchmark.prefill import sample_video
+from jobs.benchmark.shapes import SHAPES, build_shape
 from jobs.benchmark.timing import Timing, measure, show
 from sttm.engine.answer import Continuation, answer
 from sttm.engine.prefill import PrefillConfig, Prefilled, prefill
@@ -29,7 +31,6 @@ from sttm.merging import MergeConfig
 from sttm.models.base import Family, Prompt, VideoInputs
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
-from sttm.models.shapes import SHAPES, build_shape
 from sttm.store.artifact import Facts, Source
 from sttm.store.key import make_recipe
 from sttm.store.kv.file import encode_kv
@@ -38,7 +39,6 @@ from sttm.store.store import Store
 from sttm.store.tokens import write_tokens
 from sttm.synthetic import render, sample_scenes
 from sttm.synthetic.encode import encode_clip
-from sttm.synthetic.film import describe, write_film
 from sttm.video.decode import VideoConfig, read_video
 
 _SEED = 0

@@ -22,6 +22,7 @@ import typer
 
 from jobs.benchmark.clips import encode_scenes, write_clips
 from jobs.benchmark.random_checkpoint import write_checkpoint
+from jobs.benchmark.shapes import SHAPES
 from jobs.benchmark.stages import StageRates, measure_stages
 from jobs.benchmark.timing import show
 from jobs.cluster.session import start_ray
@@ -33,7 +34,6 @@ from sttm.corpus import VideoRef, list_corpus
 from sttm.errors import ConfigError, SttmError
 from sttm.indexer import GPU_STAGES
 from sttm.models.checkpoint import Checkpoint
-from sttm.models.shapes import SHAPES
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe
 from sttm.store.store import Store

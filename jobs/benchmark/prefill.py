@@ -17,6 +17,7 @@ import typer
 from torch import Tensor
 
 from jobs.benchmark.profile import profiled, seconds_by_sdpa_kernel
+from jobs.benchmark.shapes import SHAPES, build_shape
 from jobs.benchmark.timing import Timing, measure, show
 from sttm.engine.prefill import PrefillConfig, Prefilled, prefill
 from sttm.errors import ConfigError
@@ -25,7 +26,6 @@ from sttm.models.base import Family, Prompt, VideoInputs
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
 from sttm.models.placement import first_gpus
-from sttm.models.shapes import SHAPES, build_shape
 
 PREFIX_TOKENS = 24  # text before the video, as a chat template makes it
 

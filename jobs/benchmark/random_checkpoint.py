@@ -21,7 +21,7 @@ def write_checkpoint(shape: Callable[[], tuple[Any, Any]], folder: Path, device:
     """Write the folder, unless it is there from an earlier run.
 
     Args:
-        shape: makes config and video processor; one of `sttm.models.shapes.SHAPES`.
+        shape: makes config and video processor; one of `jobs.benchmark.shapes.SHAPES`.
         folder: gets bfloat16 safetensors, 15 GB for a 7B model.
         device: where the weights are drawn.
     """

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from sttm.synthetic.chat import SLOT_TOKENS, PackedQuestions
+from jobs.training.chat import SLOT_TOKENS, PackedQuestions
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)

@@ -4,7 +4,7 @@ import random
 
 from torch.utils.data import Dataset
 
-from sttm.synthetic.chat import PackedQuestions, QuestionPacker
+from jobs.training.chat import PackedQuestions, QuestionPacker
 from sttm.synthetic.questions import Question, questions
 from sttm.synthetic.render import PackedScenes, pack
 from sttm.synthetic.scene import Scene, sample_scenes
