@@ -10,31 +10,27 @@ command resumes a stopped run. The last line is a JSON summary. Exit codes: 0 do
 `--max-failed-share` of the questions failed, 143 stopped by SIGTERM with everything answered so far kept.
 """
 
-import hashlib
 import json
-import sys
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated
 
 import typer
 
 from jobs.answering.actor import AnswerConfig, Asked
-from jobs.answering.answer_table import FINAL, AnswerRow, AnswerTable
+from jobs.answering.answer_table import FINAL, AnswerTable
 from jobs.answering.driver import AnswerDriver, AnswerRunConfig
-from jobs.answering.questions import AskedRow, read_questions
+from jobs.answering.plan import make_plan
+from jobs.answering.questions import read_questions
+from jobs.answering.run_record import AnswerRecord
 from jobs.cluster.session import work_on_ray
 from jobs.command import EXIT_TERMINATED, EXIT_TOO_MANY_FAILED, run
 from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ArtifactError, StoreError
-from sttm.store.catalog.view import CatalogView
-from sttm.store.key import canonical_json
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store
-
-FLUSH_EVERY_S, PRINT_EVERY_S = 10.0, 5.0
 
 
 def answer(
@@ -89,114 +85,6 @@ def _sound(store: Store, asked: list[Asked]) -> str:
         with suppress(ArtifactError, MissingObjectError):
             return store.manifest(identity).identity
     raise StoreError(f"no manifest of {store.storage.url} can be read; verify the store")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run has to do.
-
-    Attributes:
-        keys: of every question, in order; equal questions share a key.
-        known: rows that exist by key, errors found while planning included; the run adds to it.
-        todo: questions to ask, each key once.
-    """
-
-    keys: list[str]
-    known: dict[str, AnswerRow]
-    todo: list[Asked]
-
-
-def make_plan(
-    rows: list[AskedRow], store: Store, table: AnswerTable, config: AnswerConfig, retry_errors: bool, run_id: str
-) -> Plan:
-    """Look every question up in the catalog and among the answers there are; reads no artifact."""
-    catalog = CatalogView(store.storage, max_age_s=float("inf"))
-    # `lost`: an outage, which says nothing of the question.
-    known = {
-        key: row
-        for key, row in table.rows().items()
-        if row.status == "ok" or not (retry_errors or row.error_code == "lost")
-    }
-    keys: list[str] = []
-    todo: dict[str, Asked] = {}
-    for row in rows:
-        asked, fault = _resolve(row, catalog, config)
-        keys.append(asked.key)
-        if fault is not None:
-            known[asked.key] = asked.error(*fault, run_id)
-        elif asked.key not in known:
-            todo[asked.key] = asked
-    return Plan(keys, known, list(todo.values()))
-
-
-def _resolve(row: AskedRow, catalog: CatalogView, config: AnswerConfig) -> tuple[Asked, tuple[str, str] | None]:
-    """The question with its artifact, or the code and message of why there is none."""
-    video_id = identity = ""
-    fault = ("bad_row", row.error) if row.error else None
-    if fault is None:
-        try:
-            found = catalog.find(row.video)
-            video_id, identity = found.video_id, found.identity
-        except StoreError as error:
-            fault = ("no_video", str(error))
-    about: dict[str, Any] = {"video": row.video, "question": row.question, "options": row.options}
-    about |= {"config": config.model_dump(mode="json"), "identity": identity, "row": row.id if fault else ""}
-    key = hashlib.sha256(canonical_json(about)).hexdigest()
-    return Asked(key, row, video_id, identity), fault
-
-
-class AnswerRecord:
-    """Hears rows, keeps them in parts, counts them, and tells a person now and then."""
-
-    def __init__(self, table: AnswerTable, run_id: str, plan: Plan) -> None:
-        self._table, self._run_id, self._plan = table, run_id, plan
-        self._rows: list[AnswerRow] = []
-        self._heard = self._parts = self._tokens = 0
-        self._started = self._flushed = self._printed = time.monotonic()
-
-    def hear(self, rows: list[AnswerRow]) -> None:
-        """Take finished rows; if they cannot be written now, they wait for the next time."""
-        for row in rows:
-            self._plan.known[row.key] = row
-            self._heard += 1
-            self._tokens += row.completion_tokens
-        self._rows += rows
-        now = time.monotonic()
-        if now - self._flushed >= FLUSH_EVERY_S:
-            try:
-                self.flush()
-            except StoreError as error:
-                print(f"{len(self._rows)} answers wait to be written: {error}", file=sys.stderr, flush=True)
-            self._flushed = time.monotonic()
-        if now - self._printed >= PRINT_EVERY_S:
-            self._printed = now
-            print(f"{self._heard} of {len(self._plan.todo)}  {self._heard / (now - self._started):.1f}/s", flush=True)
-
-    def flush(self) -> None:
-        """Write what has gathered.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
-        if self._rows:
-            self._table.add(f"{self._run_id}-{self._parts:06d}", self._rows)
-            self._rows, self._parts = [], self._parts + 1
-
-    def summary(self) -> dict[str, Any]:
-        """How each row of the table ended: answered by this run (`done`) or before (`skipped`), failed, or left."""
-        rows = [self._plan.known.get(key) for key in self._plan.keys]
-        answered = [row for row in rows if row is not None and row.status == "ok"]
-        done = sum(row.run_id == self._run_id for row in answered)
-        return {
-            "run_id": self._run_id,
-            "total": len(rows),
-            "done": done,
-            "skipped": len(answered) - done,
-            "failed": sum(row is not None and row.status == "error" for row in rows),
-            "left": rows.count(None),
-            "completion_tokens": self._tokens,
-            "seconds": round(time.monotonic() - self._started, 3),
-        }
 
 
 def command() -> None:

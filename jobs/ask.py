@@ -23,10 +23,11 @@ from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ConfigError, QuestionError
 from sttm.models.placement import first_gpus
 from sttm.query.cache_tier import CacheConfig
+from sttm.query.checkpoint import open_checkpoint
 from sttm.query.conversation import Conversation
 from sttm.query.question import fault
 from sttm.query.text_stream import TextStream
-from sttm.query.worker import QueryWorker, joined, open_checkpoint
+from sttm.query.worker import QueryWorker, joined
 from sttm.store.store import Store
 
 

@@ -19,17 +19,16 @@ import torch
 import typer
 
 from jobs.command import run
-from sttm.errors import ConfigError, StoreError
-from sttm.models.checkpoint import Checkpoint
-from sttm.models.placement import Devices, first_gpus
+from sttm.errors import ConfigError
+from sttm.models.placement import first_gpus
 from sttm.query.cache_tier import CacheConfig
+from sttm.query.checkpoint import newest_checkpoint
 from sttm.query.scheduler import ScheduleConfig, Scheduler
-from sttm.query.worker import QueryWorker, open_checkpoint
+from sttm.query.worker import QueryWorker
 from sttm.store.store import Store
 
 if TYPE_CHECKING:
     from jobs.serving.answerer import Answerer
-
 KEYS = "STTM_API_KEYS"
 _MAX_CONNECTIONS = 1024
 _GB = 1e9
@@ -101,7 +100,11 @@ def _answerer(
 ) -> "Answerer":
     """A scheduler in this process, or replicas on Ray Serve."""
     if replicas == 1 and ray_address is None:
-        return Scheduler(open_worker(*worker, first_gpus(gpus_per_model)), schedule)
+        store, model, cache = worker
+        started_at = time.perf_counter()
+        opened = QueryWorker.open(store, model, first_gpus(gpus_per_model), cache)
+        print(f"model loaded in {time.perf_counter() - started_at:.1f} s", flush=True)
+        return Scheduler(opened, schedule)
     try:
         from jobs.serving.replicas import Replicas
     except ImportError as error:
@@ -109,27 +112,6 @@ def _answerer(
     started = Replicas(replicas, gpus_per_model, ray_address, *worker, schedule, drain_s)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray's own handler would abort; the server sets its own
     return started
-
-
-def newest_checkpoint(store: Store, model: str | None) -> Checkpoint:
-    """The model of the newest artifact, or `model` if it is the same.
-
-    Raises:
-        StoreError: the store holds nothing to ask about.
-        ModelError: `model` did not make the newest artifact.
-    """
-    usable = [row for row in store.catalog.rows() if row.status == "ok"]
-    if not usable:
-        raise StoreError(f"{store.storage.url} holds no video that can be asked about; index some first")
-    return open_checkpoint(store.manifest(usable[-1].identity), model)
-
-
-def open_worker(store: str, model: str | None, cache: CacheConfig, devices: Devices) -> QueryWorker:
-    """A worker of one store; arguments and errors as for `newest_checkpoint` and `QueryWorker`."""
-    started, opened = time.perf_counter(), Store.open(store)
-    worker = QueryWorker(opened, newest_checkpoint(opened, model), devices, cache)
-    print(f"model loaded in {time.perf_counter() - started:.1f} s", flush=True)
-    return worker
 
 
 def listen(app: Any, host: str, port: int, drain_s: int, is_private: bool) -> None:

@@ -22,7 +22,8 @@ from jobs import answer
 from jobs.answering.answer_table import AnswerRow, AnswerTable
 from jobs.answering.questions import read_questions
 from sttm.errors import ArtifactError, CorpusError, StoreError
-from sttm.query.worker import Query, QueryWorker, open_checkpoint
+from sttm.query.checkpoint import open_checkpoint
+from sttm.query.worker import Query, QueryWorker
 from sttm.store.storage import Storage
 from sttm.store.store import Store
 

@@ -14,9 +14,10 @@ from s3_server import S3Server
 from sttm.engine.ready_video import ReadyVideo
 from sttm.errors import ArtifactError
 from sttm.query.cache_tier import CacheConfig, CacheTier
+from sttm.query.checkpoint import open_checkpoint
 from sttm.query.disk_cache import DiskCache
 from sttm.query.lru import ByteLRU
-from sttm.query.worker import Query, QueryWorker, open_checkpoint
+from sttm.query.worker import Query, QueryWorker
 from sttm.store.storage import MissingObjectError, Storage
 from sttm.store.store import Store
 

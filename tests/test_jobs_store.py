@@ -17,7 +17,7 @@ from jobs.explain import explain
 from jobs.indexing.plan import make_plan
 from sttm.corpus import list_corpus
 from sttm.errors import StoreError
-from sttm.query.worker import provenance_differences
+from sttm.query.checkpoint import provenance_differences
 from sttm.store.artifact import Facts, committed, manifest_key
 from sttm.store.kv.file import encode_kv
 from sttm.store.store import Store

@@ -16,7 +16,8 @@ from indexed import index_clips
 from service import Service, serving
 
 from sttm.engine.sampling import SamplingConfig
-from sttm.query.worker import Query, QueryWorker, open_checkpoint
+from sttm.query.checkpoint import open_checkpoint
+from sttm.query.worker import Query, QueryWorker
 from sttm.store.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

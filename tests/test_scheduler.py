@@ -18,9 +18,10 @@ from sttm.engine.answer import Continuation
 from sttm.engine.sampling import SamplingConfig
 from sttm.errors import QuestionError
 from sttm.query.cache_tier import CacheConfig, CacheTier
+from sttm.query.checkpoint import open_checkpoint
 from sttm.query.scheduler import BusyError, ScheduleConfig, Scheduler
 from sttm.query.ticket import Ended, Piece
-from sttm.query.worker import Query, QueryWorker, joined, open_checkpoint
+from sttm.query.worker import Query, QueryWorker, joined
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store
 

@@ -27,8 +27,9 @@ from jobs.serving.guard import Guard, GuardConfig
 from sttm.engine.ready_video import ReadyVideo
 from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ConfigError
+from sttm.query.checkpoint import open_checkpoint
 from sttm.query.scheduler import Scheduler
-from sttm.query.worker import Query, QueryWorker, joined, open_checkpoint
+from sttm.query.worker import Query, QueryWorker, joined
 from sttm.store.store import Store
 
 KEY = "test-key-1"

@@ -8,7 +8,8 @@ from indexed import index_clips
 
 from sttm.engine.sampling import SamplingConfig
 from sttm.query.cache_tier import CacheConfig
-from sttm.query.worker import Query, QueryWorker, open_checkpoint
+from sttm.query.checkpoint import open_checkpoint
+from sttm.query.worker import Query, QueryWorker
 from sttm.store.store import Store
 
 pytestmark = [

@@ -17,7 +17,8 @@ from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ArtifactError, ModelError, QuestionError
 from sttm.models.placement import is_gpu_lost
 from sttm.query.cache_tier import CacheConfig
-from sttm.query.worker import Query, QueryWorker, open_checkpoint
+from sttm.query.checkpoint import open_checkpoint
+from sttm.query.worker import Query, QueryWorker
 from sttm.settings import Settings
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from ray import serve
 
 from jobs.cluster.session import given_devices
-from jobs.serve import open_worker
 from sttm.query.cache_tier import CacheConfig, CacheState
 from sttm.query.scheduler import ScheduleConfig, Scheduler
 from sttm.query.ticket import Ended, Piece
-from sttm.query.worker import Query
+from sttm.query.worker import Query, QueryWorker
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,11 @@ Event = Piece | Ended | BaseException | Report
 
 
 class Replica:
-    """The class of the Ray Serve deployment; arguments as for `open_worker` and `Scheduler`."""
+    """The class of the Ray Serve deployment; arguments as for `QueryWorker.open` and `Scheduler`."""
 
     def __init__(self, store: str, model: str | None, cache: CacheConfig, schedule: ScheduleConfig) -> None:
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._worker = open_worker(store, model, cache, given_devices())
+        self._worker = QueryWorker.open(store, model, given_devices(), cache)
         self._scheduler = Scheduler(self._worker, schedule)
 
     async def answer(self, identity: str, query: Query, options: Sequence[str]) -> AsyncIterator[list[Event]]:

@@ -1,18 +1,15 @@
 """One language model, the videos it has at hand, and texts in and out: what every way of asking is made of.
 
-worker = QueryWorker.open(store, manifest)
-answers = worker.start(worker.load(identity), [Query(("What is it?",))])
+worker = QueryWorker.open("/data/store")
+video = worker.load(worker.store.find("clip.mp4").identity)
+answers = worker.start(video, [Query(("What is it?",))])
 while answers.is_running:
     print(*answers.step())
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
-
-import torch
 
 from sttm.engine.answer import Continuation, Generation
 from sttm.engine.compose import compose
@@ -20,20 +17,18 @@ from sttm.engine.context import require_room
 from sttm.engine.likelihood import Pieces, finished, scoring
 from sttm.engine.ready_video import ReadyVideo, ready
 from sttm.engine.sampling import SamplingConfig
-from sttm.errors import ModelError, QuestionError
+from sttm.errors import QuestionError
 from sttm.kv_cache import KVCache
-from sttm.models.checkpoint import Checkpoint, ModelConfig
+from sttm.models.checkpoint import Checkpoint
 from sttm.models.placement import Devices, first_gpus
 from sttm.query.cache_tier import CacheConfig, CacheState, CacheTier
+from sttm.query.checkpoint import newest_checkpoint, require_same_model
 from sttm.query.conversation import Conversation, text_ids, turns_ids
 from sttm.query.disk_cache import DiskCache
 from sttm.query.text_stream import TextStream
-from sttm.store.artifact import Manifest
-from sttm.store.key import differences
 from sttm.store.kv.read_buffer import ReadBuffer
 from sttm.store.store import Store
 
-_log = logging.getLogger("sttm.query")
 _AND = "+"  # between the identities of videos that are asked about together
 
 
@@ -149,6 +144,28 @@ class QueryWorker:
         self._buffer = ReadBuffer()
         self.videos = CacheTier(self._read, self.model.layer_devices, cache.device_bytes, cache.host_bytes)
 
+    @classmethod
+    def open(
+        cls,
+        store: str,
+        model: str | None = None,
+        devices: Devices | None = None,
+        cache: CacheConfig | None = None,
+    ) -> "QueryWorker":
+        """A worker for the store at a URL, with the model that made its newest artifact.
+
+        Args:
+            store: URL of the store.
+            model: folder or Hugging Face id of the checkpoint; default the one that the newest artifact names.
+            devices, cache: the constructor's.
+
+        Raises:
+            StoreError: the URL holds no store, or the store holds no video that can be asked about.
+            ModelError: the checkpoint did not make the newest artifact.
+        """
+        opened = Store.open(store)
+        return cls(opened, newest_checkpoint(opened, model), devices, cache)
+
     def load(self, identity: str) -> ReadyVideo:
         """A stored video, ready to be asked about; kept for the next question.
 
@@ -260,38 +277,3 @@ class QueryWorker:
 def joined(identities: Sequence[str]) -> str:
     """What `QueryWorker.load` takes for several videos shown one after the other."""
     return _AND.join(identities)
-
-
-def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:
-    """The checkpoint that made an artifact, or the one at `path` if it is the same.
-
-    Raises:
-        ModelError: it differs from the recipe, so that its answers would be wrong.
-    """
-    provenance, recipe = manifest.facts.details["provenance"], manifest.recipe["model"]
-    settings = ModelConfig(path=path or provenance["model"], revision=provenance["commit"], dtype=recipe["dtype"])
-    checkpoint = Checkpoint.open(settings)
-    require_same_model(manifest, checkpoint)
-    for difference in provenance_differences(manifest):
-        _log.warning("%s: %s; answers can differ in the last digits", manifest.source.name, difference)
-    return checkpoint
-
-
-def provenance_differences(manifest: Manifest) -> list[str]:
-    """What does not change an artifact's meaning, but its last digits: libraries of another version than made it."""
-    made = manifest.facts.details["provenance"]
-    here = {"torch": str(torch.__version__), "transformers": version("transformers")}
-    return [
-        f"made with {name} {made.get(name)}, read with {mine}" for name, mine in here.items() if made.get(name) != mine
-    ]
-
-
-def require_same_model(manifest: Manifest, checkpoint: Checkpoint) -> None:
-    """Raise a ModelError if another checkpoint, or another arithmetic, made an artifact."""
-    unlike = differences(manifest.recipe["model"], {**checkpoint.digests, "dtype": checkpoint.settings.dtype})
-    if unlike:
-        names = ", ".join(d.path for d in unlike)
-        raise ModelError(
-            f"checkpoint {checkpoint.name} is not the one that made this cache: its {names} differ; "
-            f"give the right one with --model, or index {manifest.source.uri} again"
-        )
