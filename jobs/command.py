@@ -3,7 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -11,7 +11,28 @@ from sttm.errors import SttmError
 
 EXIT_ERROR = 1
 EXIT_TOO_MANY_FAILED = 3
+EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+
+# Options that several commands share, so that each has one name and one meaning everywhere.
+StoreOption = Annotated[str, typer.Option("--store", help="URL of the store: a folder or s3://bucket/path")]
+ConfigOption = Annotated[
+    str, typer.Option("--config", help="settings: a name such as tiny or qwen2_5_vl_7b, or a YAML file")
+]
+OptionalConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", help="settings: a name such as tiny, or a YAML file; default: none"),
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="override one setting, such as merge.budget=0.5; may be repeated")
+]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster; default $RAY_ADDRESS, else a Ray inside this process")
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", help="recipe of the caches to use, as `sttm store ls` shows it; default the newest"),
+]
 
 
 def run(*, is_group: bool = False, **functions: Callable[..., int | None]) -> NoReturn:

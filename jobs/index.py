@@ -72,7 +72,7 @@ def _index_all(
     job: JobConfig, recipe: Recipe, store_url: str, refs: list[VideoRef], record: RunRecord, address: str | None
 ) -> bool:
     """Run the driver; True if SIGTERM ended it early."""
-    driver = Driver(job, recipe, store_url, record.run_id, record)
+    driver = Driver(job.index, job.run, recipe, store_url, record.run_id, record)
     refs = sorted(refs, key=lambda ref: -(ref.size_bytes or 0))  # the longest first, so that none ends alone
     if record.others:
         print(f"{', '.join(record.others)} is at work on the same recipe: sharing the videos with it", flush=True)

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
 from jobs.command import run
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from jobs.serving.answerer import Answerer
 KEYS = "STTM_API_KEYS"
 _MAX_CONNECTIONS = 1024
-_GB = 1e9
 
 
 def serve(
@@ -62,11 +60,7 @@ def serve(
     keys = tuple(filter(None, (key.strip() for key in os.environ.get(KEYS, "").split(","))))
     if not keys and not _is_loopback(host):
         raise ConfigError(f"--host {host} can be reached from elsewhere: set API keys in ${KEYS} (comma-separated)")
-    on_gpu = torch.cuda.is_available()
-    host_bytes = int((host_gb if host_gb is not None else 16.0 * on_gpu) * _GB)
-    cache = CacheConfig(
-        device_bytes=int(device_gb * _GB), host_bytes=host_bytes, disk=disk_cache, disk_bytes=int(disk_gb * _GB)
-    )
+    cache = CacheConfig(device_gb=device_gb, host_gb=host_gb, disk=disk_cache, disk_gb=disk_gb)
     opened = Store.open(store)
     name = newest_checkpoint(opened, model).name
     try:

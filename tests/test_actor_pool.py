@@ -11,7 +11,8 @@ import ray
 from media import encode_video
 
 from jobs.cluster.actor_pool import ActorPool, StartError, Worker, places_for
-from jobs.config import JobConfig, RunConfig
+from jobs.cluster.run_config import RunConfig
+from jobs.config import JobConfig
 from jobs.indexing.driver import Driver
 from jobs.indexing.metrics import Pipeline
 from sttm.config import index_recipe
@@ -103,7 +104,9 @@ def test_as_many_actors_index_as_there_are_gpus_for(
     Store.open(tmp_path / "store", create=True)
     heard = Heard()
     recipe = index_recipe(config.index, Checkpoint.open(model))
-    Driver(config, recipe, str(tmp_path / "store"), "run", heard).run(list_corpus(str(tmp_path / "corpus")))
+    Driver(config.index, config.run, recipe, str(tmp_path / "store"), "run", heard).run(
+        list_corpus(str(tmp_path / "corpus"))
+    )
     assert (sorted(heard.names), heard.causes) == ([f"{number}.mp4" for number in range(8)], [])
     assert len(heard.pipeline.ready_s) == places
     assert 1 <= sum(seconds > 0 for seconds in heard.pipeline.ready_s) <= started

@@ -18,8 +18,9 @@ import pytest
 from indexed import index_clips
 from s3_server import S3Server
 
-from jobs import answer
+from jobs.answering import run_record
 from jobs.answering.answer_table import AnswerRow, AnswerTable
+from jobs.answering.plan import Plan
 from jobs.answering.questions import read_questions
 from sttm.errors import ArtifactError, CorpusError, StoreError
 from sttm.query.checkpoint import open_checkpoint
@@ -197,9 +198,9 @@ def test_parts_are_joined_by_key_and_damage_is_named(tmp_path: Path) -> None:
 def test_answers_wait_for_a_place_that_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(answer, "FLUSH_EVERY_S", 0.0)
+    monkeypatch.setattr(run_record, "FLUSH_EVERY_S", 0.0)
     table = AnswerTable(str(tmp_path / "out"))
-    record = answer.AnswerRecord(table, "run", answer.Plan(["k"], {}, []))
+    record = run_record.AnswerRecord(table, "run", Plan(["k"], {}, []))
     (tmp_path / "out").write_text("a file where the folder should be")
     record.hear([AnswerRow("k", "1", "v", "q", run_id="run")])
     assert "1 answers wait to be written: cannot write" in capsys.readouterr().err

@@ -212,7 +212,7 @@ def test_a_full_disk_costs_no_answer(remote: Store, tmp_path: Path) -> None:
 def test_worker_answers_alike_from_every_tier(remote: Store, tmp_path: Path) -> None:
     row = remote.find("clip-1.mp4")
     checkpoint = open_checkpoint(remote.manifest(row.identity))
-    config = CacheConfig(device_bytes=0, disk=tmp_path)
+    config = CacheConfig(device_gb=0, disk=tmp_path)
     worker = QueryWorker(remote, checkpoint, "cpu", config)
 
     def say() -> str:

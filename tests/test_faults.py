@@ -18,8 +18,9 @@ from test_actor_pool import Heard
 
 from jobs.cluster.faults import is_lost
 from jobs.cluster.process_limits import allocating_at_most
-from jobs.config import JobConfig
+from jobs.cluster.run_config import RunConfig
 from jobs.indexing.driver import Driver, _Video
+from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
 from sttm.errors import ConfigError, ModelError
 from sttm.store.maintenance import verify
@@ -48,14 +49,14 @@ def test_an_actor_is_lost_with_its_node_and_blamed_for_its_own_death(words: str,
 
 @pytest.mark.parametrize("error", [ConfigError("head_dim 7"), ModelError("no weight 'x'")], ids=repr)
 def test_what_no_video_could_be_indexed_with_ends_the_run(error: Exception) -> None:
-    driver = Driver(JobConfig(), {}, "store", "run", Heard())
+    driver = Driver(IndexConfig(), RunConfig(), {}, "store", "run", Heard())
     with pytest.raises(type(error), match=str(error)):
         driver._failed(_Video(VideoRef.from_uri("s3://bucket/a.mp4")), error)
 
 
 def test_passwords_of_a_uri_are_not_in_the_message_of_a_crash() -> None:
     heard = Heard()
-    driver = Driver(JobConfig(), {}, "store", "run", heard)
+    driver = Driver(IndexConfig(), RunConfig(), {}, "store", "run", heard)
     video = _Video(VideoRef.from_uri("s3://user:secret@bucket/a.mp4"), crashes=2)
     driver._failed(video, RuntimeError("cannot parse s3://user:secret@bucket/a.mp4"))
     assert heard.causes == ["s3://bucket/a.mp4 crashed 3 times, last: RuntimeError: cannot parse s3://bucket/a.mp4"]

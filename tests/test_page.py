@@ -12,7 +12,7 @@ from service import Service, serving
 
 from sttm.store.store import Store
 
-PAGE = Path(__file__).parent.parent / "jobs" / "page"
+PAGE = Path(__file__).parent.parent / "jobs" / "serving" / "page"
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
 
 
@@ -104,7 +104,7 @@ def test_page_is_served_with_a_strict_policy(service: Service) -> None:
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
-    for path in ("/page/index.html", "/page/../service.py", "/page/%2e%2e/service.py", "/page/"):
+    for path in ("/page/index.html", "/page/../app.py", "/page/%2e%2e/app.py", "/page/"):
         assert service.get(path).status_code == 404
 
 

@@ -210,7 +210,7 @@ def test_after_an_error_that_a_gpu_does_not_recover_from_it_is_not_alive(
 @pytest.fixture
 def forgetful(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> tuple[QueryWorker, list[int]]:
     """A worker that keeps no video, and how many were alive after each load."""
-    small = QueryWorker(worker.store, worker.checkpoint, "cpu", CacheConfig(device_bytes=0))
+    small = QueryWorker(worker.store, worker.checkpoint, "cpu", CacheConfig(device_gb=0))
     load, loaded, alive = small.load, list[Any](), list[int]()
 
     def counting(identities: str) -> Any:

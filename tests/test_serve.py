@@ -78,7 +78,7 @@ def worker(store: Store) -> QueryWorker:
 
 def said(worker: QueryWorker, video: str, turns: tuple[str, ...], max_tokens: int, stop: tuple[str, ...] = ()) -> str:
     """What the engine answers in this process."""
-    query = Query(turns, Query(turns).sampling.model_copy(update={"max_tokens": max_tokens}), stop)
+    query = Query(turns, SamplingConfig(max_tokens=max_tokens, stop=stop))
     answers = worker.start(worker.load(worker.store.find(video).identity), [query])
     while answers.is_running:
         answers.step()

@@ -31,7 +31,7 @@ def test_two_gpus_answer_as_one(tmp_path: Path, qwen2_vl_folder: Path) -> None:
     rows = [store.find(f"clip-{number}.mp4") for number in range(2)]
     checkpoint = open_checkpoint(store.manifest(rows[0].identity))
     gpus = [torch.device("cuda", number) for number in range(2)]
-    all_to_host = CacheConfig(device_bytes=0, host_bytes=1 << 30)
+    all_to_host = CacheConfig(device_gb=0, host_gb=1)
     one = QueryWorker(store, checkpoint, gpus[0], all_to_host)
     two = QueryWorker(store, checkpoint, gpus, all_to_host)
     assert set(two.model.layer_devices) == set(gpus)

@@ -108,7 +108,7 @@ class AnswerActor:
     ) -> None:
         store = Store.open(store_url)
         checkpoint = open_checkpoint(store.manifest(identity), model)
-        self._worker = QueryWorker(store, checkpoint, given_devices(), CacheConfig(device_bytes=device_bytes))
+        self._worker = QueryWorker(store, checkpoint, given_devices(), CacheConfig(device_gb=device_bytes / 1e9))
         self._config, self._run_id, self._batch_rows, self._timeout_s = config, run_id, batch_rows, timeout_s
         self._computing = threading.Lock()
 
@@ -137,8 +137,8 @@ class AnswerActor:
         """What cannot be asked is found before it is in a batch with others; those with options go apart."""
         questions = []
         for one in asked:
-            sampling = SamplingConfig(max_tokens=1) if one.row.options else self._config.sampling
-            query = Query((one.row.question,), sampling, self._config.stop)
+            spoken = self._config.sampling.model_copy(update={"stop": self._config.stop})
+            query = Query((one.row.question,), SamplingConfig(max_tokens=1) if one.row.options else spoken)
             try:
                 questions.append(_Question(one, query, self._worker.question_ids(video, query)))
             except Exception as error:  # as in `_tried`

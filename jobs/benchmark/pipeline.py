@@ -125,7 +125,8 @@ class _Bench:
             # Some more, because the first actor is ready before the last one.
             refs = self._clips(scratch, max(8, ceil(1.2 * self._seconds * slowest)) + warm)
             watch = _Watch(Store.open(_store(scratch)))
-            Driver(self._with(count), self.recipe, _store(scratch), "bench", watch).run(refs)
+            job = self._with(count)
+            Driver(job.index, job.run, self.recipe, _store(scratch), "bench", watch).run(refs)
             watch.close()
         since_ready = [(at, row) for at, row in watch.rows if at > watch.ready]
         if len(since_ready) <= warm:

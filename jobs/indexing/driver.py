@@ -22,9 +22,10 @@ from ray import exceptions as ray_errors
 
 from jobs.cluster.actor_pool import ActorPool, Worker, places_for
 from jobs.cluster.faults import FATAL, cause_of, first_line, is_lost
-from jobs.config import JobConfig
+from jobs.cluster.run_config import RunConfig
 from jobs.indexing.actor import PrefillActor, decode_video
 from jobs.indexing.metrics import IdleClock, Pipeline
+from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
 from sttm.errors import VideoError
 from sttm.store.catalog.row import CatalogRow
@@ -66,10 +67,12 @@ class _Video:
 class Driver:
     """Runs videos through decode tasks and prefill actors, and tells the listener how each ended."""
 
-    def __init__(self, config: JobConfig, recipe: Recipe, store_url: str, run_id: str, listener: Listener) -> None:
-        self._run, self._listener = config.run, listener
-        self._config_json = config.index.model_dump_json()
-        self._actor_args = (self._config_json, recipe, store_url, run_id, config.run.prefill_timeout_s)
+    def __init__(
+        self, config: IndexConfig, run: RunConfig, recipe: Recipe, store_url: str, run_id: str, listener: Listener
+    ) -> None:
+        self._run, self._listener = run, listener
+        self._config_json = config.model_dump_json()
+        self._actor_args = (self._config_json, recipe, store_url, run_id, run.prefill_timeout_s)
         self._waiting: deque[_Video] = deque()
         self._decoding: dict[Any, tuple[_Video, Any]] = {}
         self._decoded: deque[_Video] = deque()

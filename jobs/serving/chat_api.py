@@ -192,14 +192,15 @@ class ChatRequest(_Strict):
         asked = self.max_completion_tokens or self.max_tokens or default_tokens
         if asked > max_tokens:
             raise ApiError(400, f"max_tokens: {asked} is over this service's {max_tokens}", "max_tokens_too_large")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         sampling = SamplingConfig(
             max_tokens=asked,
             temperature=self.temperature or 0.0,
             top_p=1.0 if self.top_p is None else self.top_p,
             seed=self.seed,
+            stop=stop,
         )
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return Query(self._turns(), sampling, stop)
+        return Query(self._turns(), sampling)
 
     def _turns(self) -> tuple[str, ...]:
         system = [message.text for message in self.messages if message.role in ("system", "developer")]

@@ -25,12 +25,14 @@ class SamplingConfig(Settings):
         temperature: 0, or what is as good as 0, takes the likeliest token (greedy).
         top_p: sample from the likeliest tokens that together hold this probability.
         seed: makes sampling repeatable; None draws a new seed.
+        stop: texts that end an answer and are not part of it.
     """
 
     max_tokens: int = Field(default=64, ge=1)
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int | None = None
+    stop: tuple[str, ...] = ()
 
     @classmethod
     def checked(cls, **settings: float | None) -> Self:

@@ -33,14 +33,15 @@ class ModelConfig(Settings):
     """Which checkpoint, and in which arithmetic.
 
     Attributes:
-        path: a folder, a Hugging Face repository id, or `tiny` for the built-in model.
+        path: a folder, a Hugging Face repository id, or `tiny` for the built-in model. None means the built-in model
+            when videos are indexed, and the model that made the cache when questions are asked.
         revision: branch, tag or commit of a hub repository; None takes its default branch.
         dtype: arithmetic of the language model and the vision tower.
         frame_pixels: most pixels (width x height) of a frame in the vision tower; a larger one is scaled down. None
             takes what the checkpoint says of videos, see `sttm.models.pixel_bounds`.
     """
 
-    path: str = "tiny"
+    path: str | None = None
     revision: str | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     frame_pixels: int | None = Field(default=None, ge=32 * 32)
@@ -68,16 +69,17 @@ class Checkpoint:
         """
         import_torchvision()  # before anything of transformers that needs it
         attention.register()
-        if settings.path == "tiny":
+        path = settings.path or "tiny"
+        if path == "tiny":
             folder, commit = BUILT_IN, None
-        elif Path(settings.path).is_dir():
-            folder, commit = Path(settings.path).resolve(), None
+        elif Path(path).is_dir():
+            folder, commit = Path(path).resolve(), None
         else:
-            folder, commit = _download(settings)
+            folder, commit = _download(path, settings.revision)
         for pattern in ("config.json", "*.safetensors"):
             if not list(folder.glob(pattern)):
                 raise ModelError(f"{folder} has no {pattern}; a Hugging Face checkpoint in safetensors form is needed")
-        return Checkpoint(folder, settings.path, commit, settings)
+        return Checkpoint(folder, path, commit, settings)
 
     @cached_property
     def config(self) -> Any:
@@ -249,21 +251,21 @@ def _digest(folder: Path, patterns: list[str]) -> str:
     return digest.hexdigest()
 
 
-def _download(settings: ModelConfig) -> tuple[Path, str]:
+def _download(path: str, revision: str | None) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
         folder = Path(
             snapshot_download(
-                settings.path,
-                revision=settings.revision,
+                path,
+                revision=revision,
                 allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
             )
         )
     except (OSError, ValueError, HFValidationError) as error:
         raise ModelError(
-            f"{settings.path!r} (revision {settings.revision or 'default'}) is neither a folder here nor a hub "
+            f"{path!r} (revision {revision or 'default'}) is neither a folder here nor a hub "
             f"repository that can be read: {str(error).splitlines()[0]}"
         ) from error
     return folder, folder.name  # a snapshot's folder is named after its commit

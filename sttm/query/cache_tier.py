@@ -9,12 +9,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from pydantic import Field
 
 from sttm.engine.ready_video import ReadyVideo
 from sttm.models.placement import Devices, as_devices
 from sttm.query.lru import ByteLRU
 from sttm.settings import Settings
+
+_GB, _HOST_GB = 1e9, 16.0
 
 
 class CacheConfig(Settings):
@@ -24,16 +27,33 @@ class CacheConfig(Settings):
     `ScheduleConfig.loaders`.
 
     Attributes:
-        device_bytes: memory of the device that answers.
-        host_bytes: host memory behind a GPU, page-locked; 0 where the device is the CPU.
-        disk: folder for copies of remote files; None keeps none.
-        disk_bytes: what they may take.
+        device_gb: GB (10^9 bytes) that videos may take in the memory of the device that answers.
+        host_gb: GB that videos may take in page-locked host memory behind a GPU. None means 16 where there is a GPU,
+            and 0 elsewhere: on the CPU both memories are the same.
+        disk: folder for copies of a remote store's KV files. None keeps no copies.
+        disk_gb: GB that these copies may take; all processes that share the folder share it.
     """
 
-    device_bytes: int = Field(default=8 << 30, ge=0)
-    host_bytes: int = Field(default=0, ge=0)
+    device_gb: float = Field(default=8.0, ge=0)
+    host_gb: float | None = Field(default=None, ge=0)
     disk: Path | None = None
-    disk_bytes: int = Field(default=64 << 30, ge=0)
+    disk_gb: float = Field(default=64.0, ge=0)
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes that videos may take on the device that answers."""
+        return int(self.device_gb * _GB)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes that videos may take in host memory."""
+        host_gb = _HOST_GB * torch.cuda.is_available() if self.host_gb is None else self.host_gb
+        return int(host_gb * _GB)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that copies of remote files may take on disk."""
+        return int(self.disk_gb * _GB)
 
 
 @dataclass(frozen=True)

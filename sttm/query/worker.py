@@ -38,13 +38,11 @@ class Query:
 
     Attributes:
         turns: question, answer, question, ...; the last is what is asked now.
-        sampling: how the answer is generated.
-        stop: texts that end it and are not part of it.
+        sampling: how the answer is generated, and where it ends.
     """
 
     turns: tuple[str, ...]
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Answers:
     ) -> None:
         self.prompt_tokens = [len(ids) for ids in questions]
         self.completion_tokens = [0] * len(queries)
-        self._streams = [TextStream(tokenizer, query.stop) for query in queries]
+        self._streams = [TextStream(tokenizer, query.sampling.stop) for query in queries]
         continuation = Continuation(model, video, questions, max(query.sampling.max_tokens for query in queries))
         sampling = [query.sampling for query in queries]
         self._generation = Generation(continuation, continuation.start(), stop_ids, sampling)

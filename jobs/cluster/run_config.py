@@ -1,0 +1,38 @@
+"""How a job runs on Ray, whatever it does: the `run` section of the settings."""
+
+from pydantic import Field
+
+from sttm.settings import Settings
+
+
+class RunConfig(Settings):
+    """How `index` and `answer` run on Ray. Nothing here changes what is stored or answered.
+
+    Attributes:
+        gpus: GPUs to use, counting those that an autoscaler will still add. None takes the GPUs that the cluster has
+            when the job starts.
+        gpus_per_model: GPUs that one copy of the model is spread over by layers. `ask` and `serve` read it, too. It is
+            ignored where there is no GPU.
+        in_flight: videos that one prefill actor holds at a time: one on its GPU, the others on their way to the GPU or
+            to the store.
+        decode_ahead: videos decoded, or being decoded, ahead of each prefill actor.
+        decode_ahead_bytes: bytes of decoded frames that may wait at a time, over all prefill actors.
+        decode_timeout_s: seconds after which the process that decodes a video is killed, which counts as a crash.
+        decode_memory_bytes: bytes that decoding one video may allocate; more fails and counts as a crash.
+        prefill_timeout_s: seconds after which the process that prefills a video is killed, which counts as a crash.
+        crash_tries: crashes of a process after which the video or question that it worked on becomes an error row.
+        lost_tries: faults of machines, networks or the store after which the work in hand becomes an error row.
+        max_failed_share: share of failed videos or questions above which the exit code is 3.
+    """
+
+    gpus: int | None = Field(default=None, ge=0)
+    gpus_per_model: int = Field(default=1, ge=1)
+    in_flight: int = Field(default=3, ge=1)
+    decode_ahead: int = Field(default=8, ge=1)
+    decode_ahead_bytes: int = Field(default=4 << 30, ge=0)
+    decode_timeout_s: float = Field(default=300.0, gt=0)
+    decode_memory_bytes: int = Field(default=8 << 30, ge=1)
+    prefill_timeout_s: float = Field(default=600.0, gt=0)
+    crash_tries: int = Field(default=3, ge=1)
+    lost_tries: int = Field(default=8, ge=1)
+    max_failed_share: float = Field(default=0.5, ge=0)
