@@ -263,13 +263,13 @@ def test_features_that_do_not_fit_are_refused() -> None:
     ("shape", "root_level"), [((5, 14, 14), 1), ((3, 14, 14), 0), ((2, 5, 7), 1), ((4, 2, 2), 1), ((2, 13, 9), 0)]
 )
 def test_kernels_equal_plain_torch(shape: tuple[int, int, int], root_level: int, dtype: torch.dtype) -> None:
-    from sttm.merging import kernels
+    from sttm.merging import triton_kernels
 
     x = video(*shape, C=72).to(dtype)
     grid = make_grid(*shape[1:], root_level, x.device)
     expected = measure(x.flatten(1, 2), grid, temporal=True, head_dim=None, compare_missing=False)
     on_cuda = make_grid(*shape[1:], root_level, torch.device("cuda"))
-    assert kernels.fits(on_cuda)
+    assert triton_kernels.fits(on_cuda)
     found = measure(x.cuda().flatten(1, 2), on_cuda, temporal=True, head_dim=None, compare_missing=False)
     torch.testing.assert_close(found.split.cpu(), expected.split, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.cross.cpu(), expected.cross, atol=1e-5, rtol=0)

@@ -98,7 +98,7 @@ def test_positions_equal_transformers_up_to_the_end_of_the_video(name: str, fps:
     family = setup.family
     inputs = family.preprocess(setup.pixels, np.arange(8) / fps)
     ids = torch.tensor(family.prefix_ids(inputs))
-    ours, next_position = family.number(ids, inputs)
+    ours, next_position = family.position_ids(ids, inputs)
     is_video = ids == family.tokenizer.convert_tokens_to_ids(family.video_token)
     t, h, w = inputs.grid
     extra = {"second_per_grid_ts": [2 / fps]} if name == "qwen2_5_vl" else {}
@@ -118,7 +118,7 @@ def test_qwen2_5_steps_through_time_in_fractions_of_a_second() -> None:
     assert isinstance(setup.family, Qwen25VL)
     for fps, times in ((2.0, [0, 2, 4, 6]), (4.0, [0, 1, 2, 3]), (8.0, [0, 0, 1, 1]), (1.0, [0, 4, 8, 12])):
         inputs = setup.family.preprocess(setup.pixels, np.arange(8) / fps)
-        positions, _ = setup.family.number(torch.tensor(setup.family.prefix_ids(inputs)), inputs)
+        positions, _ = setup.family.position_ids(torch.tensor(setup.family.prefix_ids(inputs)), inputs)
         of_video = positions[0, setup.prompt.visual].view(inputs.grid)[:, 0, 0]
         assert (of_video - of_video[0]).tolist() == times
 

@@ -101,7 +101,7 @@ def test_limits_of_images_do_not_count_for_videos(folders: dict[str, Path], name
     assert 128 <= side_tokens(family, np.zeros((2, 60, 80, 3), np.uint8)) < 160
     assert family.pixel_bounds is not None
     for frames, most in ((64, 768), (128, 384), (256, 192), (1024, 134.4)):
-        assert family.pixel_bounds.of(frames) == (128 * 28**2, int(most * 28**2))
+        assert family.pixel_bounds.for_video(frames) == (128 * 28**2, int(most * 28**2))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -146,6 +146,6 @@ def test_cap_of_transformers_is_what_the_checkpoint_says_and_off_by_default(
 
 def test_bounds_leave_a_frame_its_least() -> None:
     bounds = PixelBounds(100, 500, 2000)
-    assert [bounds.of(frames) for frames in (1, 4, 8, 100)] == [(100, 500), (100, 500), (100, 250), (100, 105)]
-    assert bounds.asked(60) == PixelBounds(60, 60)
-    assert replace(bounds, total=None).of(100) == (100, 500)
+    assert [bounds.for_video(frames) for frames in (1, 4, 8, 100)] == [(100, 500), (100, 500), (100, 250), (100, 105)]
+    assert bounds.with_frame_pixels(60) == PixelBounds(60, 60)
+    assert replace(bounds, total=None).for_video(100) == (100, 500)

@@ -22,7 +22,7 @@ from sttm.merging.temporal import LinkRule, Links, collapse, find_links
 
 
 @dataclass(frozen=True)
-class AtOnce:
+class PendingDecision:
     """A decision for links `best`, made without waiting for the device it is made on.
 
     Attributes:
@@ -34,7 +34,7 @@ class AtOnce:
     decision: Decision
     facts: Tensor
 
-    def settle(self, target: int) -> tuple[int, Decision] | None:
+    def resolve(self, target: int) -> tuple[int, Decision] | None:
         """Wait for the facts: the number of survivors and the decision with its thresholds, None off the target."""
         nodes, usable, *lowest = self.facts.tolist()
         if nodes - usable > target:
@@ -64,7 +64,9 @@ def decide_by_budget(
     Where no frame follows that could be linked, a quadtree node removes up to 3 tokens at once and the count may fall
     short of the target by up to 2.
     """
-    if rule == "best" and (settled := decide_at_once(similarity, grid, target, spatial_share, floor).settle(target)):
+    if rule == "best" and (
+        settled := decide_without_waiting(similarity, grid, target, spatial_share, floor).resolve(target)
+    ):
         return settled[1]
     cover = cover_cosine(similarity.split, grid)
     cells = len(cover) * grid.cells
@@ -85,7 +87,9 @@ def decide_by_budget(
     return Decision(best.nodes, into, *(None if cosine == torch.inf else cosine for cosine in lowest))
 
 
-def decide_at_once(similarity: Similarity, grid: Grid, target: int, spatial_share: float, floor: float) -> AtOnce:
+def decide_without_waiting(
+    similarity: Similarity, grid: Grid, target: int, spatial_share: float, floor: float
+) -> PendingDecision:
     """The same for links `best`, as it is if the links above the floor reach the target; nothing is waited for."""
     cover = cover_cosine(similarity.split, grid)
     cells = len(cover) * grid.cells
@@ -98,7 +102,7 @@ def decide_at_once(similarity: Similarity, grid: Grid, target: int, spatial_shar
     chosen = torch.empty_like(is_taken).scatter_(0, order, is_taken)
     lowest = [_lowest(cover, covered), _lowest(ranked, is_taken)]
     facts = torch.stack([x.double() for x in (count, usable, *lowest)])
-    return AtOnce(Decision(nodes, collapse(links, chosen, nodes, "best"), None, None), facts)
+    return PendingDecision(Decision(nodes, collapse(links, chosen, nodes, "best"), None, None), facts)
 
 
 def _nodes_wanted(cells: int, target: int, spatial_share: float) -> int:

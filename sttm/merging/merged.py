@@ -76,9 +76,9 @@ class Merged:
 def weighted_sum(x_NC: Tensor, row_N: Tensor, weight_N: Tensor, rows: int) -> Tensor:
     """[rows, C]: sum of weight * x over the cells of each row, in float32; cells of row -1 are left out."""
     if x_NC.is_cuda and x_NC.is_floating_point():
-        from sttm.merging import kernels
+        from sttm.merging import triton_kernels
 
-        return kernels.row_sums(x_NC, row_N, weight_N, rows)
+        return triton_kernels.row_sums(x_NC, row_N, weight_N, rows)
     N, C = x_NC.shape
     to_row_N = torch.where(row_N < 0, rows, row_N)
     out_MC = torch.zeros(rows + 1, C, dtype=torch.float32, device=x_NC.device)

@@ -40,11 +40,11 @@ def measure(x_TPC: Tensor, grid: Grid, *, temporal: bool, head_dim: int | None, 
     T, _, C = x_TPC.shape
     heads = C // (head_dim or C)
     if x_TPC.is_cuda and heads == 1 and not compare_missing:
-        from sttm.merging import kernels
+        from sttm.merging import triton_kernels
 
-        if kernels.fits(grid):
-            own, cross = kernels.empty_cosines(T, grid, temporal=temporal)
-            kernels.cosines(x_TPC, grid, own, cross)
+        if triton_kernels.fits(grid):
+            own, cross = triton_kernels.empty_cosines(T, grid, temporal=temporal)
+            triton_kernels.cosines(x_TPC, grid, own, cross)
             return from_cosines(own, cross, grid)
     slots = grid.roots * grid.slot_cell.shape[1]
     step = max(1, _ELEMENTS_AT_ONCE.get(x_TPC.device.type, 1 << 22) // max(1, slots * C))

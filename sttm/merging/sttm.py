@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from sttm.errors import ConfigError
+from sttm.merging.assignment import assign
 from sttm.merging.budget import decide_by_budget
 from sttm.merging.config import MergeConfig
 from sttm.merging.decision import Decision, decide_by_thresholds
 from sttm.merging.grid import Grid, make_grid
 from sttm.merging.merged import Merged, weighted_sum
 from sttm.merging.peers.dispatch import merge_by_peer
-from sttm.merging.rows import rows_of
 from sttm.merging.similarity import Similarity, measure
 
 
@@ -38,9 +38,9 @@ def merge(features_THWC: Tensor, config: MergeConfig) -> Merged:
     grid = make_grid(H, W, config.root_level, features_THWC.device)
     x_TPC = features_THWC.reshape(T, H * W, C)
     if features_THWC.is_cuda:
-        from sttm.merging import replay
+        from sttm.merging import cuda_graph
 
-        if merged := replay.merge_to_budget(x_TPC, grid, config):
+        if merged := cuda_graph.merge_to_budget(x_TPC, grid, config):
             return merged
     return _assemble(x_TPC, grid, _decide(features_THWC, grid, config), config)
 
@@ -66,7 +66,7 @@ def _decide(x_THWC: Tensor, grid: Grid, config: MergeConfig) -> Decision:
 
 def _assemble(x_TPC: Tensor, grid: Grid, decision: Decision, config: MergeConfig) -> Merged:
     """Carry a decision out."""
-    rows = rows_of(decision, grid, is_weighted=config.is_weighted)
+    rows = assign(decision, grid, is_weighted=config.is_weighted)
     return Merged(
         features=weighted_sum(x_TPC.flatten(0, 1), rows.survivor, rows.weights, len(rows.index)),
         **vars(rows),

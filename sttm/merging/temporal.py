@@ -53,9 +53,9 @@ def all_overlaps(nodes: Nodes, cross: Tensor, grid: Grid) -> Links:
 def best_overlaps(nodes: Nodes, cross: Tensor, grid: Grid) -> Links:
     """For every place [N] the link to the most similar overlap in the frame before; of equal ones the top-left."""
     if cross.is_cuda:
-        from sttm.merging import kernels
+        from sttm.merging import triton_kernels
 
-        return Links(*kernels.best_overlaps(nodes.place, nodes.id, cross, grid))
+        return Links(*triton_kernels.best_overlaps(nodes.place, nodes.id, cross, grid))
     N = nodes.place.numel()
     later, earlier, cosine = _at_each_cell(nodes, cross, grid)
     best = cosine.new_full((N,), float("-inf")).scatter_reduce(0, later, cosine, "amax")

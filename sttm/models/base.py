@@ -131,7 +131,7 @@ class Family(ABC):
         """Run the vision tower: embeddings of all places [P, C], deepstack levels of the grid cells, each [N, C]."""
 
     @abstractmethod
-    def number(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
+    def position_ids(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
         """Position ids int64 [A, L] of the prefix, and the next free position (largest used plus one)."""
 
     @property
@@ -185,7 +185,7 @@ class Family(ABC):
             )
         embeds = embed_tokens(ids.masked_fill(ids == self._id(self.video_token), 0))  # its id may have no row
         embeds[places] = features.to(embeds)
-        positions, next_position = self.number(ids, inputs)
+        positions, next_position = self.position_ids(ids, inputs)
         return Prompt(
             ids,
             embeds,

@@ -18,7 +18,7 @@ from sttm.errors import ConfigError, ModelError
 from sttm.models import attention, lmms_lab
 from sttm.models.base import Family
 from sttm.models.families import family_of
-from sttm.models.fused import fuse
+from sttm.models.fused_modules import fuse
 from sttm.models.language_model import LanguageModel, load_language_model
 from sttm.models.pixel_bounds import PixelBounds
 from sttm.models.placement import Devices, as_devices, device_map
@@ -123,7 +123,7 @@ class Checkpoint:
                 f"model.frame_pixels={asked}: {self.name} shows every frame in the one size of its vision tower; "
                 "leave the setting out"
             )
-        return bounds.asked(asked)
+        return bounds.with_frame_pixels(asked)
 
     def load_model(self, devices: Devices) -> nn.Module:
         """The whole model (vision tower and language model) for inference on one device, or spread over several.

@@ -82,9 +82,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     memory traffic. Inference only: `out=` knows no gradients.
     """
     if x.is_cuda:
-        from sttm.models import kernels
+        from sttm.models import triton_kernels
 
-        return kernels.rotate(x, cos, sin)
+        return triton_kernels.rotate(x, cos, sin)
     cos, sin, half = cos[:, None, None], sin[:, None, None], x.shape[-1] // 2
     low, high = x[..., :half], x[..., half:]
     out = torch.empty_like(x, memory_format=torch.contiguous_format)

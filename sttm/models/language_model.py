@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sttm.errors import ModelError
 from sttm.models.attention import ATTENTION
-from sttm.models.fused import fuse
+from sttm.models.fused_modules import fuse
 from sttm.models.placement import Devices, as_devices, place_layers
 from sttm.models.weights import Weights
 

@@ -32,7 +32,7 @@ class Llava(Family):
 
     @property
     @abstractmethod
-    def side(self) -> int:
+    def tokens_per_side(self) -> int:
         """S, rows and columns of visual tokens a frame."""
 
     def preprocess(self, pixels: np.ndarray, seconds: np.ndarray) -> VideoInputs:
@@ -42,7 +42,10 @@ class Llava(Family):
             videos=[frames], do_sample_frames=False, do_rescale=False, do_normalize=False, return_tensors="pt"
         )
         return VideoInputs(
-            batch["pixel_values_videos"][0].numpy(), (len(frames), self.side, self.side), seconds, seconds
+            batch["pixel_values_videos"][0].numpy(),
+            (len(frames), self.tokens_per_side, self.tokens_per_side),
+            seconds,
+            seconds,
         )
 
     def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -76,7 +79,7 @@ class Llava(Family):
         chosen = torch.cat([states[at] for at in wanted], dim=-1) if len(wanted) > 1 else states[wanted[0]]
         return chosen[:, 1:] if self.config.vision_feature_select_strategy == "default" else chosen
 
-    def number(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
+    def position_ids(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
         """0, 1, 2, ..."""
         return torch.arange(len(ids), device=ids.device)[None], len(ids)
 

@@ -17,7 +17,7 @@ class LlavaNextVideo(Llava):
     processor_class: ClassVar[str] = "LlavaNextVideoVideoProcessor"
 
     @property
-    def side(self) -> int:
+    def tokens_per_side(self) -> int:
         vision = self.config.vision_config
         return vision.image_size // vision.patch_size // self.config.spatial_pool_stride
 

@@ -36,7 +36,7 @@ class LlavaOnevision(Llava):
     processor_class: ClassVar[str] = "LlavaOnevisionVideoProcessor"
 
     @property
-    def side(self) -> int:
+    def tokens_per_side(self) -> int:
         vision = self.config.vision_config
         return -(-(vision.image_size // vision.patch_size) // 2)
 
@@ -66,7 +66,9 @@ class LlavaOnevision(Llava):
         vision = self.config.vision_config
         side = vision.image_size // vision.patch_size
         maps = model.multi_modal_projector(states).unflatten(1, (side, side)).permute(0, 3, 1, 2)
-        pooled = torch.nn.functional.interpolate(maps, size=(self.side, self.side), mode="bilinear")
+        pooled = torch.nn.functional.interpolate(
+            maps, size=(self.tokens_per_side, self.tokens_per_side), mode="bilinear"
+        )
         return pooled.permute(0, 2, 3, 1).flatten(1, 2)
 
     def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:

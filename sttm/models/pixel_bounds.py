@@ -22,12 +22,12 @@ class PixelBounds:
     most: int
     total: int | None = None
 
-    def of(self, frames: int) -> tuple[int, int]:
+    def for_video(self, frames: int) -> tuple[int, int]:
         """(least, most) pixels of a frame of a video of so many; a total leaves each a little more than `least`."""
         if self.total is None:
             return self.least, self.most
         return self.least, max(min(self.most, self.total // frames), int(self.least * 1.05))
 
-    def asked(self, frame_pixels: int) -> "PixelBounds":
+    def with_frame_pixels(self, frame_pixels: int) -> "PixelBounds":
         """The same with a setting in place of `most` and `total`."""
         return PixelBounds(min(self.least, frame_pixels), frame_pixels)

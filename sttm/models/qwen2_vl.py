@@ -65,7 +65,7 @@ class Qwen2VL(Family):
 
     def edges(self, bounds: PixelBounds, frames: int) -> tuple[int, int]:
         """The processor's `shortest_edge` and `longest_edge`, which are areas."""
-        return bounds.of(frames)
+        return bounds.for_video(frames)
 
     def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
         merge = self.processor.merge_size
@@ -88,7 +88,7 @@ class Qwen2VL(Family):
         t, h, w = grid_thw[0].tolist()
         return {"cu_seqlens": torch.arange(t + 1, dtype=torch.int32) * (h * w), "max_seqlen": h * w}
 
-    def number(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
+    def position_ids(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
         """M-RoPE positions, see `sttm.models.mrope`."""
         return mrope_positions(ids == self._id(self.video_token), inputs.grid, self.time_step(inputs))
 

@@ -30,7 +30,7 @@ class Qwen3VL(Qwen2VL):
 
     def edges(self, bounds: PixelBounds, frames: int) -> tuple[int, int]:
         """This processor counts the pixels of all frames."""
-        least, most = bounds.of(frames)
+        least, most = bounds.for_video(frames)
         return frames * least, frames * most
 
     def prefix_ids(self, inputs: VideoInputs) -> list[int]:
@@ -50,6 +50,6 @@ class Qwen3VL(Qwen2VL):
         seconds = np.pad(inputs.seconds, (0, -len(inputs.seconds) % size), mode="edge").reshape(-1, size)
         return ((seconds[:, 0] + seconds[:, -1]) / 2).tolist()
 
-    def number(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
+    def position_ids(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
         """M-RoPE positions with one block a frame: the time axis stands still within it, the stamps tell the time."""
         return mrope_positions(ids == self._id(self.video_token), (1, *inputs.grid[1:]))

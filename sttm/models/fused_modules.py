@@ -24,9 +24,9 @@ class QuickGELU(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Any shape, same shape out."""
         if hidden_states.is_cuda:
-            from sttm.models import kernels
+            from sttm.models import triton_kernels
 
-            return kernels.quick_gelu(hidden_states)
+            return triton_kernels.quick_gelu(hidden_states)
         return hidden_states * torch.sigmoid(1.702 * hidden_states)
 
 
@@ -44,9 +44,9 @@ class RMSNorm(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., C], same shape out."""
         if hidden_states.is_cuda:
-            from sttm.models import kernels
+            from sttm.models import triton_kernels
 
-            return kernels.rms_norm(hidden_states, self.weight, self.variance_epsilon)
+            return triton_kernels.rms_norm(hidden_states, self.weight, self.variance_epsilon)
         wide = hidden_states.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
         return self.weight * normed.to(hidden_states.dtype)
@@ -67,9 +67,9 @@ class GatedMLP(nn.Module):
         """[..., C], same shape out."""
         gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
         if hidden_states.is_cuda:
-            from sttm.models import kernels
+            from sttm.models import triton_kernels
 
-            return self.down_proj(kernels.silu_product(gate, up))
+            return self.down_proj(triton_kernels.silu_product(gate, up))
         return self.down_proj(nn.functional.silu(gate) * up)
 
 
@@ -95,9 +95,9 @@ def require_kernels(device: torch.device) -> None:
         ModelError: it cannot.
     """
     try:
-        from sttm.models import kernels
+        from sttm.models import triton_kernels
 
-        kernels.quick_gelu(torch.zeros(1, device=device))
+        triton_kernels.quick_gelu(torch.zeros(1, device=device))
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:  # what Triton, its compiler and the linker raise has no class in common

@@ -12,8 +12,8 @@ from torch import nn
 
 from sttm import models
 from sttm.errors import ModelError
-from sttm.models import fused
-from sttm.models.fused import GatedMLP, QuickGELU, RMSNorm, fuse, require_kernels
+from sttm.models import fused_modules
+from sttm.models.fused_modules import GatedMLP, QuickGELU, RMSNorm, fuse, require_kernels
 from sttm.models.processor import import_torchvision
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -132,8 +132,8 @@ def test_a_fault_that_another_machine_may_not_have_is_not_called_a_missing_compi
         def quick_gelu(x: torch.Tensor) -> torch.Tensor:
             raise error
 
-    monkeypatch.setitem(sys.modules, "sttm.models.kernels", Kernels)
-    monkeypatch.setattr(models, "kernels", Kernels, raising=False)
+    monkeypatch.setitem(sys.modules, "sttm.models.triton_kernels", Kernels)
+    monkeypatch.setattr(models, "triton_kernels", Kernels, raising=False)
     with pytest.raises(type(error)) as raised:
         require_kernels(torch.device("cpu"))
     assert raised.value is error
@@ -142,7 +142,7 @@ def test_a_fault_that_another_machine_may_not_have_is_not_called_a_missing_compi
 @pytest.mark.gpu
 def test_a_model_on_a_gpu_is_tried_while_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[torch.device] = []
-    monkeypatch.setattr(fused, "require_kernels", tried.append)
+    monkeypatch.setattr(fused_modules, "require_kernels", tried.append)
     Setup.of("qwen2_vl").checkpoint.load_language_model("cuda")
     assert [device.type for device in tried] == ["cuda"]
 
@@ -150,17 +150,17 @@ def test_a_model_on_a_gpu_is_tried_while_it_loads(monkeypatch: pytest.MonkeyPatc
 def test_elements_are_counted_in_64_bits_and_rows_have_one_variant() -> None:
     """A tensor of 113,360 tokens and 18,944 channels has more than 2^31; a graph must meet no new variant."""
     pytest.importorskip("triton")
-    from sttm.models import kernels
+    from sttm.models import triton_kernels
 
-    for kernel in (kernels._quick_gelu_kernel, kernels._silu_product_kernel):
+    for kernel in (triton_kernels._quick_gelu_kernel, triton_kernels._silu_product_kernel):
         assert [p.annotation_type for p in kernel.params if p.name == "numel"] == ["i64"]
-    assert [p.do_not_specialize for p in kernels._rms_norm_kernel.params if p.name == "rows"] == [True]
+    assert [p.do_not_specialize for p in triton_kernels._rms_norm_kernel.params if p.name == "rows"] == [True]
 
 
 @pytest.mark.gpu
 def test_more_than_two_to_the_31_elements() -> None:
-    from sttm.models import kernels
+    from sttm.models import triton_kernels
 
     gate, up = (torch.full((2**20 + 1, 2048), value, dtype=torch.bfloat16, device="cuda") for value in (1.0, 2.0))
-    for ours, expected in ((QuickGELU()(gate), 0.8477), (kernels.silu_product(gate, up), 1.4609)):
+    for ours, expected in ((QuickGELU()(gate), 0.8477), (triton_kernels.silu_product(gate, up), 1.4609)):
         assert (float(ours.min()), float(ours.max())) == pytest.approx((expected, expected), rel=0.01)

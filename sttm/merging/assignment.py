@@ -13,7 +13,7 @@ from sttm.merging.grid import Grid
 
 
 @dataclass(frozen=True)
-class Rows:
+class Assignment:
     """The fields of `Merged` that follow from a decision alone; all on its device."""
 
     index: Tensor
@@ -23,7 +23,7 @@ class Rows:
     boxes: Tensor
 
 
-def rows_of(decision: Decision, grid: Grid, *, is_weighted: bool, survivors: int | None = None) -> Rows:
+def assign(decision: Decision, grid: Grid, *, is_weighted: bool, survivors: int | None = None) -> Assignment:
     """The rows of a decision.
 
     Args:
@@ -52,4 +52,4 @@ def rows_of(decision: Decision, grid: Grid, *, is_weighted: bool, survivors: int
         members = torch.zeros(M, device=into.device).index_add_(0, survivor, is_node.float())
         share = 1 / members[survivor]
     boxes = torch.cat([(index // grid.cells)[:, None].int(), grid.box[nodes.id.flatten()[index]]], 1)
-    return Rows(index, survivor, within * share, patches, boxes)
+    return Assignment(index, survivor, within * share, patches, boxes)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from sttm.gpu import capture
-from sttm.merging import kernels
-from sttm.merging.budget import AtOnce, decide_at_once
+from sttm.merging import triton_kernels
+from sttm.merging.assignment import Assignment, assign
+from sttm.merging.budget import PendingDecision, decide_without_waiting
 from sttm.merging.config import MergeConfig
 from sttm.merging.grid import Grid, make_grid
 from sttm.merging.merged import Merged, weighted_sum
-from sttm.merging.rows import Rows, rows_of
 from sttm.merging.similarity import from_cosines
 
 _KEPT = 8  # shapes and settings: a graph keeps the memory of all its steps
@@ -27,7 +27,7 @@ def merge_to_budget(x_TPC: Tensor, grid: Grid, config: MergeConfig) -> Merged | 
     T, P, _ = x_TPC.shape
     target = config.target(T * P)
     is_plain = config.link_rule == "best" and config.head_dim is None and len(grid.inner)
-    if target is None or target >= T * P or not is_plain or not kernels.fits(grid):
+    if target is None or target >= T * P or not is_plain or not triton_kernels.fits(grid):
         return None
     return _planner(T, grid.sizes[0], x_TPC.device, config).merge(x_TPC)
 
@@ -39,19 +39,21 @@ class _Planner:
         target = config.target(T * grid.cells)
         assert target is not None
         self._grid, self._config, self._target = grid, config, target
-        self._own, self._cross = kernels.empty_cosines(T, grid, temporal=True)
+        self._own, self._cross = triton_kernels.empty_cosines(T, grid, temporal=True)
         self._lock = threading.Lock()
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._plan: tuple[AtOnce, Rows] | None = None
+        self._plan: tuple[PendingDecision, Assignment] | None = None
 
     def merge(self, x_TPC: Tensor) -> Merged | None:
         """Merge one video; None if the budget is out of reach without a coarser quadtree."""
         with self._lock:
-            kernels.cosines(x_TPC, self._grid, self._own, self._cross)
+            triton_kernels.cosines(x_TPC, self._grid, self._own, self._cross)
             at_once, rows = self._planned()
-            rows = Rows(*(field.clone() for field in vars(rows).values()))  # the next video overwrites the graph's own
+            rows = Assignment(
+                *(field.clone() for field in vars(rows).values())
+            )  # the next video overwrites the graph's own
             features = weighted_sum(x_TPC.flatten(0, 1), rows.survivor, rows.weights, len(rows.index))
-            settled = at_once.settle(self._target)
+            settled = at_once.resolve(self._target)
         if settled is None:
             return None
         count, decision = settled
@@ -67,7 +69,7 @@ class _Planner:
             target=self._target,
         )
 
-    def _planned(self) -> tuple[AtOnce, Rows]:
+    def _planned(self) -> tuple[PendingDecision, Assignment]:
         if self._graph is not None and self._plan is not None:
             self._graph.replay()
             return self._plan
@@ -80,11 +82,11 @@ class _Planner:
         graph.replay()
         return self._plan
 
-    def _decide(self) -> tuple[AtOnce, Rows]:
+    def _decide(self) -> tuple[PendingDecision, Assignment]:
         config, grid = self._config, self._grid
         similarity = from_cosines(self._own, self._cross, grid)
-        at_once = decide_at_once(similarity, grid, self._target, config.spatial_share, config.threshold_floor)
-        return at_once, rows_of(at_once.decision, grid, is_weighted=config.is_weighted, survivors=self._target)
+        at_once = decide_without_waiting(similarity, grid, self._target, config.spatial_share, config.threshold_floor)
+        return at_once, assign(at_once.decision, grid, is_weighted=config.is_weighted, survivors=self._target)
 
 
 @lru_cache(maxsize=_KEPT)
