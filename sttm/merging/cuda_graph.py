@@ -1,7 +1,8 @@
-"""Merging to a budget on a GPU as a CUDA graph: from the cosines to the survivors in one launch, nothing waited for.
+"""Merge to a budget on a GPU with a CUDA graph, which goes from cosines to survivors in one launch without a sync.
 
-The decision is some sixty small kernels; launched one by one they take longer than both readings of the features. A
-graph is captured when a video has the shape and settings of one before it, and kept for the next.
+The decision consists of about sixty small kernels. Launched one by one, they would take longer than reading all
+features twice. The first video of a shape and setting runs kernel by kernel, the second is captured as a graph, and
+all later ones replay that graph.
 """
 
 import threading
@@ -19,11 +20,15 @@ from sttm.merging.grid import Grid, make_grid
 from sttm.merging.merged import Merged, weighted_sum
 from sttm.merging.similarity import from_cosines
 
-_KEPT = 8  # shapes and settings: a graph keeps the memory of all its steps
+_KEPT = 8  # graphs kept, one for each shape and setting; each holds the memory of all its steps
 
 
 def merge_to_budget(x_TPC: Tensor, grid: Grid, config: MergeConfig) -> Merged | None:
-    """Merge features [T, P, C] on a GPU; None where a graph does not fit or the budget is out of its reach."""
+    """Merge features [T, P, C] on a GPU.
+
+    Returns:
+        The merge; None if the settings need another code path, or if the budget needs a coarser quadtree.
+    """
     T, P, _ = x_TPC.shape
     target = config.target(T * P)
     is_plain = config.link_rule == "best" and config.head_dim is None and len(grid.inner)
@@ -33,7 +38,7 @@ def merge_to_budget(x_TPC: Tensor, grid: Grid, config: MergeConfig) -> Merged | 
 
 
 class _Planner:
-    """Merges videos of one shape with one setting; from the second one on through a graph."""
+    """Merges videos of one shape with one setting, from the second video on through a CUDA graph."""
 
     def __init__(self, T: int, grid: Grid, config: MergeConfig) -> None:
         target = config.target(T * grid.cells)
@@ -45,25 +50,24 @@ class _Planner:
         self._plan: tuple[PendingDecision, Assignment] | None = None
 
     def merge(self, x_TPC: Tensor) -> Merged | None:
-        """Merge one video; None if the budget is out of reach without a coarser quadtree."""
+        """Merge one video of features [T, P, C]; None if the budget needs a coarser quadtree."""
         with self._lock:
             triton_kernels.cosines(x_TPC, self._grid, self._own, self._cross)
-            at_once, rows = self._planned()
-            rows = Assignment(
-                *(field.clone() for field in vars(rows).values())
-            )  # the next video overwrites the graph's own
-            features = weighted_sum(x_TPC.flatten(0, 1), rows.survivor, rows.weights, len(rows.index))
-            settled = at_once.resolve(self._target)
-        if settled is None:
+            pending, planned = self._planned()
+            # Copy the graph's own tensors, because the next video overwrites them.
+            assignment = Assignment(*(field.clone() for field in vars(planned).values()))
+            features = weighted_sum(x_TPC.flatten(0, 1), assignment.survivor, assignment.weights, len(assignment.index))
+            resolved = pending.resolve(self._target)
+        if resolved is None:
             return None
-        count, decision = settled
+        count, decision = resolved
         return Merged(
             features=features[:count],
-            index=rows.index[:count],
-            survivor=rows.survivor,
-            weights=rows.weights,
-            patches=rows.patches[:count],
-            boxes=rows.boxes[:count],
+            index=assignment.index[:count],
+            survivor=assignment.survivor,
+            weights=assignment.weights,
+            patches=assignment.patches[:count],
+            boxes=assignment.boxes[:count],
             spatial_threshold=decision.spatial_threshold,
             temporal_threshold=decision.temporal_threshold,
             target=self._target,
@@ -73,7 +77,7 @@ class _Planner:
         if self._graph is not None and self._plan is not None:
             self._graph.replay()
             return self._plan
-        if self._plan is None:  # also makes every kernel ready, which cannot be done during a capture
+        if self._plan is None:  # this run also compiles and loads every kernel, which a capture could not do
             self._plan = self._decide()
             return self._plan
         graph = torch.cuda.CUDAGraph()
@@ -85,8 +89,8 @@ class _Planner:
     def _decide(self) -> tuple[PendingDecision, Assignment]:
         config, grid = self._config, self._grid
         similarity = from_cosines(self._own, self._cross, grid)
-        at_once = decide_without_waiting(similarity, grid, self._target, config.spatial_share, config.threshold_floor)
-        return at_once, assign(at_once.decision, grid, is_weighted=config.is_weighted, survivors=self._target)
+        pending = decide_without_waiting(similarity, grid, self._target, config.spatial_share, config.threshold_floor)
+        return pending, assign(pending.decision, grid, is_weighted=config.is_weighted, survivors=self._target)
 
 
 @lru_cache(maxsize=_KEPT)

@@ -1,4 +1,4 @@
-"""Spatio-temporal token merging (arXiv 2507.07990, section 3): decide which tokens become one, then average them.
+"""Spatio-temporal token merging (arXiv 2507.07990, section 3): decide which tokens are merged, then average them.
 
 Shapes: T frames of H x W cells, P = H*W, N = T*P, C channels, M survivors.
 """
@@ -19,12 +19,16 @@ from sttm.merging.similarity import Similarity, measure
 
 @torch.no_grad()
 def merge(features_THWC: Tensor, config: MergeConfig) -> Merged:
-    """Reduce the visual tokens of one video, [T, H, W, C] of any float dtype on any device.
+    """Reduce the visual tokens of one video with the method that `config` names.
 
     Similarities and sums are taken in float32; the merged features have the dtype of the input.
 
+    Args:
+        features_THWC: features [T, H, W, C], in any float dtype and on any device.
+        config: the method and how many tokens to keep.
+
     Raises:
-        ConfigError: the features are no [T, H, W, C] with T, H, W, C >= 1, or `head_dim` does not divide C.
+        ConfigError: the features are not floats [T, H, W, C] with T, H, W, C >= 1, or `head_dim` does not divide C.
     """
     if features_THWC.ndim != 4 or 0 in features_THWC.shape or not features_THWC.is_floating_point():
         raise ConfigError(
@@ -65,11 +69,12 @@ def _decide(x_THWC: Tensor, grid: Grid, config: MergeConfig) -> Decision:
 
 
 def _assemble(x_TPC: Tensor, grid: Grid, decision: Decision, config: MergeConfig) -> Merged:
-    """Carry a decision out."""
-    rows = assign(decision, grid, is_weighted=config.is_weighted)
+    """Average the features [T, P, C] as a decision says."""
+    assignment = assign(decision, grid, is_weighted=config.is_weighted)
+    survivor, weights, count = assignment.survivor, assignment.weights, len(assignment.index)
     return Merged(
-        features=weighted_sum(x_TPC.flatten(0, 1), rows.survivor, rows.weights, len(rows.index)),
-        **vars(rows),
+        features=weighted_sum(x_TPC.flatten(0, 1), survivor, weights, count),
+        **vars(assignment),
         spatial_threshold=decision.spatial_threshold,
         temporal_threshold=decision.temporal_threshold,
         target=config.target(x_TPC.shape[0] * x_TPC.shape[1]),
