@@ -32,7 +32,7 @@ PROPERTY = settings(
 
 
 def video(T: int, H: int, W: int, C: int = 16, seed: int = 0, change: float = 0.3) -> torch.Tensor:
-    """Features [T, H, W, C] that are smooth in space and drift over time, so that both steps have something to merge."""
+    """Features [T, H, W, C] that are smooth in space and drift over time, so both steps have something to merge."""
     g = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1, C, (H + 3) // 4, (W + 3) // 4, generator=g)
     frame = torch.nn.functional.interpolate(coarse, (H, W), mode="nearest")[0].permute(1, 2, 0)
