@@ -166,8 +166,8 @@ class Service:
         """Made in a thread, to the last byte: a long video has tens of thousands of tokens, and streams must go on."""
         found = self._store.load_survivors(row.identity)
         boxes = [[*box, patches] for box, patches in zip(found.boxes.tolist(), found.patches.tolist(), strict=True)]
-        sampling = self._store.manifest(row.identity).facts.details.get("sampling", {})
-        about = {"grid": found.grid, "boxes": boxes, "seconds": sampling.get("seconds", [])}
+        sampling = self._store.manifest(row.identity).facts.sampling
+        about = {"grid": found.grid, "boxes": boxes, "seconds": sampling.seconds}
         return JSONResponse({**_shown(row), **about, "has_frames": self._config.shows_frames})
 
     async def frames(self, video: str) -> Response:

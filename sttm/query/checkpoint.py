@@ -18,10 +18,12 @@ def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:
     """The checkpoint that made an artifact, or the one at `path` if it is the same.
 
     Raises:
-        ModelError: it differs from the recipe, so that its answers would be wrong.
+        ModelError: it differs from the recipe, so that its answers would be wrong, or nothing says which one it was.
     """
-    provenance, recipe = manifest.facts.details["provenance"], manifest.recipe["model"]
-    settings = ModelConfig(path=path or provenance["model"], revision=provenance["commit"], dtype=recipe["dtype"])
+    provenance, recipe = manifest.facts.provenance, manifest.recipe["model"]
+    if not (path or provenance.model):
+        raise ModelError(f"the cache of {manifest.source.uri} does not record which model made it; name the model")
+    settings = ModelConfig(path=path or provenance.model, revision=provenance.commit, dtype=recipe["dtype"])
     checkpoint = Checkpoint.open(settings)
     require_same_model(manifest, checkpoint)
     for difference in provenance_differences(manifest):
@@ -31,11 +33,10 @@ def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:
 
 def provenance_differences(manifest: Manifest) -> list[str]:
     """What does not change an artifact's meaning, but its last digits: libraries of another version than made it."""
-    made = manifest.facts.details["provenance"]
+    provenance = manifest.facts.provenance
+    made = {"torch": provenance.torch, "transformers": provenance.transformers}
     here = {"torch": str(torch.__version__), "transformers": version("transformers")}
-    return [
-        f"made with {name} {made.get(name)}, read with {mine}" for name, mine in here.items() if made.get(name) != mine
-    ]
+    return [f"made with {name} {made[name]}, read with {mine}" for name, mine in here.items() if made[name] != mine]
 
 
 def require_same_model(manifest: Manifest, checkpoint: Checkpoint) -> None:
