@@ -199,7 +199,7 @@ class Indexer:
         live = cache if self._probes else None
         return PrefilledVideo(kv, partial(write_tokens, *tables), download.started(), facts, live)
 
-    def encode(self, prefilled: PrefilledVideo) -> EncodedVideo:
+    def digest(self, prefilled: PrefilledVideo) -> EncodedVideo:
         """Wait for the packed bytes and digest them; needs no GPU.
 
         Raises:
@@ -243,7 +243,7 @@ class Indexer:
     def index(self, decoded: DecodedVideo) -> CatalogRow:
         """All steps behind the reading, one after another; errors as of each."""
         prefilled = self.prefill(decoded)
-        encoded = self.certify(decoded, prefilled, self.encode(prefilled))
+        encoded = self.certify(decoded, prefilled, self.digest(prefilled))
         return self.publish(decoded, encoded)
 
 

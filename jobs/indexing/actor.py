@@ -71,7 +71,7 @@ class PrefillActor:
         staged = self.indexer.stage(decoded)
         with self._gpu, killed_after(self._timeout_s):
             prefilled = self.indexer.prefill(staged)
-        encoded = self.indexer.encode(prefilled)
+        encoded = self.indexer.digest(prefilled)
         if prefilled.live is not None:
             with self._gpu, killed_after(self._timeout_s):
                 encoded = self.indexer.certify(staged, prefilled, encoded)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sttm.errors import ArtifactError, StoreError
 from sttm.store.artifact import Manifest
-from sttm.store.catalog.catalog import rows_of
+from sttm.store.catalog.lookup import rows_of
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store
