@@ -20,9 +20,9 @@ class CatalogView(Catalog):
     A catalog that was there and is gone, as after a lost mount, is a `StoreError`, and not an empty store.
     """
 
-    def __init__(self, storage: Storage, max_age_s: float = 5.0) -> None:
+    def __init__(self, storage: Storage, max_age_s: float = 5.0, recipe_digest: str | None = None) -> None:
         super().__init__(storage)
-        self._max_age_s, self._lock = max_age_s, threading.Lock()
+        self._max_age_s, self._recipe_digest, self._lock = max_age_s, recipe_digest, threading.Lock()
         self._read_at: float | None = None
         self._seen: Snapshot | None = None
         self._rows: list[CatalogRow] = []
@@ -37,7 +37,8 @@ class CatalogView(Catalog):
                 if self._seen is not None and snapshot.version == 0 < self._seen.version:
                     raise StoreError(f"the catalog of {self.storage.url} is gone; is the store still mounted?")
                 if snapshot != self._seen:
-                    self._rows, self._seen = split_history(self.history(snapshot))[0], snapshot
+                    rows, self._seen = split_history(self.history(snapshot))[0], snapshot
+                    self._rows = [row for row in rows if self._recipe_digest in (None, row.recipe_digest)]
                     self._named, self._newest = _by_name(self._rows), _newest_first(self._rows)
                 self._read_at = time.monotonic()
             return self._rows
