@@ -37,6 +37,8 @@ LAYERS = (
     ("jobs.cluster", "jobs.command"),
     ("sttm.evaluation",),
     ("sttm.synthetic",),
+    ("sttm",),
+    ("sttm.archive", "sttm.local_index"),
     ("sttm.indexer",),
     ("sttm.config",),
     ("sttm.query",),
@@ -47,7 +49,7 @@ LAYERS = (
     ("sttm.corpus",),
     ("sttm.urls", "sttm.gpu", "sttm.stage_clock", "sttm.settings"),
     ("sttm.errors",),
-    ("sttm", "jobs"),
+    ("jobs",),
 )
 
 
