@@ -205,7 +205,7 @@ class Archive:
         sampling: "SamplingConfig | None",
     ) -> Answer:
         from sttm.engine.sampling import SamplingConfig
-        from sttm.query.worker import Query
+        from sttm.query.question import Query
 
         _require_askable(question, options)
         turns, worker = (*history, question), self._loaded()

@@ -20,12 +20,13 @@ class CatalogView:
 
     Args:
         storage: objects of the store.
-        max_age_s: how old the rows may be; infinity reads them once.
+        max_age_s: how old the rows may be, in seconds; infinity reads them once.
+        recipe_digest: show rows of this recipe only; None shows all.
     """
 
-    def __init__(self, storage: Storage, max_age_s: float = 5.0) -> None:
+    def __init__(self, storage: Storage, max_age_s: float = 5.0, recipe_digest: str | None = None) -> None:
         self._catalog = Catalog(storage)
-        self._max_age_s, self._lock = max_age_s, threading.Lock()
+        self._max_age_s, self._recipe_digest, self._lock = max_age_s, recipe_digest, threading.Lock()
         self._read_at: float | None = None
         self._seen: Snapshot | None = None
         self._rows: list[CatalogRow] = []
@@ -76,7 +77,8 @@ class CatalogView:
         if self._seen is not None and snapshot.version == 0 < self._seen.version:
             raise StoreError(f"the catalog of {self._catalog.storage.url} is gone; is the store still mounted?")
         if snapshot != self._seen:
-            self._rows, self._seen = split_history(self._catalog.history(snapshot))[0], snapshot
+            rows, self._seen = split_history(self._catalog.history(snapshot))[0], snapshot
+            self._rows = [row for row in rows if self._recipe_digest in (None, row.recipe_digest)]
             self._named, self._newest = _by_name(self._rows), _newest_first(self._rows)
 
 
