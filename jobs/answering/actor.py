@@ -18,7 +18,8 @@ from sttm.errors import ArtifactError, ModelError, QuestionError
 from sttm.models.placement import is_gpu_lost
 from sttm.query.cache_tier import CacheConfig
 from sttm.query.checkpoint import open_checkpoint
-from sttm.query.worker import Query, QueryWorker
+from sttm.query.question import Query
+from sttm.query.worker import QueryWorker
 from sttm.settings import Settings
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store

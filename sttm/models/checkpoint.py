@@ -28,6 +28,10 @@ from sttm.models.weights import Weights
 from sttm.settings import Settings
 
 BUILT_IN = Path(__file__).parent / "tiny"
+BUILT_IN_NOTICE = (
+    "The built-in model knows coloured shapes only; its answers about real film mean nothing. "
+    "For real video index with a real checkpoint: --config qwen2_5_vl_7b, or --set model.path=FOLDER."
+)
 
 
 class ModelConfig(Settings):
@@ -89,6 +93,11 @@ class Checkpoint:
             if not list(folder.glob(pattern)):
                 raise ModelError(f"{folder} has no {pattern}; give a Hugging Face checkpoint with safetensors files")
         return Checkpoint(folder, path, commit, settings)
+
+    @property
+    def notice(self) -> str:
+        """What a user of this checkpoint must know, for commands to print; empty for all but the built-in model."""
+        return BUILT_IN_NOTICE if self.folder.resolve() == BUILT_IN.resolve() else ""
 
     @cached_property
     def config(self) -> Any:
