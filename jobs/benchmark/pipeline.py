@@ -218,9 +218,7 @@ class _Watch:
         self.ready = float("inf")
         self.rows: list[tuple[float, CatalogRow]] = []
         self._store = store
-        self._deleting = ThreadPoolExecutor(
-            4
-        )  # deleting gigabytes would hold up the driver
+        self._deleting = ThreadPoolExecutor(4)  # deleting gigabytes would hold up the driver
 
     def tick(self, pipeline: Pipeline) -> None:
         """Record when all actors were ready."""
