@@ -180,8 +180,8 @@ class Trainer:
             keys = self.model.load_state_dict(load_file(config.resume), strict=False)
             if wrong := [*keys.unexpected_keys, *(set(keys.missing_keys) - {"lm_head.weight"})]:
                 raise ModelError(
-                    f"{config.resume} does not fit the built-in model: {len(wrong)} weights are missing or unknown, such "
-                    f"as {wrong[0]!r}; give weights.safetensors of an earlier run"
+                    f"{config.resume} does not fit the built-in model: {len(wrong)} weights are missing or unknown, "
+                    f"such as {wrong[0]!r}; give weights.safetensors of an earlier run"
                 )
         cuda = self.work.device.type == "cuda"
         dtype = torch.bfloat16 if cuda else torch.float32
