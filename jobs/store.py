@@ -56,7 +56,7 @@ def ls(
     if as_json:
         by_digest = {recipe.digest: recipe for recipe in recipes}
         for (row, status, by), state in zip(found, states, strict=True):
-            about = {"recipe": _recipe_record(row.recipe_digest, by_digest.get(row.recipe_digest))}
+            about: dict[str, Any] = {"recipe": _recipe_record(row.recipe_digest, by_digest.get(row.recipe_digest))}
             about |= {"superseded_by": by} if by else {}
             about |= {"source": state} if sources else {}
             print(json.dumps({**row.__dict__, "status": status, **about}))
