@@ -31,11 +31,11 @@ from sttm.evaluation.benchmarks import FORMATS, read_benchmark
 from sttm.evaluation.evaluator import Evaluator, VideoOutcome
 from sttm.evaluation.markdown import tables
 from sttm.evaluation.plot import plot
+from sttm.evaluation.question_table import read_question_table
 from sttm.evaluation.questions import Benchmark, RowError, VideoQuestions
 from sttm.evaluation.reducers import Reducer, parse_reducers
 from sttm.evaluation.summary import Row, summarise
 from sttm.evaluation.synthetic import CLIPS, QUICK_CLIPS, synthetic_benchmark
-from sttm.evaluation.table import read_table
 from sttm.models.base import VideoInputs
 from sttm.models.checkpoint import Checkpoint
 
@@ -141,7 +141,7 @@ class Source:
             SttmError: there is no such benchmark or file, or it holds no question.
         """
         if self.questions is not None:
-            return read_table(self.questions, self.videos, settings.video, self.scoring)
+            return read_question_table(self.questions, self.videos, settings.video, self.scoring)
         if self.benchmark == "synthetic":
             return synthetic_benchmark(limit or CLIPS, settings.video if self.encoded else None)
         if self.benchmark not in FORMATS:

@@ -3,15 +3,12 @@
     list_corpus("clips/")                     every video below the folder, in sorted order
     list_corpus("s3://bucket/a/**/*.mp4")     a glob; with an explicit extension it may be any extension
     list_corpus("clips/one.mp4")              one file
-    list_corpus("s3://bucket/nightly.parquet")  a manifest (Parquet, CSV, JSON lines): column `uri`, optional `id`
+    list_corpus("s3://bucket/nightly.parquet")  a manifest (Parquet, CSV, JSON, JSON lines)
 
 Listing reads no video. Credentials come from the environment only; messages never show user info or query strings.
 """
 
-import csv
 import hashlib
-import io
-import json
 import os
 import posixpath
 import re
@@ -23,13 +20,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from sttm.errors import CorpusError
+from sttm.tables import EXTENSIONS, TableError, read_table
 from sttm.urls import absolute_uri, is_http, is_local, open_filesystem, path_on, redact_url
 
 VIDEO_EXTENSIONS = (
     *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
     *(".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
 )
-MANIFEST_EXTENSIONS = (".parquet", ".csv", ".jsonl", ".ndjson")
 _WILDCARDS = "*?["
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _ID_RULE = "1 to 128 of the characters A-Z a-z 0-9 . _ -, not starting with . or -"
@@ -91,8 +88,8 @@ def list_corpus(url: str, *, limit: int | None = None, storage_options: dict[str
         raise CorpusError(f"limit {limit} is not positive; leave it out to list everything")
     fs, path = open_filesystem(url, storage_options)
     try:
-        pairs = _find(fs, path, url)
-        refs = _unique(pairs, limit)
+        rows = _find(fs, path, url, storage_options)
+        refs = _unique(rows, limit)
         if refs and refs[0].size_bytes is None:
             refs = _with_infos(refs, storage_options)
     except FileNotFoundError:
@@ -131,7 +128,7 @@ def _version(info: dict[str, Any]) -> str:
     return ""
 
 
-def _find(fs: Any, path: str, url: str) -> Iterable[_Row]:
+def _find(fs: Any, path: str, url: str, storage_options: dict[str, Any] | None) -> Iterable[_Row]:
     """Every candidate, in listing order."""
     extension = posixpath.splitext(path)[1].lower()
     if not fs.exists(path):
@@ -141,8 +138,8 @@ def _find(fs: Any, path: str, url: str) -> Iterable[_Row]:
     if fs.isdir(path):
         infos = _walk_local(fs, path) if is_local(fs) else fs.find(path, detail=True).values()
         return _listed(fs, [i for i in infos if _is_video(i["name"]) and not _is_hidden(i["name"], path)])
-    if extension in MANIFEST_EXTENSIONS:
-        return _manifest(fs, path, url)
+    if extension in EXTENSIONS:
+        return _manifest(path, fs, url, storage_options)
     return _listed(fs, [fs.info(path)])
 
 
@@ -188,20 +185,18 @@ def _walk_local(fs: Any, folder: str) -> Iterator[dict[str, Any]]:
                 todo.append(entry["name"])
 
 
-def _manifest(fs: Any, path: str, url: str) -> Iterator[_Row]:
-    with fs.open(path, "rb") as f:
-        data = f.read()
+def _manifest(path: str, fs: Any, url: str, storage_options: dict[str, Any] | None) -> Iterator[_Row]:
     try:
-        columns, rows = _PARSERS[posixpath.splitext(path)[1].lower()](data)
-    except (ValueError, OSError, csv.Error) as e:  # pyarrow's errors are ValueErrors
-        raise CorpusError(f"manifest {redact_url(url)} cannot be parsed: {e}") from None
-    if "uri" not in columns:
-        found = ", ".join(columns) or "none"
-        raise CorpusError(f"manifest {redact_url(url)} has no column 'uri'; columns found: {found}")
-    for number, row in enumerate(rows, 1):
+        table = read_table(url, ("uri", "id"), storage_options)
+        if table.bad_rows:
+            raise TableError(f"{table.url}: row {table.bad_rows[0].number}: {table.bad_rows[0].cause}")
+        table.require("uri")
+    except TableError as error:
+        raise CorpusError(f"the manifest cannot be used: {error}") from None
+    for number, row in table.rows:
         uri, given = row.get("uri"), row.get("id")
         if not isinstance(uri, str) or not uri.strip():
-            raise CorpusError(f"manifest {redact_url(url)}: row {number} has no uri")
+            raise CorpusError(f"manifest {table.url}: row {number} has no uri; it needs a URL or path in column 'uri'")
         video_id = None if given is None or given == "" else str(given)
         yield _Row(_resolve(fs, posixpath.dirname(path), uri.strip()), video_id, None)
 
@@ -209,35 +204,6 @@ def _manifest(fs: Any, path: str, url: str) -> Iterator[_Row]:
 def _resolve(fs: Any, folder: str, uri: str) -> str:
     """A manifest's URI made absolute: relative ones count from the manifest's folder, `/…` from its filesystem."""
     return uri if "://" in uri else str(fs.unstrip_protocol(posixpath.normpath(posixpath.join(folder, uri))))
-
-
-def _parse_parquet(data: bytes) -> tuple[list[str], list[dict[str, Any]]]:
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(io.BytesIO(data), pre_buffer=False)
-    columns = list(file.schema_arrow.names)
-    return columns, file.read(columns=[c for c in ("uri", "id") if c in columns], use_threads=False).to_pylist()
-
-
-def _parse_csv(data: bytes) -> tuple[list[str], list[dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-    return list(reader.fieldnames or ()), list(reader)
-
-
-def _parse_jsonl(data: bytes) -> tuple[list[str], list[dict[str, Any]]]:
-    rows = []
-    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as e:
-                raise ValueError(f"line {number}: {e}") from None
-            if not isinstance(rows[-1], dict):
-                raise ValueError(f"line {number}: not a JSON object")
-    return list(dict.fromkeys(key for row in rows for key in row)), rows
-
-
-_PARSERS = {".parquet": _parse_parquet, ".csv": _parse_csv, ".jsonl": _parse_jsonl, ".ndjson": _parse_jsonl}
 
 
 def _unique(rows: Iterable[_Row], limit: int | None) -> list[VideoRef]:

@@ -22,11 +22,12 @@ from jobs.answering import run_record
 from jobs.answering.answer_table import AnswerRow, AnswerTable
 from jobs.answering.plan import Plan
 from jobs.answering.questions import read_questions
-from sttm.errors import ArtifactError, CorpusError, StoreError
+from sttm.errors import ArtifactError, StoreError
 from sttm.query.checkpoint import open_checkpoint
 from sttm.query.worker import Query, QueryWorker
 from sttm.store.storage import Storage
 from sttm.store.store import Store
+from sttm.tables import TableError
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = ["red", "blue", "green"]
@@ -155,7 +156,7 @@ def test_tables_of_every_format_are_read_alike(tmp_path: Path, s3_server: S3Serv
     remote = s3_server.new_root()
     Storage(remote).put("q.parquet", (tmp_path / "q.parquet").read_bytes())
     assert read_questions(f"{remote}/q.parquet", limit=3) == expected[:3]
-    with pytest.raises(CorpusError, match="cannot read"):
+    with pytest.raises(TableError, match="cannot read"):
         read_questions(str(tmp_path / "none.csv"))
 
 

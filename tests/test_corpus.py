@@ -205,9 +205,14 @@ BAD_MANIFESTS = {
     "nothing at all": ("list.csv", b"", r"no column 'uri'; columns found: none"),
     "no uri in a row": ("list.csv", b"uri,id\nb.mp4,1\n,2\n", r"row 2 has no uri"),
     "a number for a uri": ("list.jsonl", b'{"uri": 7}', r"row 1 has no uri"),
-    "broken line": ("list.jsonl", b'{"uri": "b.mp4"}\n{"uri', r"line 2"),
-    "no object": ("list.jsonl", b'["b.mp4"]', r"line 1: not a JSON object"),
-    "no text": ("list.jsonl", b"\xff\xfe\x00", r"cannot be parsed"),
+    "broken line": ("list.jsonl", b'{"uri": "b.mp4"}\n{"uri', r"list\.jsonl: row 2: the line is not JSON"),
+    "no object": ("list.jsonl", b'["b.mp4"]', r"list\.jsonl: row 1: a row is a JSON object .* this is a list"),
+    "no text": ("list.jsonl", b"\xff\xfe\x00", r"row 1: the line is not JSON"),
+    "another encoding": (
+        "list.csv",
+        "uri\nété.mp4".encode("latin-1"),
+        r"cannot be parsed as \.csv: .*; save it as UTF-8",
+    ),
     "no Parquet": ("list.parquet", b"PAR1 not really", r"cannot be parsed"),
     "no rows": ("list.csv", b"uri\n", r"no videos in"),
 }

@@ -3,19 +3,13 @@
 The table is not trusted: a row that cannot be asked becomes an error that names it and costs no other.
 """
 
-import posixpath
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from sttm.errors import CorpusError
-from sttm.evaluation.cells import text, texts
-from sttm.evaluation.questions import QuestionsError
-from sttm.evaluation.rows import read_rows
 from sttm.query.question import fault
-from sttm.urls import open_filesystem, redact_url
+from sttm.tables import Row, read_table, text, texts
 
 REQUIRED = ("video", "question")
+COLUMNS = (*REQUIRED, "id", "options")
 
 
 @dataclass(frozen=True)
@@ -41,31 +35,17 @@ def read_questions(url: str, limit: int | None = None) -> list[AskedRow]:
     """All rows of a Parquet, CSV, JSON lines or JSON file, in order.
 
     Raises:
-        CorpusError: the file is not there or cannot be read.
-        QuestionsError: it is not a table, or lacks a column.
+        CorpusError: no fsspec filesystem serves the URL.
+        TableError: the file cannot be read, is no table, or lacks a column.
     """
-    filesystem, path = open_filesystem(url)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, "questions" + posixpath.splitext(path)[1].lower())
-        try:
-            filesystem.get_file(path, str(copy))
-        except OSError as error:
-            raise CorpusError(f"cannot read {redact_url(url)}: {error.strerror or type(error).__name__}") from None
-        try:
-            rows, errors = read_rows(copy)
-        except QuestionsError as error:
-            raise QuestionsError(str(error).replace(str(copy), redact_url(url))) from None
-    columns = dict.fromkeys(str(name) for _, row in rows for name in row)
-    for name in REQUIRED:
-        if rows and name not in columns:
-            found = ", ".join(columns)[:500] or "none"
-            raise QuestionsError(f"{redact_url(url)} has no column {name!r}; columns found: {found}")
-    bad = [(error.row, AskedRow(str(error.row), "", "", error=error.cause)) for error in errors]
-    good = [(number, _asked(number, row)) for number, row in rows]
+    table = read_table(url, COLUMNS)
+    table.require(*REQUIRED)
+    bad = [(row.number, AskedRow(str(row.number), "", "", error=row.cause)) for row in table.bad_rows]
+    good = [(number, _asked(number, row)) for number, row in table.rows]
     return [row for _, row in sorted([*bad, *good], key=lambda pair: pair[0])][:limit]
 
 
-def _asked(number: int, row: dict[str, object]) -> AskedRow:
+def _asked(number: int, row: Row) -> AskedRow:
     found = AskedRow(str(number), "", "")
     try:
         if row.get("id") not in (None, ""):

@@ -25,10 +25,11 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from sttm.evaluation import cells
-from sttm.evaluation.questions import Benchmark, Question, QuestionsError, RowError, group_by_video
-from sttm.evaluation.rows import FileRow, read_rows
+from sttm.errors import ConfigError
+from sttm.evaluation.letters import lettered, place_of, without_letters
+from sttm.evaluation.questions import Benchmark, Question, RowError, group_by_video
 from sttm.evaluation.videos import VideoFolder
+from sttm.tables import Row, TableError, read_table, text, texts, whole
 from sttm.video.decode import VideoConfig
 
 _VNBENCH_TRIES = 4
@@ -51,10 +52,11 @@ def read_benchmark(name: str, annotations: Path, videos: str, config: VideoConfi
         config: how videos are sampled.
 
     Raises:
-        QuestionsError: no such benchmark, or the file is not of its format.
+        ConfigError: there is no such benchmark.
+        TableError: the file cannot be read or holds no question of this benchmark.
     """
     if name not in FORMATS:
-        raise QuestionsError(f"unknown benchmark {name!r}; known: synthetic, {', '.join(FORMATS)}")
+        raise ConfigError(f"unknown benchmark {name!r}; known: synthetic, {', '.join(FORMATS)}")
     files = sorted(annotations.glob("*.json")) if name == "mlvu" and annotations.is_dir() else [annotations]
     folder, asked, errors = VideoFolder(videos, config), [], []
     for path in files:
@@ -64,12 +66,13 @@ def read_benchmark(name: str, annotations: Path, videos: str, config: VideoConfi
         errors += [replace(e, cause=f"{path.name}: {e.cause}") if len(files) > 1 else e for e in unusable]
     if not asked:
         cause = f"; first error: {errors[0]}" if errors else ""
-        raise QuestionsError(f"{annotations} holds no question of {name}{cause}")
+        raise TableError(f"{annotations} holds no question of {name}{cause}")
     return Benchmark(name, group_by_video(asked, folder.read), errors)
 
 
 def _read_file(name: str, path: Path) -> tuple[list[Named], list[RowError]]:
-    rows, errors = read_rows(path)
+    table = read_table(str(path))
+    rows, errors = table.rows, [RowError(bad.number, "", bad.cause) for bad in table.bad_rows]
     if name == "egoschema":
         rows = _with_public_answers(rows, path.parent / "subset_answers.json")
     named = []
@@ -96,7 +99,7 @@ def choose(question: str, lines: tuple[str, ...]) -> str:
 
 
 def _choice(
-    row: cells.Row,
+    row: Row,
     options: tuple[str, ...],
     right: int,
     task: str,
@@ -108,60 +111,60 @@ def _choice(
         raise ValueError(f"{len(options)} options: not multiple choice")
     if not 0 <= right < len(options):
         raise ValueError(f"the answer is option {right}, the options are 0 to {len(options) - 1}")
-    prompt = choose(cells.text(row, "question").strip(), cells.lettered(options, form))
+    prompt = choose(text(row, "question").strip(), lettered(options, form))
     return Question(prompt, options[right], options, right, task, group, "letter", number)
 
 
-def _video_mme(row: cells.Row, number: int) -> Named:
+def _video_mme(row: Row, number: int) -> Named:
     """videoID, question, options ("A. ..."), answer (letter), duration (short, medium, long)."""
-    options = cells.without_letters(cells.texts(row, "options"))
-    right = cells.place_of(cells.text(row, "answer"))
-    return Named(cells.text(row, "videoID"), _choice(row, options, right, cells.text(row, "duration"), number))
+    options = without_letters(texts(row, "options"))
+    right = place_of(text(row, "answer"))
+    return Named(text(row, "videoID"), _choice(row, options, right, text(row, "duration"), number))
 
 
-def _longvideobench(row: cells.Row, number: int) -> Named:
+def _longvideobench(row: Row, number: int) -> Named:
     """video_path, question, candidates (Parquet: option0 to option4, "N/A" where there is none), correct_choice."""
     columns = (row.get(f"option{i}") for i in range(5))
-    options = cells.texts(row, "candidates") or tuple(str(o) for o in columns if o not in (None, "", "N/A"))
-    task = str(cells.text(row, "duration_group", "question_category"))
-    return Named(cells.text(row, "video_path"), _choice(row, options, cells.whole(row, "correct_choice"), task, number))
+    options = texts(row, "candidates") or tuple(str(o) for o in columns if o not in (None, "", "N/A"))
+    task = str(text(row, "duration_group", "question_category"))
+    return Named(text(row, "video_path"), _choice(row, options, whole(row, "correct_choice"), task, number))
 
 
-def _mlvu(row: cells.Row, number: int) -> Named:
+def _mlvu(row: Row, number: int) -> Named:
     """video, question, candidates, answer (the text of the first such candidate), question_type."""
-    options, answer = cells.texts(row, "candidates"), cells.text(row, "answer")
+    options, answer = texts(row, "candidates"), text(row, "answer")
     if answer not in options:
         raise ValueError(f"answer {answer[:80]!r} is none of the {len(options)} candidates")
-    question = _choice(row, options, options.index(answer), cells.text(row, "question_type"), number)
-    return Named(cells.text(row, "video"), question)
+    question = _choice(row, options, options.index(answer), text(row, "question_type"), number)
+    return Named(text(row, "video"), question)
 
 
-def _next_qa(row: cells.Row, number: int) -> Named:
+def _next_qa(row: Row, number: int) -> Named:
     """video, question, a0 to a4, answer (index), type."""
-    options = tuple(cells.text(row, f"a{i}").strip() for i in range(5))
-    question = _choice(row, options, cells.whole(row, "answer"), cells.text(row, "type"), number)
-    return Named(cells.text(row, "video"), question)
+    options = tuple(text(row, f"a{i}").strip() for i in range(5))
+    question = _choice(row, options, whole(row, "answer"), text(row, "type"), number)
+    return Named(text(row, "video"), question)
 
 
-def _egoschema(row: cells.Row, number: int) -> Named:
+def _egoschema(row: Row, number: int) -> Named:
     """JSON: q_uid, question, "option 0" to "option 4". Parquet: video_idx, question, option ("A. ..."), answer."""
-    listed = cells.without_letters(cells.texts(row, "option"))
-    options = listed or tuple(cells.text(row, f"option {i}") for i in range(5))
+    listed = without_letters(texts(row, "option"))
+    options = listed or tuple(text(row, f"option {i}") for i in range(5))
     if row.get("answer") in (None, ""):
         raise ValueError("no public answer: only the subset of 500 questions has one")
-    question = _choice(row, options, cells.whole(row, "answer"), "all", number)
-    return Named(cells.text(row, "video_idx", "q_uid"), question)
+    question = _choice(row, options, whole(row, "answer"), "all", number)
+    return Named(text(row, "video_idx", "q_uid"), question)
 
 
-def _vnbench(row: cells.Row, number: int) -> Named:
+def _vnbench(row: Row, number: int) -> Named:
     """video, question, options, gt_option (letter), type, try. The tries of one question have a video of their own."""
-    options, video = cells.texts(row, "options"), PurePosixPath(cells.text(row, "video")).name
-    right, task = cells.place_of(cells.text(row, "gt_option")), cells.text(row, "type")
-    cells.whole(row, "try")
+    options, video = texts(row, "options"), PurePosixPath(text(row, "video")).name
+    right, task = place_of(text(row, "gt_option")), text(row, "type")
+    whole(row, "try")
     return Named(video, _choice(row, options, right, task, number, form="{}. {}.", group=video))
 
 
-def _with_public_answers(rows: list[FileRow], path: Path) -> list[FileRow]:
+def _with_public_answers(rows: list[tuple[int, Row]], path: Path) -> list[tuple[int, Row]]:
     """EgoSchema publishes the answers of 500 questions in a file of their own."""
     if not path.is_file():
         return rows
@@ -169,7 +172,7 @@ def _with_public_answers(rows: list[FileRow], path: Path) -> list[FileRow]:
         answers = json.loads(path.read_text("utf-8"))
         return [(number, {"answer": answers.get(str(row.get("q_uid"))), **row}) for number, row in rows]
     except (OSError, ValueError, AttributeError) as error:
-        raise QuestionsError(f"{path} is not an object from q_uid to answer: {error}") from error
+        raise TableError(f"{path} is not an object from q_uid to answer: {error}") from error
 
 
 def _complete_groups(named: list[Named]) -> tuple[list[Named], list[RowError]]:
@@ -185,7 +188,7 @@ def _complete_groups(named: list[Named]) -> tuple[list[Named], list[RowError]]:
     return complete, errors
 
 
-FORMATS: dict[str, tuple[Callable[[cells.Row, int], Named], tuple[str, ...]]] = {
+FORMATS: dict[str, tuple[Callable[[Row, int], Named], tuple[str, ...]]] = {
     "video-mme": (_video_mme, ("data", "videos")),
     "longvideobench": (_longvideobench, ("videos",)),
     # MLVU's tasks keep their videos apart: 363 file names occur in more than one of them.

@@ -6,15 +6,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from sttm.errors import SttmError
-
 Scoring = Literal["exact", "letter", "likelihood"]
 MAX_OPTIONS = 26
 _MAX_PROMPT_CHARS, _MAX_OPTION_CHARS = 20_000, 2_000
-
-
-class QuestionsError(SttmError):
-    """A file of questions as a whole cannot be used: missing, of an unknown format, or without a single question."""
 
 
 @dataclass(frozen=True)

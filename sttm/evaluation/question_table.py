@@ -6,16 +6,17 @@ The table is not trusted: a row that cannot be used becomes an error that names 
 from pathlib import Path
 from typing import cast, get_args
 
-from sttm.evaluation import cells
-from sttm.evaluation.questions import Benchmark, Question, QuestionsError, RowError, Scoring, group_by_video
-from sttm.evaluation.rows import read_rows
+from sttm.errors import ConfigError
+from sttm.evaluation.letters import lettered, place_of
+from sttm.evaluation.questions import Benchmark, Question, RowError, Scoring, group_by_video
 from sttm.evaluation.videos import VideoFolder
+from sttm.tables import Row, TableError, read_table, text, texts
 from sttm.video.decode import VideoConfig
 
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
 
-def read_table(path: Path, videos: str | None, config: VideoConfig, scoring: str = "auto") -> Benchmark:
+def read_question_table(path: Path, videos: str | None, config: VideoConfig, scoring: str = "auto") -> Benchmark:
     """All questions of a table.
 
     Args:
@@ -26,33 +27,35 @@ def read_table(path: Path, videos: str | None, config: VideoConfig, scoring: str
         scoring: of questions with options; `auto` is `letter`. Without options it is always `exact`.
 
     Raises:
-        QuestionsError: the table cannot be read, or no row of it is a question.
+        TableError: the table cannot be read, or no row of it is a question.
     """
     if scoring not in ("auto", *get_args(Scoring)):
-        raise QuestionsError(f"unknown scoring {scoring!r}; known: auto, {', '.join(get_args(Scoring))}")
+        raise ConfigError(f"unknown scoring {scoring!r}; known: auto, {', '.join(get_args(Scoring))}")
     folder = VideoFolder(videos or str(path.resolve().parent), config)
-    rows, errors = read_rows(path)
+    table = read_table(str(path))
+    table.require("video", "question", "answer")
+    errors = [RowError(bad.number, "", bad.cause) for bad in table.bad_rows]
     asked = []
-    for number, row in rows:
+    for number, row in table.rows:
         try:
-            asked.append((folder.resolve(cells.text(row, "video")), _question(row, number, scoring)))
+            asked.append((folder.resolve(text(row, "video")), _question(row, number, scoring)))
         except ValueError as error:
             errors.append(RowError(number, str(row.get("video") or "")[:200], str(error)))
     if not asked:
         cause = f"; first error: {errors[0]}" if errors else ""
-        raise QuestionsError(f"{path} holds no usable question (columns video, question, answer are needed){cause}")
+        raise TableError(f"{path} holds no usable question (columns video, question, answer are needed){cause}")
     return Benchmark(path.stem, group_by_video(asked, folder.read), sorted(errors, key=lambda e: e.row))
 
 
-def _question(row: cells.Row, number: int, scoring: str) -> Question:
-    prompt, answer, options = cells.text(row, "question"), cells.text(row, "answer"), cells.texts(row, "options")
+def _question(row: Row, number: int, scoring: str) -> Question:
+    prompt, answer, options = text(row, "question"), text(row, "answer"), texts(row, "options")
     task = str(row.get("task") or "all")
     if not options:
         return Question(prompt, answer, task=task, row=number)
-    right = options.index(answer) if answer in options else cells.place_of(answer)
+    right = options.index(answer) if answer in options else place_of(answer)
     if right >= len(options):
         raise ValueError(f"answer {answer!r} is beyond the {len(options)} options")
     kind = cast(Scoring, "letter" if scoring == "auto" else scoring)
     if kind == "letter":
-        prompt = "\n".join((prompt, *cells.lettered(options), INSTRUCTION))
+        prompt = "\n".join((prompt, *lettered(options), INSTRUCTION))
     return Question(prompt, options[right], options, right, task, scoring=kind, row=number)
