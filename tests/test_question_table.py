@@ -28,5 +28,5 @@ def test_a_row_that_lacks_a_value_costs_no_other(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text(
         '{"video": "a", "question": "?"}\n{"video": "b"}\n{"video": "c", "question": "\\ud800"}'
     )
-    causes = [row.error for row in read_questions(str(tmp_path / "q.jsonl"))]
+    causes = [row.fault for row in read_questions(str(tmp_path / "q.jsonl"))]
     assert causes == ["", "no question", r"'\ud800' is not valid Unicode; write it in UTF-8"]
