@@ -1,8 +1,15 @@
-"""A table of questions of one's own: columns video, question, answer, optionally options and task.
+"""A table of questions of one's own, in Parquet, CSV, JSON or JSON lines.
 
-The table is not trusted: a row that cannot be used becomes an error that names it and costs no other.
+    video      path or URL of a video; a relative one counts from the folder of the videos
+    question   what to ask
+    answer     the right answer: its text, or the letter of the right option
+    options    optional: a list of texts (in CSV as JSON)
+    task       optional: a word for the kind of question
+
+The table is not trusted: a row that cannot be used becomes an error that names the row and costs no other row.
 """
 
+import difflib
 from pathlib import Path
 from typing import cast, get_args
 
@@ -10,30 +17,31 @@ from sttm.errors import ConfigError
 from sttm.evaluation.letters import lettered, place_of
 from sttm.evaluation.questions import Benchmark, Question, RowError, Scoring, group_by_video
 from sttm.evaluation.videos import VideoFolder
-from sttm.tables import Row, TableError, read_table, text, texts
+from sttm.tables import Row, Table, TableError, read_table, text, texts
 from sttm.video.decode import VideoConfig
 
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
+REQUIRED, OPTIONAL = ("video", "question", "answer"), ("options", "task")
 
 
-def read_question_table(path: Path, videos: str | None, config: VideoConfig, scoring: str = "auto") -> Benchmark:
-    """All questions of a table.
+def read_question_table(path: Path, videos: str | None, config: VideoConfig, scoring: str = "letter") -> Benchmark:
+    """Read all questions of a table.
 
     Args:
-        path: Parquet, JSON lines, JSON list or CSV. `video` is a path or URL, relative ones counted from `videos`;
-            `options` a list of texts; `answer` the text of the right option or its letter; `task` any word.
+        path: the file.
         videos: folder or URL of the videos; None is the table's own folder.
         config: how videos are sampled.
-        scoring: of questions with options; `auto` is `letter`. Without options it is always `exact`.
+        scoring: how replies to questions with options are judged, see `Question`. Without options it is `exact`.
 
     Raises:
-        TableError: the table cannot be read, or no row of it is a question.
+        ConfigError: there is no such scoring.
+        TableError: the table cannot be read, lacks a column, or holds no usable question.
     """
-    if scoring not in ("auto", *get_args(Scoring)):
-        raise ConfigError(f"unknown scoring {scoring!r}; known: auto, {', '.join(get_args(Scoring))}")
+    if scoring not in get_args(Scoring):
+        raise ConfigError(f"unknown scoring {scoring!r}; known: {', '.join(get_args(Scoring))}")
     folder = VideoFolder(videos or str(path.resolve().parent), config)
     table = read_table(str(path))
-    table.require("video", "question", "answer")
+    table.require(*REQUIRED)
     errors = [RowError(bad.number, "", bad.cause) for bad in table.bad_rows]
     asked = []
     for number, row in table.rows:
@@ -44,7 +52,21 @@ def read_question_table(path: Path, videos: str | None, config: VideoConfig, sco
     if not asked:
         cause = f"; first error: {errors[0]}" if errors else ""
         raise TableError(f"{path} holds no usable question (columns video, question, answer are needed){cause}")
-    return Benchmark(path.stem, group_by_video(asked, folder.read), sorted(errors, key=lambda e: e.row))
+    errors.sort(key=lambda error: error.row)
+    return Benchmark(path.stem, group_by_video(asked, folder.read), errors, _notes(table))
+
+
+def _notes(table: Table) -> tuple[str, ...]:
+    """A line that names the columns that are not read, which may be misspelt ones."""
+    known = (*REQUIRED, *OPTIONAL)
+    unknown = [name for name in table.columns or () if name not in known]
+    if not unknown:
+        return ()
+    near = [(name, match) for name in unknown for match in difflib.get_close_matches(name, OPTIONAL, n=1, cutoff=0.7)]
+    hint = "".join(
+        f"; did you mean {match!r} by {name!r}?" for name, match in near if match not in (table.columns or ())
+    )
+    return (f"{table.url}: columns {', '.join(unknown)[:500]} are not read; known: {', '.join(known)}{hint}",)
 
 
 def _question(row: Row, number: int, scoring: str) -> Question:
@@ -55,7 +77,7 @@ def _question(row: Row, number: int, scoring: str) -> Question:
     right = options.index(answer) if answer in options else place_of(answer)
     if right >= len(options):
         raise ValueError(f"answer {answer!r} is beyond the {len(options)} options")
-    kind = cast(Scoring, "letter" if scoring == "auto" else scoring)
+    kind = cast(Scoring, scoring)
     if kind == "letter":
         prompt = "\n".join((prompt, *lettered(options), INSTRUCTION))
     return Question(prompt, options[right], options, right, task, scoring=kind, row=number)
