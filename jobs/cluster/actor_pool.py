@@ -11,9 +11,11 @@ from sttm.errors import ConfigError, SttmError
 
 
 class Work(Protocol):
-    """What an actor is given: `crashes` counts the processes that died of it so far."""
+    """One piece of work for an actor."""
 
-    crashes: int
+    @property
+    def crashes(self) -> int:
+        """How many processes have died of it so far."""
 
 
 _LONGEST_WAIT_S = 60.0  # before another try to start
