@@ -89,7 +89,7 @@ def _sound(store: Store, asked: list[Asked]) -> str:
 
 def command() -> None:
     """Entry point."""
-    run(answer=answer)
+    run(__doc__, answer=answer)
 
 
 if __name__ == "__main__":

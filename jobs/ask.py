@@ -117,7 +117,7 @@ def _show(found: dict[str, Any], name: str, as_json: bool) -> None:
 
 def command() -> None:
     """Entry point."""
-    run(ask=ask)
+    run(__doc__, ask=ask)
 
 
 if __name__ == "__main__":

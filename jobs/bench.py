@@ -17,7 +17,14 @@ from jobs.command import run
 
 def command() -> None:
     """Entry point."""
-    run(prefill=bench_prefill, pipeline=bench_pipeline, answer=bench_answer, store=bench_store, schemes=bench_schemes)
+    run(
+        __doc__,
+        prefill=bench_prefill,
+        pipeline=bench_pipeline,
+        answer=bench_answer,
+        store=bench_store,
+        schemes=bench_schemes,
+    )
 
 
 if __name__ == "__main__":

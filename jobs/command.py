@@ -1,11 +1,14 @@
-"""How a function becomes a command: arguments from its signature (typer), user errors as one line, exit codes."""
+"""How a function becomes a command: arguments from its signature (typer), help, user errors as one line, exit codes."""
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from sttm.errors import SttmError
 
@@ -20,42 +23,69 @@ ConfigOption = Annotated[
     str, typer.Option("--config", help="settings: a name such as tiny or qwen2_5_vl_7b, or a YAML file")
 ]
 OptionalConfigOption = Annotated[
-    str | None,
-    typer.Option("--config", help="settings: a name such as tiny, or a YAML file; default: none"),
+    str | None, typer.Option("--config", help="settings: a name such as tiny, or a YAML file; default: none")
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="override one setting, such as merge.budget=0.5; may be repeated")
 ]
 AddressOption = Annotated[
-    str | None, typer.Option("--address", help="Ray cluster; default $RAY_ADDRESS, else a Ray inside this process")
+    str | None, typer.Option("--address", help="Ray cluster; default $RAY_ADDRESS, else a Ray on this machine")
 ]
 RecipeOption = Annotated[
     str | None,
     typer.Option("--recipe", help="recipe of the caches to use, as `sttm store ls` shows it; default the newest"),
 ]
 
+_HELP_WIDTH = 110
+_NARROWEST = 80
 
-def run(*, is_group: bool = False, **functions: Callable[..., int | None]) -> NoReturn:
+
+def run(help_text: str | None, *, is_group: bool = False, **functions: Callable[..., int | None]) -> NoReturn:
     """Run one function, or one of several as a subcommand, with the arguments of the command line, and exit.
 
-    What it returns is the exit code (None is 0).
+    The exit code is what the function returns; None is 0.
 
     Args:
-        is_group: a single function is a subcommand too.
-        functions: by the name they have on the command line; a single one needs no subcommand.
+        help_text: what `--help` prints above the options: a module's docstring. Indented lines, such as examples, keep
+            their shape.
+        is_group: whether a single function is a subcommand, too.
+        functions: the functions by the names that they have on the command line; a single one needs no subcommand.
     """
     app = typer.Typer(
         add_completion=False,
         pretty_exceptions_enable=False,
         no_args_is_help=len(functions) > 1,
-        rich_markup_mode=None,  # it would take [brackets] in a help text for markup
+        rich_markup_mode=None,  # rich would take [brackets] in a help text for markup
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": _HELP_WIDTH},
     )
+    program = sys.argv[0] if sys.argv[0].startswith("sttm ") else None
+    text = _with_shape(help_text or "")
+    if program:
+        lines = text.split("\n")  # a cluster has the code, not always the `sttm` script
+        text = "\n".join(x if "ray job" in x else x.replace("python -m jobs.", "sttm ") for x in lines)
+    alone = len(functions) == 1 and not is_group
     for name, function in functions.items():
-        app.command(name)(_guarded(function))
-    if is_group:
-        app.callback()(lambda: None)
-    app(prog_name=sys.argv[0] if sys.argv[0].startswith("sttm ") else None)
+        summary = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+        app.command(name, help=text if alone else None, short_help=summary)(_guarded(function))
+    if not alone:
+        app.callback(help=text)(lambda: None)
+    app(prog_name=program)
     sys.exit(0)
+
+
+def print_table(table: Table) -> None:
+    """Print a table so wide that nothing in it is cut, whatever the width of the terminal, so that ids can be copied.
+
+    A long text belongs into a column with a `max_width`, where it continues on the next lines.
+    """
+    width = Console(width=10_000).measure(table).maximum
+    Console(width=max(width, _NARROWEST)).print(table, soft_wrap=False, crop=False)
+
+
+def _with_shape(text: str) -> str:
+    """The text with a mark before each paragraph that has indented lines, which keeps click from joining its lines."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(f"\b\n{part}" if "\n  " in f"\n{part}" else part for part in paragraphs)
 
 
 def _guarded(function: Callable[..., int | None]) -> Callable[..., NoReturn]:
@@ -66,6 +96,9 @@ def _guarded(function: Callable[..., int | None]) -> Callable[..., NoReturn]:
         except SttmError as error:
             print(f"error: {error}", file=sys.stderr)
             code = EXIT_ERROR
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            code = EXIT_INTERRUPTED
         raise typer.Exit(code or 0)
 
     return guarded

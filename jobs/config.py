@@ -1,23 +1,23 @@
-"""The settings file of the jobs: what an index holds, and how a run goes. Imports no Ray.
+"""The settings of the jobs: one section a concern, and where each value comes from. Imports no Ray.
 
-python -m jobs.config show --config configs/tiny.yaml --set merge.budget=0.5    # every value, and where it is from
+python -m jobs.config show                                          # every setting, its value and its source
+python -m jobs.config show --config qwen2_5_vl_7b --set merge.budget=0.5
+python -m jobs.config show --json                                   # the same for a program: {name: {value, from}}
 """
 
-from pathlib import Path
+import json
 from typing import Annotated, Any
 
 import typer
-import yaml
 from pydantic import BaseModel
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from jobs.answering.settings import AnswerConfig
 from jobs.cluster.run_config import RunConfig
-from jobs.command import run
+from jobs.command import ConfigOption, SetOption, print_table, run
 from jobs.serving.settings import ServeConfig
-from sttm.config import IndexConfig, load_config
+from sttm.config import IndexConfig, load_config, read_settings, settings_file
 from sttm.engine.sampling import SamplingConfig
 from sttm.query.cache_tier import CacheConfig
 
@@ -46,22 +46,27 @@ class JobConfig(IndexConfig):
 
 
 def show(
-    config: Annotated[str, typer.Option(help="YAML settings")] = "configs/tiny.yaml",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="override, such as merge.budget=0.5")] = None,
+    config: ConfigOption = "tiny",
+    set_: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of a table")] = False,
 ) -> None:
     """Print every setting that would be in force, and where its value comes from."""
+    rows = effective(config, set_ or [])
+    if as_json:
+        print(json.dumps({name: {"value": value, "from": source} for name, value, source in rows}, default=str))
+        return
     table = Table("setting", "value", "from")
-    for name, value, source in effective(config, set_ or []):
+    for name, value, source in rows:
         table.add_row(*map(Text, (name, str(value), source)))
-    Console().print(table)
+    print_table(table)
 
 
 def effective(config: str, overrides: list[str]) -> list[tuple[str, Any, str]]:
-    """Each setting's dotted name, its value, and `default`, the file, `preset=...` or the override it comes from."""
+    """Each setting's dotted name, its value, and where the value is from: `default`, the file, or an override."""
     loaded = load_config(JobConfig, config, overrides)
-    data = yaml.safe_load(Path(config).read_text("utf-8")) or {}
+    data, file = read_settings(config), str(settings_file(config))
     presets = data.pop("presets", {})
-    sources = dict.fromkeys(_leaves(data), config)
+    sources = dict.fromkeys(_leaves(data), file)
     for override in overrides:
         name, _, value = override.partition("=")
         if name == "preset":
@@ -84,7 +89,7 @@ def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def command() -> None:
     """Entry point."""
-    run(is_group=True, show=show)
+    run(__doc__, is_group=True, show=show)
 
 
 if __name__ == "__main__":

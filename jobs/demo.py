@@ -100,7 +100,7 @@ def _job(name: str, *arguments: str, capture: bool = False) -> subprocess.Comple
 
 def command() -> None:
     """Entry point."""
-    run(demo=demo)
+    run(__doc__, demo=demo)
 
 
 if __name__ == "__main__":

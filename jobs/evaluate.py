@@ -250,7 +250,7 @@ def _write(folder: Path, report: dict[str, Any], rows: list[Row], record: Record
 
 def command() -> None:
     """Entry point."""
-    run(evaluate=evaluate)
+    run(__doc__, evaluate=evaluate)
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def _difference(store: Store, row: CatalogRow, recipe: Recipe, ref: VideoRef, di
 
 def command() -> None:
     """Entry point."""
-    run(explain=explain)
+    run(__doc__, explain=explain)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def _store_exists(url: str) -> bool:
 
 def command() -> None:
     """Entry point."""
-    run(index=index)
+    run(__doc__, index=index)
 
 
 if __name__ == "__main__":

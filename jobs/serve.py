@@ -150,7 +150,7 @@ def _is_loopback(host: str) -> bool:
 
 def command() -> None:
     """Entry point."""
-    run(serve=serve)
+    run(__doc__, serve=serve)
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def _bytes_per_second(store: Store) -> float:
 
 def command() -> None:
     """Entry point."""
-    run(ls=ls, stat=stat, verify=verify, gc=gc, compact=compact, requantise=requantise, export=export, rm=rm)
+    run(__doc__, ls=ls, stat=stat, verify=verify, gc=gc, compact=compact, requantise=requantise, export=export, rm=rm)
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ def _frames(text: str) -> dict[int, float]:
     return {int(f): float(s) for f, s in (part.split(":") for part in text.split(","))}
 
 
-def main() -> None:
+def command() -> None:
     """Reads the command line and trains."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True)
@@ -281,4 +281,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command()

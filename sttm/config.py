@@ -1,6 +1,9 @@
 """The settings of one index, from YAML and overrides, and the recipe they amount to."""
 
+import difflib
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +21,10 @@ from sttm.store.key import Recipe, make_recipe
 from sttm.store.kv.scheme import StoreConfig
 from sttm.video.decode import VideoConfig, decoder_versions
 
+# In a wheel the settings files lie in the package; in a checkout they are the top-level folder that a person edits.
+_PACKAGE = Path(__file__).parent
+_SHIPPED = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
 
@@ -32,23 +39,63 @@ class IndexConfig(Settings):
     fidelity: FidelityConfig = FidelityConfig()
 
 
-def load_config(kind: type[SettingsType], path: str | Path, overrides: list[str] | None = None) -> SettingsType:
-    """Read settings from a YAML file; an override `a.b=value` (YAML value) replaces one of them.
+def shipped_settings() -> dict[str, Path]:
+    """The settings files that come with the package, by the name that `--config` takes."""
+    return {path.stem: path for path in sorted(_SHIPPED.glob("*.yaml"))}
 
-    A file may hold `presets`: by name, sections that replace the file's own. The override `preset=name` takes one, and
-    other overrides come after it.
+
+def settings_file(config: str | Path) -> Path:
+    """The file that a `--config` value means: the name of a shipped one (`tiny`), or a path (`my.yaml`, `./tiny`).
 
     Raises:
-        ConfigError: no such file, not YAML, an unknown key, a value out of range; names the file, key and value.
+        ConfigError: no shipped file has this name; the message lists those that do.
     """
+    if isinstance(config, Path) or "/" in config or os.sep in config or config.endswith((".yaml", ".yml")):
+        return Path(config)
+    shipped = shipped_settings()
+    if config in shipped:
+        return shipped[config]
+    near = difflib.get_close_matches(config, shipped, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(f"no settings are named {config!r}; {hint}{_names(shipped)}, or give the path of a YAML file")
+
+
+def read_settings(config: str | Path | None) -> dict[str, Any]:
+    """The mapping that a settings file holds, by name or path; an empty one for None.
+
+    Raises:
+        ConfigError: no such file, not YAML, or not a mapping; names the file.
+    """
+    if config is None:
+        return {}
+    path = settings_file(config)
     try:
-        data = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+        data = yaml.safe_load(path.read_text("utf-8")) or {}
     except OSError as error:
-        raise ConfigError(f"cannot read settings {path}: {error.strerror}; name another file with --config") from error
+        known = _names(shipped_settings())
+        raise ConfigError(f"cannot read settings {path}: {error.strerror}; name another file, or: {known}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, it holds a {type(data).__name__}")
+    return data
+
+
+def load_config(
+    kind: type[SettingsType], config: str | Path | None = None, overrides: list[str] | None = None
+) -> SettingsType:
+    """Read settings from a YAML file and apply overrides.
+
+    Args:
+        kind: class of the settings.
+        config: name of a shipped settings file, or path of a YAML file; None leaves every setting at its default.
+        overrides: `section.key=value` with a YAML value, each replacing one setting. `preset=name` takes the sections
+            that the file's `presets` hold under that name in place of the file's own; the other overrides come after.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, a value out of range; names the file, key and value.
+    """
+    data, path = read_settings(config), config or "the default settings"
     _take_preset(data, [o for o in overrides or [] if o.startswith("preset=")], path)
     for override in overrides or []:
         if not override.startswith("preset="):
@@ -57,6 +104,10 @@ def load_config(kind: type[SettingsType], path: str | Path, overrides: list[str]
         return kind.model_validate(data)
     except ValidationError as error:
         raise ConfigError("; ".join(_explained(e, path, overrides or []) for e in error.errors())) from error
+
+
+def _names(shipped: Iterable[str]) -> str:
+    return f"shipped are {', '.join(shipped)}"
 
 
 def _explained(error: Any, path: str | Path, overrides: list[str]) -> str:

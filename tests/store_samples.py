@@ -73,11 +73,14 @@ def source_for(name: str = "clip") -> Source:
     return Source(f"file:///videos/{name}.mp4", name, f"{name}.mp4", 1000, "etag-1")
 
 
-def publish(store: Store, name: str = "clip", scheme: str = "int8", cache: KVCache | None = None) -> CatalogRow:
-    """Publish a small artifact of the video `name` and append its row."""
+def publish(
+    store: Store, name: str = "clip", scheme: str = "int8", cache: KVCache | None = None, **merge: object
+) -> CatalogRow:
+    """Publish a small artifact of the video `name` and append its row; `merge` overrides settings in its recipe."""
     cache = cache or make_cache()
     facts = Facts(210, 63, {"temporal": 0.5}, {"prefill": 0.25}, run_id="run-1")
     kv = encode_kv(cache, scheme, {"rope": {"theta": 1e6}})
-    row = store.publish(recipe_for(scheme), f"content of {name}", source_for(name), kv, make_tokens(cache), facts)
+    recipe = recipe_for(scheme, **merge)
+    row = store.publish(recipe, f"content of {name}", source_for(name), kv, make_tokens(cache), facts)
     store.catalog.append([row])
     return row

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from published import write_published
 
-from sttm.config import IndexConfig, index_recipe, load_config
+from sttm.config import IndexConfig, index_recipe, load_config, shipped_settings
 from sttm.errors import ConfigError
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.store.key import differences, recipe_digest
@@ -99,3 +99,16 @@ def test_recipe_holds_the_bounds_of_frames_that_the_checkpoint_does_not_say(
     config = IndexConfig(model=ModelConfig(path=str(write_published(qwen2_vl_folder, tmp_path / "published"))))
     bounds = index_recipe(config, Checkpoint.open(config.model))["preprocess"]
     assert bounds == {"least": 100352, "most": 602112, "total": 38535168}
+
+
+def test_settings_are_found_by_name_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config(IndexConfig, "tiny") == load_config(IndexConfig, shipped_settings()["tiny"])
+    assert load_config(IndexConfig) == IndexConfig()
+
+
+def test_unknown_settings_name_lists_those_that_ship() -> None:
+    with pytest.raises(ConfigError, match=r"no settings are named 'tniy'; did you mean 'tiny'\? .*qwen2_5_vl_7b"):
+        load_config(IndexConfig, "tniy")
+    with pytest.raises(ConfigError, match=r"cannot read settings nowhere/my.yaml: .*shipped are .*tiny"):
+        load_config(IndexConfig, "nowhere/my.yaml")
