@@ -22,9 +22,11 @@ def store(tmp_path_factory: pytest.TempPathFactory, qwen2_vl_folder: Path) -> St
 def actor(store: Store) -> AnswerActor:
     config = AnswerConfig(sampling=SamplingConfig(max_tokens=2))
     identity = store.find("clip-0.mp4").identity
-    return AnswerActor(
+    made = AnswerActor(
         store.storage.url, identity, None, config, "run", batch_rows=64, timeout_s=60, device_bytes=1 << 30
     )
+    made.load()
+    return made
 
 
 def asked(store: Store, questions: list[str], options: tuple[str, ...] = ()) -> list[Asked]:

@@ -18,7 +18,7 @@ def asked(identity: str) -> Asked:
 def driver() -> AnswerDriver:
     """One with a single idle actor, of which nothing is asked."""
     made = AnswerDriver("store", "a", None, AnswerConfig(), AnswerRunConfig(), "run", lambda rows: None)
-    made._pool = SimpleNamespace(workers=[Worker(0, None, None, is_ready=True)])  # type: ignore[assignment]
+    made._pool = SimpleNamespace(workers=[Worker(0, is_ready=True)])  # type: ignore[assignment]
     return made
 
 

@@ -25,7 +25,7 @@ class Video:
 
 
 def worker(*running: Video, is_ready: bool = True) -> Worker[Video]:
-    return Worker(0, None, None, is_ready=is_ready, running=dict(enumerate(running)))
+    return Worker(0, is_ready=is_ready, running=dict(enumerate(running)))
 
 
 def test_videos_are_decoded_in_order_but_for_those_that_back_off() -> None:

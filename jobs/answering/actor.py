@@ -106,15 +106,16 @@ class AnswerActor:
         timeout_s: float,
         device_bytes: int,
     ) -> None:
-        store = Store.open(store_url)
-        checkpoint = open_checkpoint(store.manifest(identity), model)
-        self._worker = QueryWorker(store, checkpoint, given_devices(), CacheConfig(device_gb=device_bytes / 1e9))
+        self._store_url, self._identity, self._model, self._device_bytes = store_url, identity, model, device_bytes
         self._config, self._run_id, self._batch_rows, self._timeout_s = config, run_id, batch_rows, timeout_s
         self._computing = threading.Lock()
 
-    def ready(self) -> bool:
-        """Returns once the model is loaded."""
-        return True
+    def load(self) -> None:
+        """Load the model."""
+        store = Store.open(self._store_url)
+        checkpoint = open_checkpoint(store.manifest(self._identity), self._model)
+        cache = CacheConfig(device_gb=self._device_bytes / 1e9)
+        self._worker = QueryWorker(store, checkpoint, given_devices(), cache)
 
     def answer(self, asked: Sequence[Asked]) -> list[AnswerRow]:
         """Rows for questions about one video, in any order. A bad artifact makes them all error rows."""

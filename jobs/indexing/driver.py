@@ -71,8 +71,8 @@ class Driver:
     ) -> None:
         self._run, self._listener = run, listener
         self._limits = RetryLimits(run.crash_tries, run.lost_tries)
-        self._config_json = config.model_dump_json()
-        self._actor_args = (self._config_json, recipe, store_url, run_id, run.prefill_timeout_s)
+        self._config = config
+        self._actor_args = (config, recipe, store_url, run_id, run.prefill_timeout_s)
         self._waiting: deque[_Video] = deque()
         self._decoding: dict[Any, tuple[_Video, Any]] = {}
         self._decoded: deque[_Video] = deque()
@@ -123,7 +123,7 @@ class Driver:
         while not self.stopping.is_set() and (video := self._next_to_decode()):
             self._waiting.remove(video)
             if not self._listener.is_stored(video.ref):
-                size, decoded = decode_video.remote(video.ref, self._config_json, *limits)
+                size, decoded = decode_video.remote(video.ref, self._config, *limits)
                 self._decoding[size] = (video, decoded)
 
     def _next_to_decode(self) -> _Video | None:
