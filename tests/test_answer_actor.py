@@ -23,7 +23,9 @@ def store(tmp_path_factory: pytest.TempPathFactory, qwen2_vl_folder: Path) -> St
 @pytest.fixture
 def actor(store: Store) -> AnswerActor:
     settings = JobConfig(sampling=SamplingConfig(max_tokens=2))
-    return AnswerActor(store.storage.url, store.find("clip-0.mp4").identity, settings, "run")
+    actor = AnswerActor(store.storage.url, store.find("clip-0.mp4").identity, settings, "run")
+    actor.load()
+    return actor
 
 
 def tasks_of(store: Store, questions: list[str], options: tuple[str, ...] = ()) -> list[QuestionTask]:

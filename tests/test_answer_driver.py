@@ -21,7 +21,7 @@ def about(identity: str) -> QuestionTask:
 def driver(rows: list[AnswerRow] | None = None) -> AnswerDriver:
     """A driver with a single idle actor; finished rows are added to `rows`."""
     made = AnswerDriver("store", "a", JobConfig(), "run", ([] if rows is None else rows).extend)
-    made._pool = SimpleNamespace(workers=[Worker(0, None, None, is_ready=True)])  # type: ignore[assignment]
+    made._pool = SimpleNamespace(workers=[Worker(0, is_ready=True)])  # type: ignore[assignment]
     return made
 
 

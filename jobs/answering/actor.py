@@ -42,21 +42,23 @@ class AnswerActor:
         identity: an artifact with a readable manifest, which names the model to load.
         settings: the settings of the job.
         run_id: the run that the rows are attributed to.
-
-    Raises:
-        ModelError: the checkpoint cannot be loaded, or is not the one that made the artifact.
     """
 
+    _worker: QueryWorker  # there is none before `load`
+
     def __init__(self, store_url: str, identity: str, settings: AnswerSections, run_id: str) -> None:
-        store = Store.open(store_url)
-        checkpoint = open_checkpoint(store.manifest(identity), settings.model.path)
-        self._worker = QueryWorker(store, checkpoint, given_devices(), settings.cache)
-        self._sampling, self._limits, self._run_id = settings.sampling, settings.answer, run_id
+        self._store_url, self._identity, self._settings, self._run_id = store_url, identity, settings, run_id
         self._computing = threading.Lock()
 
-    def ready(self) -> bool:
-        """Return once the model is loaded."""
-        return True
+    def load(self) -> None:
+        """Load the language model onto the devices that Ray gave this actor.
+
+        Raises:
+            ModelError: the checkpoint cannot be loaded, or is not the one that made the artifact.
+        """
+        store = Store.open(self._store_url)
+        checkpoint = open_checkpoint(store.manifest(self._identity), self._settings.model.path)
+        self._worker = QueryWorker(store, checkpoint, given_devices(), self._settings.cache)
 
     def answer(self, tasks: Sequence[QuestionTask]) -> list[AnswerRow]:
         """One row for each of these questions about one video, in any order.
@@ -74,7 +76,7 @@ class AnswerActor:
             code = "other_model" if isinstance(error, ModelError) else "bad_artifact"
             return [task.error_row(code, str(error), self._run_id) for task in tasks]
         load_s = time.perf_counter() - started
-        with self._computing, killed_after(self._limits.timeout_s):
+        with self._computing, killed_after(self._settings.answer.timeout_s):
             rows = list(self._rows(video, tasks))
         return [replace(row, load_s=load_s) for row in rows]
 
@@ -84,7 +86,7 @@ class AnswerActor:
         chosen: _Batch = []
         for task in tasks:
             options = task.question.options
-            query = Query((task.question.text,), SamplingConfig(max_tokens=1) if options else self._sampling)
+            query = Query((task.question.text,), SamplingConfig(max_tokens=1) if options else self._settings.sampling)
             try:
                 prepared = _PreparedQuestion(task, query, self._worker.question_ids(video, query))
                 (chosen if options else generated).append(prepared)
@@ -93,7 +95,7 @@ class AnswerActor:
                     raise
                 yield task.exception_row(error, self._run_id)
         for answer, questions in ((self._generate, generated), (self._choose, chosen)):
-            for batch in batches([len(question.ids) for question in questions], self._limits.batch_rows):
+            for batch in batches([len(question.ids) for question in questions], self._settings.answer.batch_rows):
                 yield from self._in_halves(answer, video, [questions[index] for index in batch])
 
     def _in_halves(self, answer: _AnswerBatch, video: ReadyVideo, questions: _Batch) -> list[AnswerRow]:
@@ -135,7 +137,7 @@ class AnswerActor:
     def _choose(self, video: ReadyVideo, questions: _Batch) -> list[AnswerRow]:
         started, tasks = time.perf_counter(), [question.task for question in questions]
         turns, options = [[task.question.text] for task in tasks], [task.question.options for task in tasks]
-        choices = self._worker.choose(video, turns, options, self._limits.batch_rows)
+        choices = self._worker.choose(video, turns, options, self._settings.answer.batch_rows)
         answer_s = time.perf_counter() - started
         return [
             replace(

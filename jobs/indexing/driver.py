@@ -22,6 +22,7 @@ from jobs.cluster.retry import EndRun, GiveUp, RetryLimits, Tries, TryAgain, wha
 from jobs.cluster.run_config import RunConfig
 from jobs.indexing.actor import PrefillActor, decode_video
 from jobs.indexing.metrics import IdleClock, Pipeline
+from jobs.indexing.schedule import Ahead, least_busy, next_to_decode
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
 from sttm.store.catalog.row import CatalogRow
@@ -70,8 +71,8 @@ class Driver:
     ) -> None:
         self._run, self._listener = run, listener
         self._limits = RetryLimits(run.crash_tries, run.lost_tries)
-        self._config_json = config.model_dump_json()
-        self._actor_args = (self._config_json, recipe, store_url, run_id, run.prefill_timeout_s)
+        self._config = config
+        self._actor_args = (config, recipe, store_url, run_id, run.prefill_timeout_s)
         self._waiting: deque[_Video] = deque()
         self._decoding: dict[Any, tuple[_Video, Any]] = {}
         self._decoded: deque[_Video] = deque()
@@ -118,28 +119,23 @@ class Driver:
         return Pipeline(places, tuple(clock.ready_s for clock in clocks), tuple(clock.idle_s for clock in clocks))
 
     def _start_decodes(self) -> None:
-        now = time.monotonic()
-        while self._waiting and not self.stopping.is_set():
-            ahead = len(self._decoding) + len(self._decoded)
-            full = sum(v.size_bytes for v in self._decoded) >= self._run.decode_ahead_bytes
-            if ahead >= self._run.decode_ahead * len(self._pool.workers) or (ahead and full):
-                return
-            due = next((v for v in self._waiting if v.tries.not_before <= now), None)
-            if due is None:
-                return
-            self._waiting.remove(due)
-            if self._listener.is_stored(due.ref):
-                continue
-            limits = (self._run.decode_timeout_s, self._run.decode_memory_bytes)
-            size, decoded = decode_video.remote(due.ref, self._config_json, *limits)
-            self._decoding[size] = (due, decoded)
+        limits = (self._run.decode_timeout_s, self._run.decode_memory_bytes)
+        while not self.stopping.is_set() and (video := self._next_to_decode()):
+            self._waiting.remove(video)
+            if not self._listener.is_stored(video.ref):
+                size, decoded = decode_video.remote(video.ref, self._config, *limits)
+                self._decoding[size] = (video, decoded)
+
+    def _next_to_decode(self) -> _Video | None:
+        waiting_bytes = sum(video.size_bytes for video in self._decoded)
+        ahead = Ahead(len(self._decoding), len(self._decoded), waiting_bytes)
+        return next_to_decode(self._waiting, ahead, len(self._pool.workers), self._run, time.monotonic())
 
     def _start_prefills(self) -> None:
         while self._decoded and not self.stopping.is_set():
-            free = [worker for worker in self._pool.workers if worker.takes(self._decoded[0], self._run.in_flight)]
-            if not free:
+            worker = least_busy(self._pool.workers, self._decoded[0], self._run.in_flight)
+            if worker is None:
                 return
-            worker = min(free, key=lambda worker: len(worker.running))
             video = self._decoded.popleft()
             worker.running[worker.actor.index.remote(video.decoded)] = video
             video.decoded = None
