@@ -1,8 +1,8 @@
-"""The six public benchmarks of the paper (arXiv 2507.07990), from their own annotation files.
+"""Reads the six public benchmarks of the paper (arXiv 2507.07990) from their own annotation files.
 
-One prompt for all, that of the authors' evaluation (https://github.com/HYUNJS/STTM, llava/eval/eval_utils.py), which
-is lmms-eval's for Video-MME; the letters it names are those of the options. A reply that names no option is wrong
-(lmms-eval guesses at random for LongVideoBench and NExT-QA).
+All are asked with one prompt, which the authors' evaluation uses (https://github.com/HYUNJS/STTM,
+llava/eval/eval_utils.py) and lmms-eval for Video-MME. A reply that names no option is wrong (lmms-eval guesses at
+random for LongVideoBench and NExT-QA).
 
 | name | annotation file | the paper samples |
 |---|---|---|
@@ -13,9 +13,9 @@ is lmms-eval's for Video-MME; the letters it names are those of the options. A r
 | egoschema | questions.json beside subset_answers.json, or Parquet of lmms-lab/egoschema (Subset) | the same |
 | vnbench | VNBench-main-4try.json | 1 fps, at most 180 frames |
 
-VNBench asks each question four times with the options in another order, and counts it once: right if all four are
-(https://github.com/joez17/VideoNIAH, evaluation/eval.py). The authors of the paper count single replies, which is
-`reply_accuracy` here. MLVU and VNBench report the mean of their tasks, which is `task_mean_accuracy`.
+VNBench asks each question four times, with the options in four orders, and counts it as right if all four replies are
+right (https://github.com/joez17/VideoNIAH, evaluation/eval.py). The authors of the paper count single replies, which is
+`Row.reply_accuracy` here. MLVU and VNBench report the mean over their tasks, which is `Row.task_mean_accuracy`.
 """
 
 import json
@@ -36,18 +36,18 @@ _VNBENCH_TRIES = 4
 
 
 class Named(NamedTuple):
-    """A question and the name of its video, as the annotation file has it."""
+    """A question, and its video by the name that the annotation file gives."""
 
     video: str
     question: Question
 
 
 def read_benchmark(name: str, annotations: Path, videos: str, config: VideoConfig) -> Benchmark:
-    """All questions of a public benchmark.
+    """Read all questions of a public benchmark.
 
     Args:
         name: a key of `FORMATS`.
-        annotations: its annotation file, as published; of MLVU also the folder of its tasks' files.
+        annotations: its annotation file, as published; for MLVU also the folder with the files of its tasks.
         videos: folder of its videos.
         config: how videos are sampled.
 
@@ -89,7 +89,12 @@ def _read_file(name: str, path: Path) -> tuple[list[Named], list[RowError]]:
 
 
 def choose(question: str, lines: tuple[str, ...]) -> str:
-    """The paper's prompt for a question with its options, which carry their letters."""
+    """The prompt of the paper for a question.
+
+    Args:
+        question: the text of the question.
+        lines: the options, each with its letter.
+    """
     letters = [chr(ord("A") + i) for i in range(len(lines))]
     named = f"{', '.join(letters[:-1])}{',' if len(letters) > 2 else ''} or {letters[-1]}"
     return (
@@ -116,14 +121,14 @@ def _choice(
 
 
 def _video_mme(row: Row, number: int) -> Named:
-    """videoID, question, options ("A. ..."), answer (letter), duration (short, medium, long)."""
+    """Columns: videoID, question, options ("A. ..."), answer (letter), duration (short, medium, long)."""
     options = without_letters(texts(row, "options"))
     right = place_of(text(row, "answer"))
     return Named(text(row, "videoID"), _choice(row, options, right, text(row, "duration"), number))
 
 
 def _longvideobench(row: Row, number: int) -> Named:
-    """video_path, question, candidates (Parquet: option0 to option4, "N/A" where there is none), correct_choice."""
+    """Columns: video_path, question, candidates (Parquet: option0 to option4, "N/A" if none), correct_choice."""
     columns = (row.get(f"option{i}") for i in range(5))
     options = texts(row, "candidates") or tuple(str(o) for o in columns if o not in (None, "", "N/A"))
     task = str(text(row, "duration_group", "question_category"))
@@ -131,7 +136,7 @@ def _longvideobench(row: Row, number: int) -> Named:
 
 
 def _mlvu(row: Row, number: int) -> Named:
-    """video, question, candidates, answer (the text of the first such candidate), question_type."""
+    """Columns: video, question, candidates, answer (text; its first candidate counts), question_type."""
     options, answer = texts(row, "candidates"), text(row, "answer")
     if answer not in options:
         raise ValueError(f"answer {answer[:80]!r} is none of the {len(options)} candidates")
@@ -140,14 +145,14 @@ def _mlvu(row: Row, number: int) -> Named:
 
 
 def _next_qa(row: Row, number: int) -> Named:
-    """video, question, a0 to a4, answer (index), type."""
+    """Columns: video, question, a0 to a4, answer (index), type."""
     options = tuple(text(row, f"a{i}").strip() for i in range(5))
     question = _choice(row, options, whole(row, "answer"), text(row, "type"), number)
     return Named(text(row, "video"), question)
 
 
 def _egoschema(row: Row, number: int) -> Named:
-    """JSON: q_uid, question, "option 0" to "option 4". Parquet: video_idx, question, option ("A. ..."), answer."""
+    """JSON has q_uid, question, "option 0" to "option 4"; Parquet: video_idx, question, option ("A. ..."), answer."""
     listed = without_letters(texts(row, "option"))
     options = listed or tuple(text(row, f"option {i}") for i in range(5))
     if row.get("answer") in (None, ""):
@@ -157,7 +162,7 @@ def _egoschema(row: Row, number: int) -> Named:
 
 
 def _vnbench(row: Row, number: int) -> Named:
-    """video, question, options, gt_option (letter), type, try. The tries of one question have a video of their own."""
+    """Columns: video, question, options, gt_option (letter), type, try. Only the tries of one question share a video."""
     options, video = texts(row, "options"), PurePosixPath(text(row, "video")).name
     right, task = place_of(text(row, "gt_option")), text(row, "type")
     whole(row, "try")
@@ -165,7 +170,7 @@ def _vnbench(row: Row, number: int) -> Named:
 
 
 def _with_public_answers(rows: list[tuple[int, Row]], path: Path) -> list[tuple[int, Row]]:
-    """EgoSchema publishes the answers of 500 questions in a file of their own."""
+    """The rows with their right answers, which EgoSchema publishes for 500 questions in a separate file."""
     if not path.is_file():
         return rows
     try:
@@ -176,7 +181,7 @@ def _with_public_answers(rows: list[tuple[int, Row]], path: Path) -> list[tuple[
 
 
 def _complete_groups(named: list[Named]) -> tuple[list[Named], list[RowError]]:
-    """Questions with all their tries; one that lost a try cannot be judged."""
+    """The questions that have all their tries, and errors for the others, which cannot be judged."""
     tries = Counter(question.group for _, question in named)
     complete, errors = [], []
     for item in named:
@@ -191,10 +196,10 @@ def _complete_groups(named: list[Named]) -> tuple[list[Named], list[RowError]]:
 FORMATS: dict[str, tuple[Callable[[Row, int], Named], tuple[str, ...]]] = {
     "video-mme": (_video_mme, ("data", "videos")),
     "longvideobench": (_longvideobench, ("videos",)),
-    # MLVU's tasks keep their videos apart: 363 file names occur in more than one of them.
+    # Each task of MLVU has a folder of videos, and 363 file names occur in more than one of them.
     "mlvu": (_mlvu, ("video/{task}", "{task}", "MLVU/video/{task}")),
     "next-qa": (_next_qa, ("NExTVideo", "videos")),
     "egoschema": (_egoschema, ("videos",)),
     "vnbench": (_vnbench, ("VNBench_new", "VNBench", "videos")),
 }
-"""Name → how a row is read, and folders below the given one in which releases keep the videos."""
+"""By name of the benchmark: the reader of a row, and the folders in which releases keep the videos."""
