@@ -24,6 +24,7 @@ Exit codes: 0 done, 1 cannot run, 3 more than `run.max_failed_share` of the ques
 """
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -115,7 +116,8 @@ def _answer_all(
     """Run the driver; return the signal that stopped it early, if one did."""
     with _stopped_by_ctrl_c(driver.stopping) as is_interrupted:
         try:
-            print("starting Ray" if address is None else f"joining the Ray cluster at {address}", flush=True)
+            cluster = address or os.environ.get("RAY_ADDRESS")
+            print(f"joining the Ray cluster at {cluster}" if cluster else "starting Ray", flush=True)
             work_on_ray(address, driver.stopping, lambda: driver.run(tasks))
         finally:
             record.flush()

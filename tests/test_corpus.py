@@ -37,6 +37,8 @@ def write_manifest(path: Path, rows: list[dict]) -> str:
     elif path.suffix == ".csv":
         lines = [",".join(rows[0]), *(",".join(str(v) for v in row.values()) for row in rows)]
         path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())  # as spreadsheets write it
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
     else:
         path.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n")
     return str(path)
@@ -126,7 +128,7 @@ def test_version_changes_with_the_file(folder):
     assert {**asdict(before), "version": ""} == {**asdict(after), "version": ""}
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".json", ".jsonl"])
 def test_manifest_keeps_row_order_ids_and_missing_files(folder, suffix):
     rows = [
         {"uri": "b.mp4", "id": "second", "note": "x"},

@@ -34,7 +34,7 @@ class AnswerRecord:
             except StoreError as error:
                 print(f"{len(self._unwritten)} answers wait to be written: {error}", file=sys.stderr, flush=True)
             self._flushed = time.monotonic()
-        if now - self._printed >= PRINT_EVERY_S:
+        if self._finished and now - self._printed >= PRINT_EVERY_S:
             self._printed, per_second = now, self._finished / (now - self._started)
             print(f"{self._finished} of {len(self._plan.todo)}  {per_second:.1f}/s", flush=True)
 

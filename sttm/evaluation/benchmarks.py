@@ -162,7 +162,10 @@ def _egoschema(row: Row, number: int) -> Named:
 
 
 def _vnbench(row: Row, number: int) -> Named:
-    """Columns: video, question, options, gt_option (letter), type, try. Only the tries of one question share a video."""
+    """Columns: video, question, options, gt_option (letter), type, try.
+
+    Each question has a video of its own, which all its tries share.
+    """
     options, video = texts(row, "options"), PurePosixPath(text(row, "video")).name
     right, task = place_of(text(row, "gt_option")), text(row, "type")
     whole(row, "try")
