@@ -24,7 +24,8 @@ from jobs.answering.plan import Plan
 from jobs.answering.questions import read_questions
 from sttm.errors import ArtifactError, StoreError
 from sttm.query.checkpoint import open_checkpoint
-from sttm.query.worker import Query, QueryWorker
+from sttm.query.question import Query
+from sttm.query.worker import QueryWorker
 from sttm.store.storage import Storage
 from sttm.store.store import Store
 from sttm.tables import TableError

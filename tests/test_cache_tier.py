@@ -17,7 +17,8 @@ from sttm.query.cache_tier import CacheConfig, CacheTier
 from sttm.query.checkpoint import open_checkpoint
 from sttm.query.disk_cache import DiskCache
 from sttm.query.lru import ByteLRU
-from sttm.query.worker import Query, QueryWorker
+from sttm.query.question import Query
+from sttm.query.worker import QueryWorker
 from sttm.store.storage import MissingObjectError, Storage
 from sttm.store.store import Store
 
@@ -37,7 +38,8 @@ class CountingLoader:
         self.takes_s, self.loads = takes_s, []  # type: ignore[var-annotated]
         self.error: Exception | None = None
 
-    def __call__(self, identity: str) -> ReadyVideo:
+    def __call__(self, identities: tuple[str, ...]) -> ReadyVideo:
+        (identity,) = identities
         self.loads.append(identity)
         time.sleep(self.takes_s)
         if self.error:
@@ -46,7 +48,7 @@ class CountingLoader:
 
 
 def test_lru_forgets_what_was_used_least_recently() -> None:
-    lru: ByteLRU[str] = ByteLRU(10)
+    lru: ByteLRU[str, str] = ByteLRU(10)
     assert lru.put("a", "A", 4) == lru.put("b", "B", 4) == []
     assert lru.get("a") == "A"
     assert lru.put("c", "C", 4) == [("b", "B")]

@@ -24,7 +24,7 @@ from sttm.evaluation.reducers import Reducer, parse_reducers
 from sttm.merging import MergeConfig
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
-from sttm.query.conversation import Conversation
+from sttm.query.turns import turns_ids
 
 REDUCERS = parse_reducers("sttm", [0.5], IndexConfig())
 
@@ -43,14 +43,11 @@ def test_the_last_position_may_be_used_and_no_more(family: str) -> None:
 def test_turns_of_a_conversation_add_up() -> None:
     setup = Setup.of("qwen2_vl")
     video = ready(setup.model, setup.prefill(HALF).cache)
-    talk = Conversation(setup.model, video, setup.family, frozenset())
-    for _ in talk.ask("why? " * 300, SamplingConfig(max_tokens=1)):
-        pass
-    asked = len(setup.family.question_ids("why? " * 300))
-    room = 4096 - max(video.next_positions) - asked
+    first, both = (len(turns_ids(setup.family, turns)) for turns in (["why?"], ["why?", "so " * 300, "why?"]))
+    room = 4096 - max(video.next_positions) - first
+    require_room(setup.model, video, first, room)
     with pytest.raises(QuestionError, match="ask a shorter question"):
-        next(talk.ask("why?", SamplingConfig(max_tokens=room)))
-    assert list(talk.ask("why?", SamplingConfig(max_tokens=2)))  # a refused turn leaves no trace
+        require_room(setup.model, video, both, room)
 
 
 def with_positions(setup: Setup, count: int) -> LanguageModel:

@@ -36,6 +36,8 @@ LAYERS = (
     ("jobs.cluster", "jobs.command"),
     ("sttm.evaluation",),
     ("sttm.synthetic",),
+    ("sttm",),
+    ("sttm.archive", "sttm.local_index"),
     ("sttm.indexer",),
     ("sttm.config",),
     ("sttm.query",),
@@ -45,9 +47,9 @@ LAYERS = (
     ("sttm.video",),
     ("sttm.corpus",),
     ("sttm.tables",),
-    ("sttm.urls", "sttm.gpu", "sttm.stage_clock", "sttm.settings"),
+    ("sttm.urls", "sttm.gpu", "sttm.stage_clock", "sttm.settings", "sttm.certificate"),
     ("sttm.errors",),
-    ("sttm", "jobs"),
+    ("jobs",),
 )
 
 

@@ -32,7 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, qwen2_vl_folder: Path) -> St
 
 @pytest.fixture(scope="module")
 def service(store: Store) -> Iterator[Service]:
-    with serving(store.storage.url, "--frames", key="page-key") as running:
+    with serving(store.storage.url, "--set", "serve.shows_frames=true", key="page-key") as running:
         yield running
 
 

@@ -17,7 +17,8 @@ from service import Service, serving
 
 from sttm.engine.sampling import SamplingConfig
 from sttm.query.checkpoint import open_checkpoint
-from sttm.query.worker import Query, QueryWorker
+from sttm.query.question import Query
+from sttm.query.worker import QueryWorker
 from sttm.store.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -31,8 +32,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, qwen2_vl_folder: Path) -> St
 
 @pytest.fixture(scope="module")
 def service(store: Store) -> Iterator[Service]:
-    options = ("--replicas", "2", "--max-rows", "1", "--max-tokens", "4000", "--drain-s", "30")
-    with serving(store.storage.url, *options, key=KEY) as running:
+    settings = ("serve.replicas=2", "serve.max_rows=1", "serve.max_tokens=4000", "serve.drain_s=30")
+    with serving(store.storage.url, *(word for one in settings for word in ("--set", one)), key=KEY) as running:
         yield running
 
 

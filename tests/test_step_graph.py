@@ -13,9 +13,8 @@ from sttm.engine.ready_video import ReadyVideo, ready
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.step_graph import captured
 from sttm.models.language_model import LanguageModel
-from sttm.query.conversation import Conversation
 
-LONG = SamplingConfig(max_tokens=150)  # over more than two sizes of the own tokens' buffers
+LONG = SamplingConfig(max_tokens=150)  # over more than two sizes of the buffers of the question cache
 
 
 def on_gpu(family: str) -> tuple[Setup, LanguageModel, ReadyVideo]:
@@ -80,17 +79,6 @@ def test_rows_that_end_leave_the_others_as_they_are() -> None:
     assert [step[2] for step in steps[:10]] == whole[2][:10]
     for with_as_many_rows in (replayed[:10], replayed[10:30], replayed[30:]):
         assert any(with_as_many_rows)
-
-
-@pytest.mark.gpu
-def test_follow_up_turns_after_replayed_ones() -> None:
-    setup, model, video = on_gpu("qwen2_vl")
-    talk, turn = Conversation(model, video, setup.family, frozenset()), SamplingConfig(max_tokens=40)
-    for question in ("What is it?", "And why?", "the colour of the sea, please?"):
-        ids = [*talk._ids]
-        said = list(talk.ask(question, turn))
-        asked = [*ids, *talk._ids[len(ids) : len(talk._ids) - len(said)]]
-        assert said == launched(model, video, [asked], 40)[0]
 
 
 @pytest.mark.gpu

@@ -16,7 +16,8 @@ from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ArtifactError, ModelError
 from sttm.models.placement import is_gpu_lost
 from sttm.query.checkpoint import open_checkpoint
-from sttm.query.worker import Query, QueryWorker
+from sttm.query.question import Query
+from sttm.query.worker import QueryWorker
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store
 

@@ -1,8 +1,9 @@
-"""The sampled frames of a stored video for a person to look at: decoded again, in a process of its own.
+"""A picture of a stored video's sampled frames, decoded from the source in a process of its own.
 
     python -m jobs.serving.frame_strip < request.json > strip.jpg
 
-Artifacts hold no pixels. A source that crashes or stalls a decoder takes this process down, not the service.
+Artifacts hold no pixels, so the source is decoded again. If the source crashes or stalls the decoder, only the
+decoding process ends, not the service.
 """
 
 import asyncio
@@ -19,10 +20,10 @@ _HEIGHT, _MAX_FRAMES = 168, 256
 
 
 async def frame_strip(manifest: Manifest) -> bytes:
-    """A JPEG of all grid frames below each other, each 168 pixels high.
+    """A JPEG of the sampled frames below each other, each 168 pixels high; at most 256 of them.
 
     Raises:
-        VideoError: the source cannot be read, or is not the one that was indexed.
+        VideoError: the source cannot be decoded in 60 s, or it is not the file that was indexed.
     """
     video = {name: value for name, value in manifest.recipe["video"].items() if name != "decoders"}
     asked = {"uri": manifest.source.uri, "digest": manifest.content_digest, "video": video}
@@ -46,7 +47,7 @@ async def frame_strip(manifest: Manifest) -> bytes:
 
 
 def main() -> None:
-    """Decode what standard input asks for, and write the JPEG."""
+    """Read a request from standard input and write the JPEG to standard output."""
     asked = json.load(sys.stdin)
     sys.stdout.buffer.write(_strip(asked))
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sttm.engine.decoder import moved, rotary, run_layer
-from sttm.engine.own_tokens import OwnTokens
+from sttm.engine.question_cache import QuestionCache
 from sttm.engine.ready_video import ReadyVideo
 from sttm.engine.sampling import Sampler, SamplingConfig
 from sttm.engine.step_graph import StepGraph, captured
@@ -54,7 +54,7 @@ class Continuation:
         rows = [[0] * pad + list(question) for pad, question in zip(pads, questions, strict=True)]
         self._pad, self.asked = torch.tensor(pads, device=model.device), torch.tensor(rows, device=model.device)
         self.fed = 0
-        self._own = OwnTokens(video.keys, len(questions))
+        self._cache = QuestionCache(video.keys, len(questions))
         self.expect(longest + room)
         self._steps = 0
         self._graph: StepGraph | None = None
@@ -66,7 +66,7 @@ class Continuation:
     def expect(self, tokens: int) -> None:
         """So many more tokens a row will be fed."""
         self._end = self.fed + tokens
-        self._own.make_room(self._end)
+        self._cache.make_room(self._end)
 
     def start(self) -> Tensor:
         """Feed the questions; float32 logits [B, V] of each row's first answer token."""
@@ -75,7 +75,7 @@ class Continuation:
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Feed one token a row, int64 [B]; float32 logits [B, V] of the next, which are good until the next step."""
-        self._own.make_room(self.fed + 1)
+        self._cache.make_room(self.fed + 1)
         graph = self._step_graph()
         if graph is None:
             self._steps += 1
@@ -95,24 +95,24 @@ class Continuation:
     def read(self, ids: Tensor) -> Iterator[Tensor]:
         """Feed Q tokens a row, int64 [B, Q], in pieces that bound memory and time: hidden states [B, q, C] of each."""
         end = self.fed + ids.shape[1]
-        self._own.make_room(end)
-        most = min(_TOKENS_AT_ONCE, _SCORES_AT_ONCE // self._own.seen(end))
+        self._cache.make_room(end)
+        most = min(_TOKENS_AT_ONCE, _SCORES_AT_ONCE // self._cache.seen(end))
         for piece in ids.split(max(1, most // len(ids)), dim=1):
             first, self.fed = self.fed, self.fed + piece.shape[1]
             columns = torch.arange(first, self.fed, device=ids.device)
-            yield self._hidden(piece, columns, self._own.seen(self.fed))
+            yield self._hidden(piece, columns, self._cache.seen(self.fed))
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order; a row named twice goes on as two."""
         chosen = torch.tensor(rows, device=self._pad.device)
         self._pad, self._graph = self._pad[chosen], None
-        self._own.keep(chosen)
+        self._cache.keep(chosen)
 
     def branch(self, rows: Sequence[int], room: int) -> "Continuation":
         """Another that goes on with these rows, for `room` more tokens; this one stays as it is."""
         other = copy(self)
-        other._own = self._own.copy()
+        other._cache = self._cache.copy()
         other.keep(rows)
         other.expect(room)
         return other
@@ -131,13 +131,13 @@ class Continuation:
         place = (columns - self._pad[:, None]).clamp_min(0)
         angles = [rotary(model, (place + n).expand(video.position_axes, -1, -1)) for n in video.next_positions]
         mask, bias = additive(self._mask(columns, seen), hidden.dtype), moved(video.bias, hidden.device)
-        self._own.columns = columns
-        self._own.shown = seen
+        self._cache.columns = columns
+        self._cache.shown = seen
         for layer, shared in enumerate(zip(video.keys, video.values, strict=True)):
             if hidden.device != shared[0].device:
                 hidden, angles, mask, bias = moved((hidden, angles, mask, bias), shared[0].device)
             group = video.group(layer)
-            hidden = run_layer(model, layer, hidden, mask, angles[group], self._own, shared, bias if group else None)
+            hidden = run_layer(model, layer, hidden, mask, angles[group], self._cache, shared, bias if group else None)
         return hidden
 
     def _mask(self, columns: Tensor, seen: int) -> Tensor:
@@ -147,7 +147,7 @@ class Continuation:
 
     def _step_graph(self) -> StepGraph | None:
         """The next step as a graph, made where enough tokens will follow to repay it."""
-        seen = self._own.seen(self.fed + 1)
+        seen = self._cache.seen(self.fed + 1)
         if self._graph is not None and self._graph_seen == seen:
             return self._graph
         self._graph = None

@@ -16,14 +16,14 @@ from sttm.models.language_model import LanguageModel
 
 _LOGITS_AT_ONCE = 1 << 26  # float32 numbers in memory at one time, 256 MB
 T = TypeVar("T")
-Pieces = Generator[None, None, T]  # work in pieces that each take a bounded time; what it returns is the result
+Steps = Generator[None, None, T]  # work in pieces that each take a bounded time; what it returns is the result
 
 
-def finished(pieces: Pieces[T]) -> T:
+def run_steps(steps: Steps[T]) -> T:
     """Do all pieces; their result."""
     while True:
         try:
-            next(pieces)
+            next(steps)
         except StopIteration as end:
             result: T = end.value
             return result
@@ -47,7 +47,7 @@ def score_options(
     Returns:
         Per question, float32 [options] on the CPU: sums of the tokens' log-probabilities.
     """
-    return finished(scoring(model, video, questions, options, max_rows))
+    return run_steps(scoring(model, video, questions, options, max_rows))
 
 
 @torch.inference_mode()
@@ -57,7 +57,7 @@ def scoring(
     questions: Sequence[Sequence[int]],
     options: Sequence[Sequence[Sequence[int]]],
     max_rows: int = 64,
-) -> Pieces[list[Tensor]]:
+) -> Steps[list[Tensor]]:
     """`score_options` piece by piece: the work between two yields is bounded, however long questions and options."""
     if any(len(option) == 0 for row in options for option in row):
         raise ValueError("an option has no tokens")
@@ -82,7 +82,7 @@ def scoring(
 
 def _scored(
     model: LanguageModel, asked: Continuation, first: Tensor, rows: Sequence[int], options: Sequence[Sequence[int]]
-) -> Pieces[Tensor]:
+) -> Steps[Tensor]:
     """Float32 [R] for R options, each after a row of `asked`; `first` [R, V] are its first token's log-probabilities.
 
     Options are padded on the right, where no token of theirs sees it.
