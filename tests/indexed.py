@@ -30,7 +30,9 @@ def index_clips(folder: Path, model: Path, *, count: int, scheme: str = "int8", 
     corpus, url = folder / "corpus", str(folder / "store")
     corpus.mkdir(exist_ok=True)
     for number, frames in enumerate(render(sample_scenes(seed=7, count=count, frames=8, size=112)).numpy()):
-        (corpus / f"clip-{number}.mp4").write_bytes(encode_clip(frames))
+        clip = corpus / f"clip-{number}.mp4"
+        if not clip.exists():
+            clip.write_bytes(encode_clip(frames))
     store = Store.open(url, create=True)
     reader = VideoReader(config)
     indexer = Indexer(config, index_recipe(config, Checkpoint.open(config.model)), url, "run", device="cpu")
