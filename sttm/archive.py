@@ -73,7 +73,7 @@ class Archive:
     ) -> None:
         self.store, self.recipe = store, recipe
         self._model, self._devices, self._cache = model, devices, cache
-        self._view = CatalogView(store.storage)
+        self._view = CatalogView(store.storage, recipe_digest=recipe.digest)
         self._worker: QueryWorker | None = None
         self._lock = threading.Lock()
 
@@ -105,7 +105,7 @@ class Archive:
 
     def videos(self) -> list[CatalogRow]:
         """The videos that can be asked about, oldest first. Reads the catalog, at most every few seconds."""
-        return [row for row in self._view.rows() if row.status == "ok" and row.recipe_digest == self.recipe.digest]
+        return [row for row in self._view.rows() if row.status == "ok"]
 
     def find(self, video: str) -> CatalogRow:
         """The catalog row of one video.
@@ -116,7 +116,7 @@ class Archive:
         Raises:
             StoreError: no video or several go by this name, or indexing it failed.
         """
-        return self._view.find(video, self.recipe.digest)
+        return self._view.find(video)
 
     def ask(
         self,

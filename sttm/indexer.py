@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from typing import Any
 
 import torch
 
@@ -24,8 +23,9 @@ from sttm.models.checkpoint import Checkpoint
 from sttm.models.language_model import LanguageModel
 from sttm.models.placement import Devices, as_devices, first_gpus
 from sttm.stage_clock import StageClock
-from sttm.store.artifact import Facts, Source
+from sttm.store.artifact import Source
 from sttm.store.catalog.row import CatalogRow
+from sttm.store.facts import Facts, Provenance, Sampling
 from sttm.store.key import Recipe, identity
 from sttm.store.kv.download import Download, Downloaded
 from sttm.store.kv.file import decode_kv
@@ -46,14 +46,14 @@ class DecodedVideo:
         source: the file it came from.
         inputs: uint8 pixels as the model's own processor lays them out.
         content_digest: blake3 of the file, hex.
-        details: what the artifact's manifest says of the decoding.
+        sampling: which frames were taken, and by which decoder.
         decode_s: seconds it took.
     """
 
     source: Source
     inputs: VideoInputs
     content_digest: str
-    details: dict[str, Any]
+    sampling: Sampling
     decode_s: float
 
 
@@ -110,13 +110,8 @@ class VideoReader:
         except ValueError as error:  # such as an aspect ratio the model's processor refuses
             raise VideoError("unusable_frames", f"{redact_url(ref.uri)}: {error}") from error
         source = Source(ref.uri, ref.video_id, ref.name, frames.size_bytes, ref.version)
-        details = {
-            "seconds": frames.seconds.tolist(),
-            "duration_s": frames.duration_s,
-            "decoder": frames.decoder,
-            "warnings": list(frames.warnings),
-        }
-        return DecodedVideo(source, inputs, frames.content_digest, details, time.perf_counter() - started)
+        sampling = Sampling(tuple(frames.seconds.tolist()), frames.duration_s, frames.decoder, frames.warnings)
+        return DecodedVideo(source, inputs, frames.content_digest, sampling, time.perf_counter() - started)
 
 
 class Indexer:
@@ -147,14 +142,14 @@ class Indexer:
         self._devices = {parameter.device for parameter in self._model.parameters()}
         self._language_model = LanguageModel.of(self._model)
         self._probes = [self._family.question_ids(probe) for probe in config.fidelity.probes]
-        self._provenance = {
-            "model": checkpoint.name,
-            "commit": checkpoint.commit,
-            "torch": str(torch.__version__),
-            "transformers": version("transformers"),
-            "device": torch.cuda.get_device_name(devices[0]) if devices[0].type == "cuda" else "cpu",
-            "chunk_tokens": config.prefill.chunk_tokens,
-        }
+        self._provenance = Provenance(
+            model=checkpoint.name,
+            commit=checkpoint.commit,
+            torch=str(torch.__version__),
+            transformers=version("transformers"),
+            device=torch.cuda.get_device_name(devices[0]) if devices[0].type == "cuda" else "cpu",
+            chunk_tokens=config.prefill.chunk_tokens,
+        )
 
     def stored(self, decoded: DecodedVideo) -> CatalogRow | None:
         """The row for a video whose content is in the store already, under whatever name."""
@@ -188,7 +183,7 @@ class Indexer:
         merged, cache = result.merged, result.cache
         features, index = download.fetch(merged.features), download.fetch(merged.index)
         scheme, below = self._config.store.kv_scheme, self._config.store.kv_scheme_below
-        kv = pack_kv(cache, scheme, self._provenance, below, download)
+        kv = pack_kv(cache, scheme, asdict(self._provenance), below, download)
         clock.end("pack")
         thresholds = {"spatial": merged.spatial_threshold, "temporal": merged.temporal_threshold}
         facts = Facts(
@@ -197,13 +192,14 @@ class Indexer:
             thresholds={name: float(value) for name, value in thresholds.items() if value is not None},
             timings_s={"decode": decoded.decode_s, **clock.seconds()},
             run_id=self._run_id,
-            details={"sampling": decoded.details, "provenance": self._provenance},
+            sampling=decoded.sampling,
+            provenance=self._provenance,
         )
         tables = (cache.boxes, cache.patches, index, cache.frame_seconds, features, cache.grid)
         live = cache if self._probes else None
         return PrefilledVideo(kv, partial(write_tokens, *tables), download.started(), facts, live)
 
-    def encode(self, prefilled: PrefilledVideo) -> EncodedVideo:
+    def digest(self, prefilled: PrefilledVideo) -> EncodedVideo:
         """Wait for the packed bytes and digest them; needs no GPU.
 
         Raises:
@@ -236,7 +232,7 @@ class Indexer:
                 f"token, more than fidelity.max_kl={fidelity.max_kl:g}; choose a finer store.kv_scheme, such as exact",
             )
         facts = _timed(encoded.facts, "certify", clock.seconds()["certify"])
-        return replace(encoded, facts=replace(facts, details={**facts.details, "certificate": asdict(found)}))
+        return replace(encoded, facts=replace(facts, certificate=found))
 
     def publish(self, decoded: DecodedVideo, encoded: EncodedVideo) -> CatalogRow:
         """Write the artifact and commit it; its catalog row, which the caller adds to the catalog."""
@@ -247,7 +243,7 @@ class Indexer:
     def index(self, decoded: DecodedVideo) -> CatalogRow:
         """All steps behind the reading, one after another; errors as of each."""
         prefilled = self.prefill(decoded)
-        encoded = self.certify(decoded, prefilled, self.encode(prefilled))
+        encoded = self.certify(decoded, prefilled, self.digest(prefilled))
         return self.publish(decoded, encoded)
 
 

@@ -87,7 +87,7 @@ class KVCache:
         return KVCache(**{**self.__dict__, **moved})
 
 
-def alike(kinds: Sequence[Hashable], sizes_bytes: Sequence[int], at_once_bytes: int) -> list[range]:
+def group_layers(kinds: Sequence[Hashable], sizes_bytes: Sequence[int], at_once_bytes: int) -> list[range]:
     """Runs of neighbouring layers to compute as one batch: few launches on a GPU, and bounded memory.
 
     Args:

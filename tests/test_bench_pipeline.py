@@ -64,7 +64,7 @@ def test_clips_are_sampled_whole_and_no_two_are_the_same_content(tmp_path: Path)
     found = [reader.read(ref) for ref in list_corpus(str(tmp_path / "clips"))]
     assert len({decoded.content_digest for decoded in found}) == 5
     assert [len(decoded.inputs.seconds) for decoded in found] == [16] * 5
-    assert not any(decoded.details["warnings"] for decoded in found)
+    assert not any(decoded.sampling.warnings for decoded in found)
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from jobs.indexing.plan import make_plan
 from sttm.corpus import list_corpus
 from sttm.errors import StoreError
 from sttm.query.checkpoint import provenance_differences
-from sttm.store.artifact import Facts, committed, manifest_key
+from sttm.store.artifact import committed, manifest_key
+from sttm.store.facts import Facts
 from sttm.store.kv.file import encode_kv
 from sttm.store.store import Store
 
@@ -182,6 +183,6 @@ def test_other_library_versions_are_told_not_hidden(url: str) -> None:
     store = Store.open(url)
     manifest = store.manifest(store.find("clip-0.mp4").identity)
     assert provenance_differences(manifest) == []
-    made = {**manifest.facts.details, "provenance": {**manifest.facts.details["provenance"], "torch": "2.0.0"}}
-    older = replace(manifest, facts=replace(manifest.facts, details=made))
+    made = replace(manifest.facts.provenance, torch="2.0.0")
+    older = replace(manifest, facts=replace(manifest.facts, provenance=made))
     assert provenance_differences(older) == [f"made with torch 2.0.0, read with {torch.__version__}"]

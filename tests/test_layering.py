@@ -47,7 +47,7 @@ LAYERS = (
     ("sttm.merging", "sttm.kv_cache"),
     ("sttm.video",),
     ("sttm.corpus",),
-    ("sttm.urls", "sttm.gpu", "sttm.stage_clock", "sttm.settings"),
+    ("sttm.urls", "sttm.gpu", "sttm.stage_clock", "sttm.settings", "sttm.certificate"),
     ("sttm.errors",),
     ("jobs",),
 )

@@ -31,7 +31,8 @@ from sttm.merging import MergeConfig
 from sttm.models.base import Family, Prompt, VideoInputs
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
-from sttm.store.artifact import Facts, Source
+from sttm.store.artifact import Source
+from sttm.store.facts import Facts
 from sttm.store.key import make_recipe
 from sttm.store.kv.file import encode_kv
 from sttm.store.kv.read_buffer import ReadBuffer
@@ -197,7 +198,7 @@ def _published(store: Store, result: Prefilled) -> tuple[str, Path]:
     cache, merged = result.cache, result.merged
     features = merged.features.cpu()
     tokens = write_tokens(cache.boxes, cache.patches, merged.index.cpu(), cache.frame_seconds, features, cache.grid)
-    facts = Facts(len(cache.prefix_ids), len(cache.patches), details={"seconds": cache.frame_seconds.tolist()})
+    facts = Facts(len(cache.prefix_ids), len(cache.patches))
     recipe = make_recipe(model={"id": "bench"}, merge={}, store={"kv_scheme": "int8"})
     source = Source("file:///bench.mp4", "bench", "bench.mp4", 0, "0")
     row = store.publish(recipe, "bench", source, encode_kv(cache, "int8"), tokens, facts)

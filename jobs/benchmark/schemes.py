@@ -11,8 +11,9 @@ import typer
 from jobs.benchmark.store import random_cache
 from jobs.benchmark.timing import show
 from jobs.config import JobConfig
+from sttm.certificate import Certificate
 from sttm.config import load_config
-from sttm.engine.fidelity import Certificate, certify
+from sttm.engine.fidelity import certify
 from sttm.engine.prefill import prefill
 from sttm.engine.ready_video import ready
 from sttm.models.checkpoint import Checkpoint

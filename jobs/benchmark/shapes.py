@@ -10,7 +10,7 @@ import torch
 from sttm.models import attention
 from sttm.models.base import Family
 from sttm.models.families import family_of
-from sttm.models.fused import fuse
+from sttm.models.fused_modules import fuse
 from sttm.models.placement import Devices, as_devices, place_model_layers
 from sttm.models.processor import import_torchvision
 

@@ -108,7 +108,7 @@ class _Stages:
 
         steps: dict[str, tuple[int, Callable[[int], object]]] = {
             "prefill": (1, lambda i: indexer.prefill(staged[i % len(staged)])),
-            "publish": (1, lambda i: indexer.publish(another(i), indexer.encode(prefilled[i % len(prefilled)]))),
+            "publish": (1, lambda i: indexer.publish(another(i), indexer.digest(prefilled[i % len(prefilled)]))),
             "prefill_only": (self._in_flight, lambda i: read_in(another(i))),
             "prefill_and_save": (self._in_flight, lambda i: self._actor.index(another(i))),
         }

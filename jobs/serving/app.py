@@ -174,8 +174,8 @@ class Service:
         """The whole response, made in a thread: long videos have thousands of tokens, and streams must not wait."""
         found = self._store.load_survivors(row.identity)
         boxes = [[*box, patches] for box, patches in zip(found.boxes.tolist(), found.patches.tolist(), strict=True)]
-        sampling = self._store.manifest(row.identity).facts.details.get("sampling", {})
-        about = {"grid": found.grid, "boxes": boxes, "seconds": sampling.get("seconds", [])}
+        sampling = self._store.manifest(row.identity).facts.sampling
+        about = {"grid": found.grid, "boxes": boxes, "seconds": sampling.seconds}
         return JSONResponse({**_shown(row), **about, "has_frames": self._config.shows_frames})
 
     async def frames(self, video: str) -> Response:

@@ -4,6 +4,8 @@ Nothing of transformers is patched or subclassed: a layer is called with its mas
 has `update`. Shapes: B batch, Q query tokens, A position axes, D head size.
 """
 
+import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -58,16 +60,24 @@ def run_layer(
     the attention logits of the video's keys [S], or without `video` of all keys. See `sttm.models.attention`.
     """
     more = {"video": video, "key_bias": bias}
-    out = model.text.layers[layer](
+    module = model.text.layers[layer]
+    out = module(
         hidden,
         attention_mask=mask,
         position_embeddings=angles,
         position_ids=None,
-        past_key_values=cache,
         use_cache=True,
+        **{_cache_argument(type(module)): cache},  # type: ignore[arg-type]
         **{name: value for name, value in more.items() if value is not None},
     )
     return out[0] if isinstance(out, tuple) else out
+
+
+@functools.cache
+def _cache_argument(kind: type[torch.nn.Module]) -> str:
+    """What a decoder layer calls its cache: `cache` in newer transformers, `past_key_values` in older ones."""
+    names = inspect.signature(kind.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 def key_bias(multiplicity: Tensor) -> Tensor | None:

@@ -5,12 +5,12 @@ past. Kullback-Leibler divergence in nats a token, of the stored from the live d
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from sttm.certificate import Certificate
 from sttm.engine.answer import Continuation
 from sttm.engine.ready_video import ReadyVideo
 from sttm.models.language_model import LanguageModel
@@ -29,22 +29,6 @@ class FidelityConfig(Settings):
     probes: tuple[str, ...] = ("Describe the video.", "What happens first?", "How many objects are there?")
     tokens: int = Field(default=4, ge=1)
     max_kl: float | None = Field(default=0.1, gt=0)
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What the probes found.
-
-    Attributes:
-        kl_mean, kl_max: divergence over all compared tokens, nats.
-        top1_agreement: share of compared tokens whose likeliest next token is the same.
-        compared: number of compared distributions.
-    """
-
-    kl_mean: float
-    kl_max: float
-    top1_agreement: float
-    compared: int
 
 
 def certify(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sttm.engine.decoder import key_bias, moved, rotary, rotate
-from sttm.kv_cache import KVCache, alike
+from sttm.kv_cache import KVCache, group_layers
 from sttm.models.language_model import LanguageModel
 from sttm.models.placement import Devices, as_devices
 
@@ -71,7 +71,7 @@ def ready(model: LanguageModel, cache: KVCache) -> ReadyVideo:
     ]
     keys: list[Tensor] = []
     kinds = [(key.shape, devices[layer], layer >= cache.merge_layer) for layer, key in enumerate(cache.keys)]
-    for layers in alike(kinds, [key.nbytes for key in cache.keys], _ROTATED_AT_ONCE_BYTES):
+    for layers in group_layers(kinds, [key.nbytes for key in cache.keys], _ROTATED_AT_ONCE_BYTES):
         device = devices[layers.start]
         angles = moved(angles, device)
         together = torch.stack([cache.keys[layer].to(device, model.dtype) for layer in layers])

@@ -22,10 +22,13 @@ def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:
         path: folder or Hugging Face id of the checkpoint. None takes the one that the manifest names.
 
     Raises:
-        ModelError: the checkpoint is not the one that the recipe describes, so its answers would be wrong.
+        ModelError: the checkpoint is not the one that the recipe describes, so its answers would be wrong, or the
+            manifest does not name one.
     """
-    provenance, recipe = manifest.facts.details["provenance"], manifest.recipe["model"]
-    settings = ModelConfig(path=path or provenance["model"], revision=provenance["commit"], dtype=recipe["dtype"])
+    provenance, recipe = manifest.facts.provenance, manifest.recipe["model"]
+    if not (path or provenance.model):
+        raise ModelError(f"the cache of {manifest.source.uri} does not record which model made it; name the model")
+    settings = ModelConfig(path=path or provenance.model, revision=provenance.commit, dtype=recipe["dtype"])
     checkpoint = Checkpoint.open(settings)
     require_same_model(manifest, checkpoint)
     for difference in provenance_differences(manifest):
@@ -35,11 +38,10 @@ def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:
 
 def provenance_differences(manifest: Manifest) -> list[str]:
     """Libraries whose versions differ from those that made an artifact, which can change the last digits of answers."""
-    made = manifest.facts.details["provenance"]
+    provenance = manifest.facts.provenance
+    made = {"torch": provenance.torch, "transformers": provenance.transformers}
     here = {"torch": str(torch.__version__), "transformers": version("transformers")}
-    return [
-        f"made with {name} {made.get(name)}, read with {mine}" for name, mine in here.items() if made.get(name) != mine
-    ]
+    return [f"made with {name} {made[name]}, read with {mine}" for name, mine in here.items() if made[name] != mine]
 
 
 def require_same_model(manifest: Manifest, checkpoint: Checkpoint) -> None:

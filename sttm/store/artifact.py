@@ -9,13 +9,14 @@ different attempts; the manifest created first counts, for both.
 
 import re
 import uuid
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING
 
 from sttm.errors import ArtifactError, StoreError
+from sttm.store.facts import Facts, read_facts
+from sttm.store.json_fields import build
 from sttm.store.key import FORMAT_VERSION, Recipe, identity
 from sttm.store.sealed import digest_of, read_sealed, seal
 from sttm.store.storage import INDEX_AGAIN, Storage
@@ -23,7 +24,6 @@ from sttm.store.storage import INDEX_AGAIN, Storage
 if TYPE_CHECKING:  # torch takes seconds to import, and listing a store needs none of it
     from sttm.store.kv.file import EncodedKV
 
-T = TypeVar("T")
 _IDENTITY = re.compile(r"[0-9a-f]{64}")
 _CURE = f"{INDEX_AGAIN}; where no row names the video, delete this file first"
 
@@ -45,28 +45,6 @@ class Source:
     name: str
     size_bytes: int
     version: str
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What was found out while the artifact was made.
-
-    Attributes:
-        tokens_before, tokens_after: visual tokens entering and leaving the merge.
-        thresholds: similarity thresholds really used, by name.
-        timings_s: seconds each step took, by name.
-        run_id: the run that made it.
-        attempts: tries it took.
-        details: further JSON: sampled times, provenance, fidelity certificate.
-    """
-
-    tokens_before: int
-    tokens_after: int
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-    timings_s: Mapping[str, float] = field(default_factory=dict)
-    run_id: str = ""
-    attempts: int = 1
-    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,7 +109,7 @@ def commit_artifact(
         facts=facts,
         created_at=utc_now(),
     )
-    record = seal({"format_version": FORMAT_VERSION, **asdict(manifest)})
+    record = seal({"format_version": FORMAT_VERSION, **asdict(manifest), "facts": facts.record()})
     storage.put(manifest.kv.key, kv.data)
     storage.put(manifest.tokens.key, tokens)
     if storage.create(manifest_key(name), record):
@@ -163,7 +141,7 @@ def load_manifest(storage: Storage, name: str) -> Manifest:
     if version != FORMAT_VERSION:
         raise ArtifactError(f"{where} has format version {version}, this program reads {FORMAT_VERSION}; {_CURE}")
     try:
-        manifest = _built(Manifest, body)
+        manifest = build(Manifest, {**body, "facts": read_facts(body.get("facts"))})
         if manifest.identity != name or identity(manifest.recipe, manifest.content_digest) != name:
             raise ValueError("it belongs to another artifact")
         folder = f"kv/{name[:2]}/{name}/"
@@ -205,30 +183,3 @@ def committed(storage: Storage) -> list[str]:
 def utc_now() -> str:
     """The time now in UTC, ISO 8601 with microseconds; such texts sort by time."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def _built(kind: type[T], body: Any) -> T:
-    """A dataclass of a JSON object; TypeError or ValueError unless every field is there and of its type."""
-    if not isinstance(body, dict):
-        raise TypeError(f"{kind.__name__} is not an object")
-    types = get_type_hints(kind)
-    return kind(**{name: _value(types.get(name, Any), value, name) for name, value in body.items()})
-
-
-def _value(kind: Any, value: Any, name: str) -> Any:
-    if is_dataclass(kind):
-        return _built(kind, value)  # type: ignore[arg-type]
-    if not _fits(value, kind):
-        raise TypeError(f"{name} is {ascii(value)[:80]}")
-    return value
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of a field's type. Counts and sizes are not negative, and fit into a table's columns."""
-    if kind is int:
-        return type(value) is int and 0 <= value < 1 << 63
-    if kind is float:
-        return type(value) is float or (type(value) is int and abs(value) < 1 << 53)
-    if get_origin(kind):  # a mapping; JSON has only text as keys
-        return isinstance(value, dict) and all(_fits(item, get_args(kind)[1]) for item in value.values())
-    return kind is Any or type(value) is kind

@@ -19,8 +19,8 @@ from sttm.store.artifact import (
     require_size,
     utc_now,
 )
-from sttm.store.catalog.catalog import rows_of
 from sttm.store.catalog.history import Superseded, split_history
+from sttm.store.catalog.lookup import rows_of
 from sttm.store.storage import INDEX_AGAIN, Entry, MissingObjectError
 from sttm.store.store import Store
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sttm.errors import ArtifactError, StoreError
 from sttm.store.artifact import Manifest
-from sttm.store.catalog.catalog import rows_of
+from sttm.store.catalog.lookup import rows_of
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store
@@ -173,11 +173,11 @@ def _described(store: Store, digest: str, rows: list[CatalogRow]) -> StoredRecip
     manifest = _a_manifest(store, rows)
     recipe = manifest.recipe if manifest else {}
     video, merge, prefill, stored = (_section(recipe, name) for name in ("video", "merge", "prefill", "store"))
-    made = _section(manifest.facts.details, "provenance") if manifest else {}
+    model = manifest.facts.provenance.model if manifest else ""
     sizes = {row.identity: row.kv_bytes + row.tokens_bytes for row in rows}
     return StoredRecipe(
         digest=digest,
-        model=made.get("model") or _section(recipe, "model").get("id"),
+        model=model or _section(recipe, "model").get("id"),
         fps=video.get("fps"),
         max_frames=video.get("max_frames"),
         method=merge.get("method"),

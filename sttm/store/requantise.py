@@ -30,8 +30,7 @@ def requantise(store: Store, row: CatalogRow, scheme: str) -> CatalogRow:
     notes = read_header(store.storage, manifest.kv.key, manifest.kv_header_digest)[0].notes
     sections = {key: value for key, value in manifest.recipe.items() if key != "format_version"}
     recipe = make_recipe(**{**sections, "store": {**said, "kv_scheme": scheme, "kv_scheme_below": None}})
-    details = {key: value for key, value in manifest.facts.details.items() if key != "certificate"}
-    facts = replace(manifest.facts, details={**details, "converted_from": identity})
+    facts = replace(manifest.facts, certificate=None, converted_from=identity)
     tokens = read_file(store.storage, manifest.tokens)
     kv = encode_kv(store.load_kv(identity), scheme, notes)
     return store.publish(recipe, manifest.content_digest, _source_of(row, manifest), kv, tokens, facts)

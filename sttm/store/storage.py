@@ -23,7 +23,7 @@ Data = bytes | bytearray | memoryview
 CHUNK_BYTES = 8 << 20
 REQUESTS_IN_FLIGHT = 32
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}){0,15}")
-_ATOMIC_CREATE = ("s3", "s3a", "gs", "gcs", "memory")
+_PROTOCOLS = ("s3", "s3a", "memory")  # whose exclusive create is tested; commits rest on it
 
 INDEX_AGAIN = "remove its video with `python -m jobs.store rm` and index the video again"  # cures a damaged artifact
 
@@ -243,8 +243,8 @@ class _ObjectStore:
     failures: tuple[type[Exception], ...] = (Exception,)
 
     def __init__(self, url: str, protocol: str, shown_url: str, options: Mapping[str, Any]) -> None:
-        if protocol not in _ATOMIC_CREATE:
-            raise StoreError(f"cannot keep a store at {shown_url}: use a local folder, s3:// or gs://")
+        if protocol not in _PROTOCOLS:
+            raise StoreError(f"cannot keep a store at {shown_url}: use a local folder or s3://bucket/path")
         import fsspec
 
         # A listing cache hides what other writers have added since.
@@ -325,7 +325,7 @@ class _ObjectStore:
 
 def _modified(info: Mapping[str, Any]) -> datetime:
     """When an object was written; each kind of file system has its own name and type for it."""
-    time = info.get("LastModified") or info.get("updated") or info["created"]
+    time = info.get("LastModified") or info["created"]
     return datetime.fromtimestamp(time, UTC) if isinstance(time, float) else time
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from sttm.errors import StoreError
 from sttm.store.artifact import (
-    Facts,
     Manifest,
     Source,
     commit_artifact,
@@ -17,6 +16,7 @@ from sttm.store.artifact import (
 )
 from sttm.store.catalog.catalog import Catalog
 from sttm.store.catalog.row import CatalogRow
+from sttm.store.facts import Facts
 from sttm.store.key import FORMAT_VERSION, Recipe
 from sttm.store.sealed import read_sealed, seal
 from sttm.store.storage import MissingObjectError, Storage

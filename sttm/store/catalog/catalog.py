@@ -7,7 +7,6 @@ A reader takes the newest snapshot, so it never sees half of a write. A writer c
 that race reads the winner's snapshot and tries again on top of it.
 """
 
-import difflib
 import io
 import re
 import uuid
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from sttm.errors import ArtifactError, StoreError
 from sttm.store.artifact import committed, load_manifest
 from sttm.store.catalog.history import split_history, without_repeats
+from sttm.store.catalog.lookup import find_row
 from sttm.store.catalog.row import NULLABLE, REQUIRED, SCHEMA, CatalogRow, storable
 from sttm.store.sealed import digest_of, read_sealed, seal
 from sttm.store.storage import Entry, Storage
@@ -110,13 +110,7 @@ class Catalog:
         Raises:
             StoreError: no video or several fit, or indexing it failed; the message names what is there.
         """
-        rows = [row for row in self.rows() if recipe_digest in (None, row.recipe_digest)]
-        found = rows_of(text, rows, self.storage.url)
-        usable = [row for row in found if row.status == "ok"]
-        if not usable:
-            error = found[-1]
-            raise StoreError(f"indexing {text!r} failed: {error.error_code}: {error.error_message}; index it again")
-        return usable[-1]
+        return find_row(text, self.rows(), self.storage.url, recipe_digest)
 
     def repair(self) -> list[CatalogRow]:
         """Add the rows of committed artifacts that no row names, and return them.
@@ -170,30 +164,3 @@ class Catalog:
 
 def _is_part(part: Any) -> bool:
     return isinstance(part, dict) and isinstance(part.get("key"), str) and isinstance(part.get("digest"), str)
-
-
-def rows_of(text: str, rows: list[CatalogRow], url: str) -> list[CatalogRow]:
-    """The rows of the one video that a text names by id, else URI, else name.
-
-    Args:
-        text: id, URI or name.
-        rows: to look through.
-        url: of the store, for messages.
-
-    Raises:
-        StoreError: no video or several fit; the message names what is there.
-    """
-    by_key = ([row for row in rows if getattr(row, key) == text] for key in ("video_id", "uri", "name"))
-    found = next(filter(None, by_key), [])
-    if not found:
-        raise StoreError(f"no video {text!r} in {url}; {_near(text, rows)}")
-    videos = sorted({row.video_id for row in found})
-    if len(videos) > 1:
-        raise StoreError(f"{text!r} is the name of {len(videos)} videos; use one of their ids: {', '.join(videos[:8])}")
-    return found
-
-
-def _near(text: str, rows: list[CatalogRow]) -> str:
-    known = {key for row in rows for key in (row.video_id, row.name)}
-    near = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {len(rows)} videos"

@@ -59,6 +59,7 @@ class CatalogRow:
     def of(cls, manifest: Manifest) -> "CatalogRow":
         """The row of a committed artifact."""
         source, facts = manifest.source, manifest.facts
+        certificate = facts.certificate
         return cls(
             video_id=source.video_id,
             uri=source.uri,
@@ -69,7 +70,7 @@ class CatalogRow:
             identity=manifest.identity,
             content_digest=manifest.content_digest,
             source_bytes=source.size_bytes,
-            duration_s=_number(facts.details, "sampling", "duration_s") or 0.0,
+            duration_s=facts.sampling.duration_s,
             kv_bytes=manifest.kv.size_bytes,
             tokens_bytes=manifest.tokens.size_bytes,
             tokens_before=facts.tokens_before,
@@ -77,19 +78,12 @@ class CatalogRow:
             retained_ratio=facts.tokens_after / max(1, facts.tokens_before),
             thresholds=facts.thresholds,
             timings_s=facts.timings_s,
-            kl_mean=_number(facts.details, "certificate", "kl_mean"),
-            top1_agreement=_number(facts.details, "certificate", "top1_agreement"),
+            kl_mean=certificate.kl_mean if certificate else None,
+            top1_agreement=certificate.top1_agreement if certificate else None,
             run_id=facts.run_id,
             attempts=facts.attempts,
             created_at=manifest.created_at,
         )
-
-
-def _number(details: Mapping[str, Any], section: str, name: str) -> float | None:
-    """A number of a manifest's free notes; None where there is none."""
-    found = details.get(section)
-    value = found.get(name) if isinstance(found, dict) else None
-    return value if isinstance(value, float) else None
 
 
 _MAP = pa.map_(pa.string(), pa.float64())

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sttm.kv_cache import KVCache, alike
+from sttm.kv_cache import KVCache, group_layers
 from sttm.store.kv.download import Download, Downloaded, empty_for_copies
 from sttm.store.kv.header import KVHeader, KVLayout, Region
 from sttm.store.kv.quantize import pack_unchecked, require_storable
@@ -116,7 +116,7 @@ def _batches(cache: KVCache, layout: KVLayout) -> Iterator[range]:
     """Neighbouring layers of one shape and device that are packed together; exact ones, only copied, one by one."""
     kinds = [(layout.layer_shape(layer), key.device) for layer, key in enumerate(cache.keys)]
     sizes = [region.end - region.begin for region in layout.regions[1:]]
-    for layers in alike(kinds, sizes, _AT_ONCE_BYTES[cache.keys[0].device.type]):
+    for layers in group_layers(kinds, sizes, _AT_ONCE_BYTES[cache.keys[0].device.type]):
         if layout.layer_shape(layers.start).scheme == "exact":
             yield from (range(layer, layer + 1) for layer in layers)
         else:

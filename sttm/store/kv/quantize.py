@@ -76,21 +76,6 @@ def parts_of(shape: LayerShape) -> tuple[Part, ...]:
     )
 
 
-def pack(key: Tensor, value: Tensor, shape: LayerShape) -> tuple[Tensor, ...]:
-    """The parts of one layer, on the device of `key`.
-
-    Args:
-        key, value: [H, N, D] in `shape.dtype`.
-        shape: as for `parts_of`.
-
-    Raises:
-        StoreError: a number is not finite, or too large for an fp16 scale and zero.
-    """
-    parts, extremes = pack_unchecked(key[None], value[None], shape)
-    require_storable(extremes[0].cpu(), shape)
-    return tuple(part[0] for part in parts)
-
-
 def pack_unchecked(key: Tensor, value: Tensor, shape: LayerShape) -> tuple[tuple[Tensor, ...], Tensor]:
     """As `pack`, without waiting for a GPU: what `require_storable` has to look at comes back beside the parts.
 

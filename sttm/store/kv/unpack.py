@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sttm.errors import ArtifactError
-from sttm.kv_cache import KVCache, alike
+from sttm.kv_cache import KVCache, group_layers
 from sttm.store.kv.header import KVHeader, KVLayout
 from sttm.store.kv.quantize import unpack
 from sttm.store.storage import INDEX_AGAIN
@@ -47,7 +47,7 @@ def unpack_body(
     kinds = [layout.layer_shape(layer) for layer in range(len(layout.heads))]
     sizes = [region.end - region.begin for region in regions[1:]]
     unpacked = UnpackedLayers(layout, name, may_share and device.type == "cpu")
-    for layers in alike(kinds, sizes, _AT_ONCE_BYTES[device.type]):
+    for layers in group_layers(kinds, sizes, _AT_ONCE_BYTES[device.type]):
         begin, end = regions[1 + layers.start].begin, regions[layers.stop].end
         require(end)
         # From page-locked memory the copy runs behind, in the order of the device's stream.
