@@ -56,11 +56,10 @@ def measure_stages(
         refs: videos to decode.
         workers: processes that decode.
     """
-    config_json = job.index.model_dump_json()
     limits = (job.run.decode_timeout_s, job.run.decode_memory_bytes)
 
     def decode(ref: VideoRef) -> Any:
-        size, decoded = decode_video.remote(ref, config_json, *limits)
+        size, decoded = decode_video.remote(ref, job.index, *limits)
         ray.wait([size], fetch_local=False)
         return decoded
 
@@ -71,7 +70,7 @@ def measure_stages(
         decode_rate = done / (time.perf_counter() - started)
     there = ray.cluster_resources().get("GPU", 0)
     resources = {"num_gpus": job.run.gpus_per_model} if there and job.run.gpus != 0 else {"num_cpus": 1}
-    stages = ray.remote(**resources)(_Stages).remote(job.model_dump_json(), recipe, store_url)
+    stages = ray.remote(**resources)(_Stages).remote(job, recipe, store_url)
     rates = ray.get(stages.measure.remote(sample, 12 if there else 6))
     ray.kill(stages)
     return StageRates(decode=decode_rate, decode_workers=workers, **rates)
@@ -80,9 +79,9 @@ def measure_stages(
 class _Stages:
     """A prefill actor whose steps are timed one by one."""
 
-    def __init__(self, job_json: str, recipe: Recipe, store_url: str) -> None:
-        job = JobConfig.model_validate_json(job_json)
-        self._actor = PrefillActor(job.index.model_dump_json(), recipe, store_url, "bench", job.run.prefill_timeout_s)
+    def __init__(self, job: JobConfig, recipe: Recipe, store_url: str) -> None:
+        self._actor = PrefillActor(job.index, recipe, store_url, "bench", job.run.prefill_timeout_s)
+        self._actor.load()
         self._in_flight = job.run.in_flight
 
     def measure(self, refs: Sequence[Any], repeats: int) -> dict[str, float]:
