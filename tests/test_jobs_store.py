@@ -139,7 +139,7 @@ def test_rm_without_a_terminal_removes_nothing_unless_told_to(two_recipes: Store
     command = [sys.executable, "-m", "jobs.store", "rm", "a", "--store", two_recipes.storage.url]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 1
-    assert "to remove a (a.mp4) with 1 artifacts" in done.stderr
+    assert "to remove a (a.mp4) with 1 artifact, " in done.stderr
     assert "give --yes" in done.stderr
     two_recipes.find("a")
     assert subprocess.run([*command, "--yes"], stdin=subprocess.DEVNULL).returncode == 0
