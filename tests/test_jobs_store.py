@@ -216,7 +216,7 @@ def test_export_takes_the_newest_recipe_of_the_video_and_says_so(
 ) -> None:
     url, file = two_recipes.storage.url, str(tmp_path / "out.parquet")
     commands.export(LONG_ID, file, url)
-    assert f"2 recipes of {LONG_ID}: taking the newest, " in capsys.readouterr().err
+    assert "2 recipes in this store: taking the newest, " in capsys.readouterr().err
     int4, int8 = stored_recipes(two_recipes)
     commands.export(LONG_ID, file, url, int8.name)
     commands.export("a", file, url)
