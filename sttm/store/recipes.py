@@ -153,8 +153,9 @@ def choose_recipe(store: Store, prefix: str | None = None, video: str | None = N
         raise StoreError(f"{place} holds no indexed video; index some into it first")
     if video is not None:
         found = find_row(video, rows, place)
+        rows = [row for row in rows if row.status == "ok"]
         of_video = [row for row in rows if row.video_id == found.video_id]
-        has_all = {row.recipe_digest for row in of_video} == {row.recipe_digest for row in rows if row.status == "ok"}
+        has_all = {row.recipe_digest for row in of_video} == {row.recipe_digest for row in rows}
         rows, place, video = of_video, f"{place} for {video}", None if has_all else video
     recipes = stored_recipes(store, rows)
     if prefix is None:
