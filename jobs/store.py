@@ -94,7 +94,7 @@ def _recipe_table(recipes: list[StoredRecipe]) -> Table:
 
 
 def _recipe_record(digest: str, recipe: StoredRecipe | None) -> dict[str, Any]:
-    """What `ls --json` says of a row's recipe: its name alone, where no usable artifact of the store has it."""
+    """The JSON object of a row's recipe: its name alone, if no usable artifact of the store was made with it."""
     return {"name": digest[:SHORT_NAME_DIGITS], **(asdict(recipe) if recipe else {})}
 
 
@@ -132,10 +132,10 @@ def verify(store: StoreOption) -> int:
 
 def gc(
     store: StoreOption,
-    min_age_hours: Annotated[float, typer.Option(min=0, help="leave alone what is younger")] = 24.0,
+    min_age_hours: Annotated[float, typer.Option(min=0, help="leave younger objects alone")] = 24.0,
     delete: Annotated[bool, typer.Option("--delete", help="really delete; otherwise only list")] = False,
 ) -> None:
-    """Find, and if told to delete, what no reader needs any more."""
+    """List what no reader needs any more, and delete it if told to."""
     opened = Store.open(store)
     garbage = maintenance.find_garbage(opened, timedelta(hours=min_age_hours))
     for entry in garbage.objects:
@@ -164,7 +164,7 @@ def requantise(
     found = opened.find(video)
     artifacts = [row for row in opened.catalog.rows() if row.video_id == found.video_id and row.status == "ok"]
     exact = [r for r in artifacts if opened.manifest(r.identity).recipe["store"]["kv_scheme"] == "exact"]
-    from sttm.store.requantise import requantise as derive  # with torch, which takes seconds
+    from sttm.store.requantise import requantise as derive  # imports torch, which takes seconds
 
     row = derive(opened, (exact or [found])[-1], scheme)
     opened.catalog.append([row])
@@ -182,7 +182,7 @@ def export(
     chosen = choose_recipe(opened, recipe, video)
     if chosen.notice:
         print(chosen.notice, file=sys.stderr)
-    from sttm.store.tokens import export_tokens  # with torch, which takes seconds to import
+    from sttm.store.tokens import export_tokens  # imports torch, which takes seconds
 
     tokens = opened.load_tokens(opened.find(video, chosen.digest).identity)
     _write(file, export_tokens(tokens))
@@ -194,7 +194,7 @@ def rm(
     store: StoreOption,
     yes: Annotated[bool, typer.Option("--yes", help="remove without asking")] = False,
 ) -> int:
-    """Remove a video with all its artifacts and rows, and look whether it is gone."""
+    """Remove a video with all its artifacts and rows, and check that nothing of it is left."""
     opened = Store.open(store)
     if not yes and not _agrees(rows_of(video, opened.catalog.rows(), opened.storage.url), opened.storage.url):
         print("nothing was removed")
@@ -217,7 +217,8 @@ def _agrees(rows: list[CatalogRow], url: str) -> bool:
         StoreError: nobody can be asked.
     """
     sizes = {row.identity: row.kv_bytes + row.tokens_bytes for row in rows if row.identity}
-    what = f"{rows[0].video_id} ({rows[0].name}) with {len(sizes)} artifacts, {sum(sizes.values()) / 1e6:.1f} MB"
+    artifacts = "1 artifact" if len(sizes) == 1 else f"{len(sizes)} artifacts"
+    what = f"{rows[0].video_id} ({rows[0].name}) with {artifacts}, {sum(sizes.values()) / 1e6:.1f} MB"
     if not sys.stdin.isatty():
         raise StoreError(f"not a terminal, so nobody can be asked whether to remove {what}; give --yes to remove it")
     return typer.confirm(f"Remove {what}, from {url}?")
@@ -241,7 +242,7 @@ def _write(url: str, data: bytes) -> None:
 
 
 def _bytes_per_second(store: Store) -> float:
-    """Reading rate of the largest artifact, 0 for an empty store."""
+    """Rate at which the largest KV file is read; 0 for an empty store."""
     rows = [row for row in store.catalog.rows() if row.status == "ok"]
     if not rows:
         return 0.0

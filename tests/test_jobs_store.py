@@ -139,7 +139,7 @@ def test_rm_without_a_terminal_removes_nothing_unless_told_to(two_recipes: Store
     command = [sys.executable, "-m", "jobs.store", "rm", "a", "--store", two_recipes.storage.url]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 1
-    assert "to remove a (a.mp4) with 1 artifacts" in done.stderr
+    assert "to remove a (a.mp4) with 1 artifact, " in done.stderr
     assert "give --yes" in done.stderr
     two_recipes.find("a")
     assert subprocess.run([*command, "--yes"], stdin=subprocess.DEVNULL).returncode == 0
@@ -216,7 +216,7 @@ def test_export_takes_the_newest_recipe_of_the_video_and_says_so(
 ) -> None:
     url, file = two_recipes.storage.url, str(tmp_path / "out.parquet")
     commands.export(LONG_ID, file, url)
-    assert f"2 recipes of {LONG_ID}: taking the newest, " in capsys.readouterr().err
+    assert "2 recipes in this store: taking the newest, " in capsys.readouterr().err
     int4, int8 = stored_recipes(two_recipes)
     commands.export(LONG_ID, file, url, int8.name)
     commands.export("a", file, url)

@@ -96,7 +96,7 @@ class ChosenRecipe:
         recipe: the recipe.
         others: further recipes that could have been chosen, newest first.
         was_named: whether the user named the recipe; otherwise the newest was taken.
-        video: the video whose recipes were chosen from; None if it was all of the store's.
+        video: the video whose recipes were chosen from; None if these were all recipes of the store.
     """
 
     recipe: StoredRecipe
@@ -153,7 +153,10 @@ def choose_recipe(store: Store, prefix: str | None = None, video: str | None = N
         raise StoreError(f"{place} holds no indexed video; index some into it first")
     if video is not None:
         found = find_row(video, rows, place)
-        rows, place = [row for row in rows if row.video_id == found.video_id], f"{place} for {video}"
+        rows = [row for row in rows if row.status == "ok"]
+        of_video = [row for row in rows if row.video_id == found.video_id]
+        has_all = {row.recipe_digest for row in of_video} == {row.recipe_digest for row in rows}
+        rows, place, video = of_video, f"{place} for {video}", None if has_all else video
     recipes = stored_recipes(store, rows)
     if prefix is None:
         return ChosenRecipe(recipes[0], tuple(recipes[1:]), False, video)
