@@ -137,7 +137,9 @@ def _require_free(host: str, port: int) -> None:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        cause = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror  # negative: an unknown host
+        cause = (
+            os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        )  # negative: an unknown host
         raise ConfigError(f"cannot listen on {url_of(host, port)}: {cause}; choose another --host or --port") from None
 
 
