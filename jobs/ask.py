@@ -145,7 +145,7 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps({k: round(v, 4) if k.endswith("_s") else v for k, v in found.items()}), flush=True)
         return
-    print(found["answer"])
+    print(found["answer"] or "(the model's answer is empty)")
     loading = f", of which loading the cache {found['load_s']:.3f} s" if found["load_s"] else ""
     print(f"[{found['name']}: first token after {found['ttft_s']:.3f} s{loading}; {found['kv_tokens']} tokens cached]")
 

@@ -14,6 +14,7 @@ SIGTERM and Ctrl-C refuse new connections and let requests under way finish, for
 import ipaddress
 import os
 import signal
+import socket
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,7 @@ def serve(
     keys = tuple(filter(None, (key.strip() for key in os.environ.get(KEYS, "").split(","))))
     if not keys and not _is_loopback(host):
         raise ConfigError(f"--host {host} can be reached from elsewhere: set API keys in ${KEYS} (comma-separated)")
+    _require_free(host, port)
     opened = Store.open(store)
     chosen = choose_recipe(opened, recipe)
     checkpoint = newest_checkpoint(opened, settings.model.path, chosen.digest)
@@ -127,6 +129,18 @@ def listen(app: Any, host: str, port: int, drain_s: int, is_private: bool) -> No
 def url_of(host: str, port: int) -> str:
     """The URL of a server that listens on a host name, an IPv4 address or an IPv6 address."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _require_free(host: str, port: int) -> None:
+    """Check that the address can be listened on, before a model is loaded, which can take minutes."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        cause = (
+            os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        )  # negative: an unknown host
+        raise ConfigError(f"cannot listen on {url_of(host, port)}: {cause}; choose another --host or --port") from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,7 +1,4 @@
-"""What would run past the model's positions is refused, with numbers: a question, or a video that leaves room for none.
-
-What just fits is not.
-"""
+"""Questions and videos that would run past the model's positions are refused with numbers; what just fits is not."""
 
 from copy import copy
 from dataclasses import replace
@@ -51,7 +48,7 @@ def test_turns_of_a_conversation_add_up() -> None:
 
 
 def with_positions(setup: Setup, count: int) -> LanguageModel:
-    """The language model, trained on so many positions."""
+    """The language model, as if it was trained on this many positions."""
     text = copy(setup.model.text)
     text.config = copy(text.config)
     text.config.max_position_embeddings = count
@@ -62,7 +59,7 @@ def with_positions(setup: Setup, count: int) -> LanguageModel:
 @pytest.mark.parametrize("rule", ["survived", "reassigned"])
 @pytest.mark.parametrize("merge_layer", [0, 2])
 def test_video_that_leaves_no_room_for_a_question_is_not_prefilled(family: str, rule: str, merge_layer: int) -> None:
-    """Layers before the merge count the full positions, those behind it the reduced ones."""
+    """Both count: the positions in the layers before the merge, and those in the layers behind it."""
     setup, config = Setup.of(family), PrefillConfig(merge_layer=merge_layer, position_rule=rule)
     cache = prefill(setup.model, setup.prompt, HALF, config).cache
     counted = [cache.reduced_next_position] + [cache.next_position] * (merge_layer > 0)

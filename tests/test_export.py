@@ -1,4 +1,4 @@
-"""A stored cache in transformers' hands gives what our own loop gives."""
+"""A stored cache gives the same tokens in transformers' own loop as in ours."""
 
 from pathlib import Path
 

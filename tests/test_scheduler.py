@@ -1,4 +1,4 @@
-"""The scheduler with a real model: questions that wait together are answered together, and nothing is forgotten."""
+"""The scheduler with a real model: it answers questions that wait together in one batch, and it answers every one."""
 
 import queue
 import threading
@@ -49,7 +49,7 @@ def gated(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> Iterator[thre
 
 @pytest.fixture
 def started(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the batches that were begun, or tried."""
+    """Sizes of the batches that were begun, and of those that failed to begin."""
     sizes: list[int] = []
     start = worker.start
 
@@ -73,7 +73,7 @@ def alone(worker: QueryWorker, video: int, asked: Query) -> str:
 
 
 def received(events: "queue.Queue[Any]") -> tuple[str, Any]:
-    """The text up to the end, and the end."""
+    """The text of an answer, and its last event."""
     text = ""
     while isinstance(event := events.get(timeout=60), Piece):
         text += event.text
@@ -210,7 +210,7 @@ def test_after_an_error_that_a_gpu_does_not_recover_from_it_is_not_alive(
 
 @pytest.fixture
 def forgetful(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> tuple[QueryWorker, list[int]]:
-    """A worker that keeps no video, and how many were alive after each load."""
+    """A worker that keeps no video, and the number of videos that were in memory after each load."""
     small = QueryWorker(worker.store, worker.checkpoint, "cpu", CacheConfig(device_gb=0))
     load, loaded, alive = small.load, list[Any](), list[int]()
 
@@ -225,13 +225,13 @@ def forgetful(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> tuple[Que
 
 
 def many_videos(worker: QueryWorker) -> list[tuple[str, ...]]:
-    """Fourteen, each put together from two."""
+    """Fourteen videos, put together from two artifacts."""
     names = [identities(worker, number)[0] for number in (0, 1)]
     return [some for count in (1, 2, 3) for some in product(names, repeat=count)]
 
 
 def test_questions_that_wait_hold_no_video(forgetful: tuple[QueryWorker, list[int]]) -> None:
-    """Videos on the device: the one asked about, and those loaded for the next questions."""
+    """Only the video that is asked about and those loaded for the next questions are on the device."""
     small, alive = forgetful
     scheduler = Scheduler(small, max_rows=1, loaders=2)
     videos = many_videos(small)
@@ -245,7 +245,7 @@ def test_questions_that_wait_hold_no_video(forgetful: tuple[QueryWorker, list[in
 
 
 class Patient(Scheduler):
-    """Takes no turn before four batches have begun, however slow their videos load."""
+    """A scheduler that makes no step before four batches have begun, however slowly their videos load."""
 
     has_begun = False
 
@@ -258,7 +258,7 @@ class Patient(Scheduler):
 
 
 def test_a_video_that_is_asked_about_is_not_loaded_again(forgetful: tuple[QueryWorker, list[int]]) -> None:
-    """Neither while there is no room for more questions, nor once there is."""
+    """It is not loaded while there is no room for more questions, nor when there is room again."""
     small, alive = forgetful
     videos = many_videos(small)[:4]
     scheduler, again = Patient(small, max_rows=4, loaders=1), queue.Queue[Any]()
@@ -281,7 +281,7 @@ def test_a_video_that_is_asked_about_is_not_loaded_again(forgetful: tuple[QueryW
 def test_a_question_about_a_video_at_hand_begins_with_the_next_turn(
     worker: QueryWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its first token is no turn of the others later than it must be."""
+    """The other batches make no step between the submission and the begin of its batch."""
     begun, start, reply = list[Any](), worker.start, queue.Queue[Any]()
     turns = list[int]()
 
@@ -309,7 +309,7 @@ def test_a_question_about_a_video_at_hand_begins_with_the_next_turn(
 def test_no_more_batches_about_a_video_than_allowed_and_the_oldest_question_first(
     worker: QueryWorker, gated: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many batches the questions that wait together make."""
+    """The limit holds however many batches the waiting questions make."""
     monkeypatch.setattr(batching, "_MOST_TOKENS", 1)
     begun, texts, start, at_once = list[Any](), list[str](), worker.start, list[int]()
 
@@ -369,7 +369,7 @@ def test_questions_given_up_leave_their_places_while_a_load_hangs(worker: QueryW
 def test_a_choice_takes_turns_and_can_be_given_up(
     worker: QueryWorker, gated: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Long options stop neither other answers nor the end of the service."""
+    """While long options are scored, other answers go on, and the service can end."""
     monkeypatch.setattr(answer, "_TOKENS_AT_ONCE", 8)
     choosing, turns = worker.choosing, 0
 
@@ -398,7 +398,7 @@ def test_a_choice_takes_turns_and_can_be_given_up(
     assert received(chosen)[1].reason == "cut"
     scheduler.close()
     assert text == alone(worker, 0, query("What?"))
-    assert 5 <= turns <= 7  # of some 150
+    assert 5 <= turns <= 7  # of about 150 steps
 
 
 def test_options_without_hurry_are_chosen_as_the_worker_chooses(worker: QueryWorker) -> None:

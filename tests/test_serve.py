@@ -412,6 +412,20 @@ def test_ctrl_c_finishes_and_ends_with_130(store: Store) -> None:
         assert "Traceback" not in out
 
 
+def test_an_address_that_cannot_be_used_is_refused_before_a_model_is_loaded(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STTM_API_KEYS", KEY)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(ConfigError, match=r"cannot listen on http://127.0.0.1:\d+: Address already in use; choose"),
+    ):
+        serve(store.storage.url, port=other.getsockname()[1])
+    with pytest.raises(ConfigError, match=r"cannot listen on http://no-such-host.invalid:8000: Name or service"):
+        serve(store.storage.url, host="no-such-host.invalid")
+    assert "loading" not in capsys.readouterr().out
+
+
 def test_refuses_to_be_public_without_keys(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STTM_API_KEYS", raising=False)
     with pytest.raises(ConfigError, match="STTM_API_KEYS"):

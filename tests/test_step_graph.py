@@ -1,4 +1,4 @@
-"""Decode steps replayed as a CUDA graph say what steps launched kernel by kernel say."""
+"""Decode steps replayed as a CUDA graph give the same tokens as steps launched kernel by kernel."""
 
 import threading
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def on_gpu(family: str) -> tuple[Setup, LanguageModel, ReadyVideo]:
 def launched(
     model: LanguageModel, video: ReadyVideo, questions: Sequence[Sequence[int]], count: int
 ) -> list[list[int]]:
-    """Greedy tokens without a graph: with no room announced there is nothing that one would repay."""
+    """Greedy tokens without a graph. No room is announced, so that no graph would repay its capture."""
     continuation = Continuation(model, video, questions, 0)
     tokens, steps = continuation.start().argmax(-1), []
     for _ in range(count):
@@ -83,7 +83,7 @@ def test_rows_that_end_leave_the_others_as_they_are() -> None:
 
 @pytest.mark.gpu
 def test_batches_take_turns_while_other_threads_load_videos() -> None:
-    """Graphs share memory; and what other threads do on the device must not spoil a capture."""
+    """Graphs share memory, and the work of other threads on the device must not spoil a capture."""
     setup, model, video = on_gpu("qwen2_vl")
     cache, questions, over = setup.prefill(HALF).cache, setup.questions(), threading.Event()
     expected = launched(model, video, questions, 100)

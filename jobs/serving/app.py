@@ -137,7 +137,7 @@ class Service:
         completion = Completion(chat, self._model, videos)
         is_streaming = False
         try:
-            event = await reply.next(request)  # raises here if there is no first token, so that the status tells it
+            event = await reply.next(request)  # an error before the first token sets the HTTP status
             if chat.stream:
                 is_streaming = True
                 stream = _stream(event, reply, completion)

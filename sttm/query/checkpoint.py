@@ -27,9 +27,18 @@ def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:
     """
     provenance, recipe = manifest.facts.provenance, manifest.recipe["model"]
     if not (path or provenance.model):
-        raise ModelError(f"the cache of {manifest.source.uri} does not record which model made it; name the model")
-    settings = ModelConfig(path=path or provenance.model, revision=provenance.commit, dtype=recipe["dtype"])
-    checkpoint = Checkpoint.open(settings)
+        uri = manifest.source.uri
+        raise ModelError(f"the cache of {uri} does not record which model made it; name it with --set model.path=...")
+    is_recorded = path in (None, provenance.model)
+    commit = provenance.commit if is_recorded else None  # a commit exists in its own repository only
+    try:
+        settings = ModelConfig(path=path or provenance.model, revision=commit, dtype=recipe["dtype"])
+        checkpoint = Checkpoint.open(settings)
+    except ModelError as error:
+        if is_recorded:
+            raise
+        hint = f"without model.path the model that made this cache is taken: {provenance.model}"
+        raise ModelError(f"{error}; {hint}") from error
     require_same_model(manifest, checkpoint)
     for difference in provenance_differences(manifest):
         _log.warning("%s: %s; answers can differ in the last digits", manifest.source.name, difference)
@@ -55,7 +64,8 @@ def require_same_model(manifest: Manifest, checkpoint: Checkpoint) -> None:
         names = ", ".join(d.path for d in unlike)
         raise ModelError(
             f"checkpoint {checkpoint.name} is not the one that made this cache: its {names} differ; "
-            f"give the right one with --set model.path=..., or index {manifest.source.uri} again"
+            f"leave model.path out to take {manifest.facts.provenance.model}, name the right one with --set "
+            f"model.path=..., or index {manifest.source.uri} again"
         )
 
 
