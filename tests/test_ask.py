@@ -8,7 +8,8 @@ import pytest
 from indexed import index_clips
 
 from jobs.ask import ask
-from sttm.errors import ConfigError, QuestionError, SttmError
+from sttm.errors import ConfigError, QuestionError, StoreError, SttmError
+from sttm.models.checkpoint import BUILT_IN, BUILT_IN_NOTICE
 from sttm.store.store import Store
 
 
@@ -66,6 +67,30 @@ def test_several_videos_are_asked_about_only_on_request(store: str, capsys: pyte
     assert one["kv_tokens"] < found["kv_tokens"] < 2 * one["kv_tokens"]
     opened = Store.open(store)
     assert found["identity"].split() == [opened.find(name).identity for name in both]
+
+
+def test_of_several_recipes_the_newest_is_taken_with_a_notice_and_a_prefix_names_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = index_clips(tmp_path, BUILT_IN, count=1)
+    old = Store.open(store).find("clip-0.mp4")
+    index_clips(tmp_path, BUILT_IN, count=1, scheme="exact")
+    new = Store.open(store).find("clip-0.mp4")
+    assert old.recipe_digest != new.recipe_digest
+    capsys.readouterr()
+    ask(["What?"], store, ["clip-0.mp4"], as_json=True)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["identity"] == new.identity
+    notice, built_in = printed.err.splitlines()[:2]
+    assert notice.startswith(f"2 recipes in this store: taking the newest, {new.recipe_digest[:12]}")
+    assert built_in == BUILT_IN_NOTICE
+    ask(["What?"], store, ["clip-0.mp4"], recipe=old.recipe_digest[:12], as_json=True)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["identity"] == old.identity
+    assert "recipes in this store" not in printed.err
+    for wrong in ("zzz", "0" * 13):
+        with pytest.raises(StoreError, match=f"no recipe '{wrong}' in .*{old.recipe_digest[:12]}"):
+            ask(["What?"], store, ["clip-0.mp4"], recipe=wrong)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The service as its users see it: a real process, the official client, and requests nobody should send."""
 
 import asyncio
+import signal
 import socket
 import threading
 import time
@@ -384,6 +385,30 @@ def test_limits_a_damaged_video_and_a_graceful_end(store: Store, tmp_path: Path,
         assert rest[-1] == "data: [DONE]"  # what was under way is finished
         out, _ = service.process.communicate(timeout=30)
         assert service.process.returncode in (-15, 143)
+        assert "Traceback" not in out
+
+
+def test_a_service_shows_and_asks_the_videos_of_one_recipe(tmp_path: Path, qwen2_vl_folder: Path) -> None:
+    url = index_clips(tmp_path, qwen2_vl_folder, count=2)
+    old = Store.open(url).catalog.rows()
+    index_clips(tmp_path, qwen2_vl_folder, count=2, scheme="exact")
+    new = [row for row in Store.open(url).catalog.rows() if row.recipe_digest != old[0].recipe_digest]
+    notice = "2 recipes in this store: taking the newest"
+    for options, rows, has_notice in (((), new, True), (("--recipe", old[0].recipe_digest[:8]), old, False)):
+        with serving(url, *options) as service:
+            shown = {video["identity"] for video in service.get("/videos").json()["data"]}
+            assert shown == {row.identity for row in rows}
+            asked = service.post(body(max_tokens=2)).json()["sttm"]["identity"]
+            assert asked == next(row.identity for row in rows if row.name == "clip-0.mp4")
+            assert (notice in service.stop()[1]) == has_notice
+
+
+def test_ctrl_c_finishes_and_ends_with_130(store: Store) -> None:
+    with serving(store.storage.url) as service:
+        assert service.post(body(max_tokens=2)).status_code == 200
+        service.process.send_signal(signal.SIGINT)
+        out, _ = service.process.communicate(timeout=30)
+        assert service.process.returncode == 130
         assert "Traceback" not in out
 
 

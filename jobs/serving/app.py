@@ -20,24 +20,23 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from starlette.exceptions import HTTPException
 
 from jobs.serving.answerer import Answerer
-from jobs.serving.chat_api import ApiError, ChatRequest, Completion, invalid
+from jobs.serving.api_error import ApiError, api_error
+from jobs.serving.chat_api import ChatRequest, Completion
 from jobs.serving.frame_strip import frame_strip
 from jobs.serving.guard import Guard
 from jobs.serving.metrics import ServiceMetrics
 from jobs.serving.reply import Reply
 from jobs.serving.settings import ServeConfig
-from sttm.errors import ArtifactError, ModelError, QuestionError, StoreError, SttmError, VideoError
+from sttm.errors import SttmError
 from sttm.query.request import Ended, Piece
-from sttm.query.scheduler import BusyError
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.catalog.view import CatalogView, UnknownVideoError
-from sttm.store.storage import MissingObjectError, public_url
+from sttm.store.storage import public_url
 from sttm.store.store import Store
 
 _log = logging.getLogger(__name__)
 _PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {"page.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}
-_SEE_LOG = "the service's log says more"
 _ROUTES = ("/v1/chat/completions", "/v1/models", "/videos", "/healthz", "/metrics", "/page", "/")
 
 
@@ -259,31 +258,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 def _logged(where: str, error: Exception) -> ApiError:
     """The error as the client sees it. Logs it, if it hides something from the client or is a fault of the service."""
-    found = _api_error(error)
+    found = api_error(error)
     if found.status >= 500 or found.code == "other_model":
         _log.error("%s: %s", where, error, exc_info=error if found.code == "internal" else None)
     return found
-
-
-def _api_error(error: Exception) -> ApiError:
-    """An error as the API reports it. Faults of the service are named without details such as the store's place."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, RequestValidationError):
-        return invalid(error.errors())
-    if isinstance(error, HTTPException):
-        return ApiError(error.status_code, str(error.detail), "http")
-    if isinstance(error, BusyError):
-        return ApiError(503, str(error), "busy")
-    if isinstance(error, QuestionError):
-        return ApiError(400, str(error), "bad_question")
-    if isinstance(error, VideoError):
-        return ApiError(422, str(error), error.code)
-    if isinstance(error, ModelError):
-        message = "this video was indexed with another model, or this model's chat template cannot render follow-ups"
-        return ApiError(409, f"{message}; {_SEE_LOG}", "other_model")
-    if isinstance(error, (ArtifactError, MissingObjectError)):
-        return ApiError(502, f"what is stored is damaged or gone; {_SEE_LOG}", "bad_artifact")
-    if isinstance(error, StoreError):
-        return ApiError(502, f"the store cannot be read; {_SEE_LOG}", "store")
-    return ApiError(500, f"internal error; {_SEE_LOG}", "internal")

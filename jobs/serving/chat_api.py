@@ -1,4 +1,4 @@
-"""The part of the OpenAI chat API that stored videos can serve: requests, responses, chunks, errors.
+"""The part of the OpenAI chat API that stored videos can serve: requests, responses and chunks.
 
 A field that would change the answer and cannot be honoured is refused, never ignored. A field that is null counts as
 left out. The service extends the API by
@@ -13,11 +13,11 @@ left out. The service extends the API by
 
 import time
 import uuid
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from jobs.serving.api_error import ApiError, invalid
 from sttm.engine.sampling import SamplingConfig
 from sttm.query.question import MAX_CHARS, MAX_OPTIONS, Query
 from sttm.query.request import Ended
@@ -26,31 +26,6 @@ MAX_MESSAGES, MAX_PARTS, MAX_STOPS, MAX_VIDEOS = 100, 32, 4, 8
 MAX_OPTION_CHARS = MAX_CHARS // MAX_OPTIONS
 _GENERATION = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop")
 _FINISH = {"stop": "stop", "length": "length", "cut": "stop"}
-
-
-class ApiError(Exception):
-    """A request that cannot be served, in the form in which the OpenAI API reports it.
-
-    Attributes:
-        status: the HTTP status.
-        message: one sentence for the client.
-        code: a short word that stays the same between versions.
-    """
-
-    def __init__(self, status: int, message: str, code: str) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code = status, message, code
-
-    @property
-    def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
-
-
-def invalid(errors: Sequence[Any]) -> ApiError:
-    """The first fault that pydantic found in a request: its place and the reason."""
-    place = ".".join(map(str, errors[0]["loc"]))[:200] or "body"
-    return ApiError(400, f"{place}: {errors[0]['msg'][:300]}", "invalid_request")
 
 
 class _Strict(BaseModel):

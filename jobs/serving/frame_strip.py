@@ -26,7 +26,7 @@ async def frame_strip(manifest: Manifest) -> bytes:
         VideoError: the source cannot be decoded in 60 s, or it is not the file that was indexed.
     """
     video = {name: value for name, value in manifest.recipe["video"].items() if name != "decoders"}
-    asked = {"uri": manifest.source.uri, "digest": manifest.content_digest, "video": video}
+    request = {"uri": manifest.source.uri, "digest": manifest.content_digest, "video": video}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "jobs.serving.frame_strip"),
         stdin=asyncio.subprocess.PIPE,
@@ -35,7 +35,7 @@ async def frame_strip(manifest: Manifest) -> bytes:
     )
     try:
         async with asyncio.timeout(_TIMEOUT_S):
-            out, _ = await process.communicate(json.dumps(asked).encode())
+            out, _ = await process.communicate(json.dumps(request).encode())
     except TimeoutError:
         raise VideoError("no_frames", f"{manifest.source.name}: decoding took over {_TIMEOUT_S} s") from None
     finally:
@@ -48,18 +48,17 @@ async def frame_strip(manifest: Manifest) -> bytes:
 
 def main() -> None:
     """Read a request from standard input and write the JPEG to standard output."""
-    asked = json.load(sys.stdin)
-    sys.stdout.buffer.write(_strip(asked))
+    sys.stdout.buffer.write(_strip(json.load(sys.stdin)))
 
 
-def _strip(asked: dict[str, Any]) -> bytes:
+def _strip(request: dict[str, Any]) -> bytes:
     import numpy as np
     from PIL import Image
 
     from sttm.video.decode import VideoConfig, read_video
 
-    frames = read_video(asked["uri"], VideoConfig(**asked["video"]))
-    if frames.content_digest != asked["digest"]:
+    frames = read_video(request["uri"], VideoConfig(**request["video"]))
+    if frames.content_digest != request["digest"]:
         raise VideoError("changed", "the source has changed since it was indexed")
     pixels = frames.pixels[:_MAX_FRAMES]
     size = (max(1, round(pixels.shape[2] * _HEIGHT / pixels.shape[1])), _HEIGHT)

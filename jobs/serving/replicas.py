@@ -19,7 +19,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from jobs.cluster.faults import cause_of
 from jobs.cluster.session import start_ray
-from jobs.serving.chat_api import ApiError
+from jobs.serving.api_error import ApiError
 from jobs.serving.replica import Replica, ReplicaSettings, Report
 from sttm.errors import ConfigError
 from sttm.query.cache_tier import CacheState, Identities

@@ -7,7 +7,7 @@ from contextlib import suppress
 from starlette.requests import Request
 
 from jobs.serving.answerer import Answerer
-from jobs.serving.chat_api import ApiError
+from jobs.serving.api_error import ApiError
 from jobs.serving.metrics import ServiceMetrics
 from sttm.query.cache_tier import Identities
 from sttm.query.question import Query
