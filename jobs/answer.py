@@ -24,14 +24,10 @@ Exit codes: 0 done, 1 cannot run, 3 more than `run.max_failed_share` of the ques
 """
 
 import json
-import os
 import signal
-import sys
-import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -114,34 +110,10 @@ def _answer_all(
     driver: AnswerDriver, tasks: list[QuestionTask], record: AnswerRecord, address: str | None
 ) -> signal.Signals | None:
     """Run the driver; return the signal that stopped it early, if one did."""
-    with _stopped_by_ctrl_c(driver.stopping) as is_interrupted:
-        try:
-            cluster = address or os.environ.get("RAY_ADDRESS")
-            print(f"joining the Ray cluster at {cluster}" if cluster else "starting Ray", flush=True)
-            work_on_ray(address, driver.stopping, lambda: driver.run(tasks))
-        finally:
-            record.flush()
-    if is_interrupted.is_set():
-        return signal.SIGINT
-    return signal.SIGTERM if driver.stopping.is_set() else None
-
-
-@contextmanager
-def _stopped_by_ctrl_c(stopping: threading.Event) -> Iterator[threading.Event]:
-    """Let the first Ctrl-C set `stopping` and the event given; a second one ends the command at once."""
-    is_interrupted = threading.Event()
-
-    def stop(*_: object) -> None:
-        is_interrupted.set()
-        stopping.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("stopping after the questions under way; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
-
-    before = signal.signal(signal.SIGINT, stop)
     try:
-        yield is_interrupted
+        return work_on_ray(address, driver.stopping, lambda: driver.run(tasks))
     finally:
-        signal.signal(signal.SIGINT, before)
+        record.flush()
 
 
 def _readable_artifact(store: Store, tasks: list[QuestionTask]) -> str:

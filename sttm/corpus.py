@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from sttm.errors import CorpusError
 from sttm.tables import EXTENSIONS, TableError, read_table
-from sttm.urls import absolute_uri, is_http, is_local, open_filesystem, path_on, redact_url
+from sttm.urls import absolute_uri, extension_of, is_http, is_local, open_filesystem, path_on, redact_url
 
 VIDEO_EXTENSIONS = (
     *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
@@ -142,7 +142,7 @@ def _version(info: dict[str, Any]) -> str:
 
 def _find(fs: Any, path: str, url: str, storage_options: dict[str, Any] | None) -> Iterable[_Row]:
     """Every file that may be listed, in the order of the listing."""
-    extension = posixpath.splitext(path)[1].lower()
+    extension = extension_of(path)
     if not fs.exists(path):
         if not any(c in path for c in _WILDCARDS):
             raise FileNotFoundError(url)
@@ -177,7 +177,7 @@ def _followed(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_video(name: str) -> bool:
-    return posixpath.splitext(name)[1].lower() in VIDEO_EXTENSIONS
+    return extension_of(name) in VIDEO_EXTENSIONS
 
 
 def _is_hidden(name: str, folder: str) -> bool:

@@ -13,13 +13,12 @@ import csv
 import io
 import json
 import math
-import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sttm.errors import SttmError
-from sttm.urls import open_filesystem, redact_url
+from sttm.urls import extension_of, open_filesystem, redact_url
 
 Row = dict[str, Any]
 _MAX_BYTES, _MAX_ROWS = 1 << 30, 10_000_000
@@ -84,7 +83,7 @@ def read_table(url: str, only: Sequence[str] | None = None, storage_options: dic
     """
     shown = redact_url(url)
     filesystem, path = open_filesystem(url, storage_options)
-    extension = posixpath.splitext(path)[1].lower()
+    extension = extension_of(path)
     if extension not in EXTENSIONS:
         raise TableError(f"{shown}: unknown format {extension!r}; known: {', '.join(EXTENSIONS)}")
     data = _fetch(filesystem, path, shown)

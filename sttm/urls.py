@@ -92,6 +92,11 @@ def redact_url(url: str) -> str:
     return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
 
 
+def extension_of(path: str) -> str:
+    """The ending of a file name in lower case, such as `.csv`; the query of a web address does not belong to it."""
+    return posixpath.splitext(re.split(r"[?#]", path, maxsplit=1)[0] if is_http(path) else path)[1].lower()
+
+
 def is_http(uri: str) -> bool:
     """Whether a URI is a web address. The query of a web address is part of the name of the file."""
     return uri.startswith(("http://", "https://"))

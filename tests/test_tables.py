@@ -127,3 +127,22 @@ def test_cells_are_read_by_their_type_or_the_cell_is_named() -> None:
     ]:
         with pytest.raises(ValueError, match=says):
             read(row, name)  # type: ignore[operator]
+
+
+def test_the_query_of_a_web_address_is_neither_its_ending_nor_shown() -> None:
+    with pytest.raises(TableError) as found:
+        read_table("https://127.0.0.1:1/q.csv?token=hunter2")
+    assert str(found.value).startswith("cannot read https://127.0.0.1:1/q.csv: ")
+    with pytest.raises(TableError, match=r"q\.md: unknown format '\.md'") as found:
+        read_table("https://127.0.0.1:1/q.md?token=hunter2")
+    assert "hunter2" not in str(found.value)
+
+
+def test_a_table_without_rows_has_the_columns_of_its_header(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("video,question\n")
+    (tmp_path / "q.jsonl").write_text("")
+    assert (read_table(f"{tmp_path}/q.csv").columns, read_table(f"{tmp_path}/q.jsonl").columns) == (
+        ("video", "question"),
+        None,
+    )
+    read_table(f"{tmp_path}/q.jsonl").require("video")
