@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The measurements behind the README's tables, on a machine with one GPU: accuracy sweeps side by side, then timings.
+# The measurements behind sttm/evaluation/FINDINGS.md (80 videos) and the prefill tables of jobs/benchmark/RESULTS.md, on a
+# machine with one GPU: accuracy sweeps side by side, then timings.
 # Usage: infra/gpu_findings.sh OUT_FOLDER [VIDEOS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
