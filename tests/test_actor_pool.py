@@ -139,12 +139,9 @@ def test_actors_that_die_at_their_start_hold_up_none_that_takes_long_to_start(tw
 
 def test_an_actor_that_names_a_users_error_at_its_start_ends_the_job_with_it(two_gpus: None, tmp_path: Path) -> None:
     class Refuses:
-        def __init__(self) -> None:
+        def load(self) -> None:
             (tmp_path / f"dead-{os.getpid()}").touch()
             raise ConfigError("head_dim 7 does not divide the channels")
-
-        def ready(self) -> bool:
-            return True
 
     with pytest.raises(StartError, match=r"^no Refuses can start: head_dim 7 does not divide the channels$"):
         watch(ActorPool(Refuses, (), places=1, gpus=0, concurrency=1), lambda: died(tmp_path) == 2)
@@ -154,16 +151,13 @@ def dying(folder: Path, starts_in_s: float = 0.0) -> ActorPool:
     """Two places for actors that die at their start, except for one if the folder says so."""
 
     class Dies:
-        def __init__(self) -> None:
+        def load(self) -> None:
             try:
                 (folder / "one may live").unlink()
                 time.sleep(starts_in_s)
             except FileNotFoundError:
                 (folder / f"dead-{os.getpid()}").touch()
                 os._exit(1)
-
-        def ready(self) -> bool:
-            return True
 
     return ActorPool(Dies, (), places=2, gpus=0, concurrency=1)
 

@@ -163,7 +163,7 @@ def test_index_ask_verify_and_gc_on_a_real_s3_server(corpus: Path, qwen2_vl_fold
     assert "as it was committed" in job("store", "verify", "--store", store).stdout
     job("store", "gc", "--store", store, "--min-age-hours", "0", "--delete")
     assert "as it was committed" in job("store", "verify", "--store", store).stdout
-    job("store", "rm", "av1.mp4", "--store", store)
+    job("store", "rm", "av1.mp4", "--store", store, "--yes")
     assert "no video" in job("ask", "--store", store, "--video", "av1.mp4", "What?", code=1).stderr
 
 

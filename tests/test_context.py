@@ -13,6 +13,7 @@ from sttm.config import IndexConfig
 from sttm.engine.context import QUESTION_TOKENS, positions_of, require_room
 from sttm.engine.prefill import PrefillConfig, prefill, require_possible
 from sttm.engine.ready_video import ready
+from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ConfigError, QuestionError, VideoError
 from sttm.evaluation.evaluator import Evaluator
 from sttm.evaluation.questions import Question, VideoQuestions
@@ -74,8 +75,8 @@ def test_video_that_leaves_no_room_for_a_question_is_not_prefilled(family: str, 
 
 
 def test_evaluator_asks_what_fits_behind_the_full_video(qwen2_vl_folder: Path) -> None:
-    setup = Setup.of("qwen2_vl")
-    evaluator = Evaluator(Checkpoint.open(ModelConfig(path=str(qwen2_vl_folder), dtype="float32")), REDUCERS, 4)
+    setup, sampling = Setup.of("qwen2_vl"), SamplingConfig(max_tokens=4)
+    evaluator = Evaluator(Checkpoint.open(ModelConfig(path=str(qwen2_vl_folder), dtype="float32")), REDUCERS, sampling)
     start = setup.prompt.next_position
     video = VideoQuestions("v", (Question("Why?", "x", row=1), Question("why? " * 100, "x", row=2)), lambda: None)  # type: ignore[arg-type, return-value]
     evaluator._language_model.text.config.max_position_embeddings = start + QUESTION_TOKENS

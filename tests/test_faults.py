@@ -18,6 +18,7 @@ from test_actor_pool import Heard
 
 from jobs.cluster.faults import is_lost
 from jobs.cluster.process_limits import allocating_at_most
+from jobs.cluster.retry import Tries
 from jobs.cluster.run_config import RunConfig
 from jobs.indexing.driver import Driver, _Video
 from sttm.config import IndexConfig
@@ -57,7 +58,7 @@ def test_what_no_video_could_be_indexed_with_ends_the_run(error: Exception) -> N
 def test_passwords_of_a_uri_are_not_in_the_message_of_a_crash() -> None:
     heard = Heard()
     driver = Driver(IndexConfig(), RunConfig(), {}, "store", "run", heard)
-    video = _Video(VideoRef.from_uri("s3://user:secret@bucket/a.mp4"), crashes=2)
+    video = _Video(VideoRef.from_uri("s3://user:secret@bucket/a.mp4"), Tries(crashes=2))
     driver._failed(video, RuntimeError("cannot parse s3://user:secret@bucket/a.mp4"))
     assert heard.causes == ["s3://bucket/a.mp4 crashed 3 times, last: RuntimeError: cannot parse s3://bucket/a.mp4"]
 

@@ -33,7 +33,8 @@ def make(folder: Path, model: Path, probes: tuple[str, ...] = ()) -> tuple[Prefi
     clip.write_bytes(encode_clip(render(sample_scenes(seed=7, count=1, frames=8, size=168)).numpy()[0]))
     Store.open(url, create=True)
     recipe = index_recipe(config, Checkpoint.open(config.model))
-    actor = PrefillActor(config.model_dump_json(), recipe, url, "run", timeout_s=60)
+    actor = PrefillActor(config, recipe, url, "run", timeout_s=60)
+    actor.load()
     return actor, VideoReader(config).read(VideoRef.from_uri(str(clip)))
 
 

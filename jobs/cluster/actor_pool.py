@@ -1,4 +1,7 @@
-"""The actors of one job: started, watched, replaced when they die, each with the work it holds. Knows no video."""
+"""The actors of one job: started, watched and replaced when they die, each with the work that it holds.
+
+The pool knows neither videos nor questions; both drivers use it.
+"""
 
 import time
 from dataclasses import dataclass, field
@@ -6,76 +9,98 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 
-from jobs.cluster.faults import cause_of, first_line, is_lost
+from jobs.cluster.faults import FaultKind, fault_of, first_line
 from sttm.errors import ConfigError, SttmError
+
+_LONGEST_WAIT_S = 60.0  # between two tries to start an actor
+
+
+class Actor(Protocol):
+    """What the pool can start: `__init__` only keeps its arguments, and `load` does the heavy work.
+
+    Ray passes on an error of `load` as the exception that it is; of an error in `__init__` it keeps only the text.
+    """
+
+    def load(self) -> None:
+        """Get ready for work, such as by loading a model."""
 
 
 class Work(Protocol):
-    """What an actor is given: `crashes` counts the processes that died of it so far."""
+    """One piece of work for an actor."""
 
-    crashes: int
+    @property
+    def crashes(self) -> int:
+        """How many processes have died of it so far."""
 
-
-_LONGEST_WAIT_S = 60.0  # before another try to start
 
 WorkType = TypeVar("WorkType", bound=Work)
 
 
 class StartError(SttmError):
-    """Actors die before they take their first work; nothing can be done."""
+    """Actors die before they take their first work, so the job cannot go on."""
 
 
 @dataclass(eq=False)
 class Worker(Generic[WorkType]):
-    """One actor.
+    """One place of a pool, with the actor that is there now.
 
     Attributes:
-        place: which of the pool's; whoever replaces it has the same.
-        actor, starting: its handle, and what ends when it is ready.
-        deaths: how many in this place died at their start, one after another, before it.
-        is_ready: whether that has ended.
-        running: what it works on, by the call's reference.
+        place: number of the place; the actor that replaces a dead one gets the same number.
+        actor: Ray's handle of the actor; None while the place waits for `not_before`.
+        loading: reference of the call of `load`; None while the place waits for `not_before`.
+        deaths: how many actors in a row have died here before they were ready.
+        not_before: time (`time.monotonic`) before which no actor is started here.
+        is_ready: whether `load` has returned.
+        running: the work that the actor holds, by the reference of its call.
     """
 
     place: int
-    actor: Any
-    starting: Any
+    actor: Any = None
+    loading: Any = None
     deaths: int = 0
+    not_before: float = 0.0
     is_ready: bool = False
     running: dict[Any, WorkType] = field(default_factory=dict)
 
     def takes(self, work: WorkType, in_flight: int) -> bool:
-        """Whether it may be given this too: what killed a process before runs alone, so that it costs nobody else."""
+        """Whether the actor may be given this work, too.
+
+        Work that killed a process before runs alone, so that another crash costs no other work.
+
+        Args:
+            work: a piece of work that waits.
+            in_flight: how many pieces an actor may hold.
+        """
         if not self.is_ready or len(self.running) >= in_flight:
             return False
         return not self.running or not (work.crashes or any(other.crashes for other in self.running.values()))
 
 
 class ActorPool(Generic[WorkType]):
-    """A fixed number of places for actors. Ray restarts none; a place whose actor died gets another.
+    """A fixed number of places for actors. Ray restarts none; the pool starts another actor where one died.
 
     Args:
-        kind: class of the actors, with a method `ready` that returns once it can work.
-        args: it is made with.
-        places: how many actors. One that the cluster has no room for waits, and holds up none of the others.
-        gpus, cpus: of each.
-        concurrency: calls an actor runs at one time.
+        kind: class of the actors.
+        args: arguments of their `__init__`.
+        places: how many actors. An actor that the cluster has no room for waits, and holds up none of the others.
+        gpus: GPUs of each actor.
+        concurrency: calls that an actor runs at one time.
+        cpus: CPUs of each actor.
 
     Attributes:
-        workers: the actors.
+        workers: one for each place, in no particular order.
     """
 
     def __init__(
-        self, kind: type, args: tuple[Any, ...], places: int, gpus: int, concurrency: int, cpus: int = 1
+        self, kind: type[Actor], args: tuple[Any, ...], places: int, gpus: int, concurrency: int, cpus: int = 1
     ) -> None:
         resources = {"num_cpus": cpus} | ({"num_gpus": gpus} if gpus else {})
         options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": concurrency, **resources}
-        self._remote = ray.remote(**options)(_made_when_ready(kind))
+        self._remote = ray.remote(**options)(kind)
         self._name, self._args = kind.__name__, args
         self._deaths_at_start = 0
-        self.workers: list[Worker[WorkType]] = []
-        for place in range(places):
-            self._start(place)
+        self.workers: list[Worker[WorkType]] = [Worker(place) for place in range(places)]
+        self._start_due()
 
     @property
     def is_busy(self) -> bool:
@@ -83,69 +108,75 @@ class ActorPool(Generic[WorkType]):
         return any(worker.running for worker in self.workers)
 
     def references(self) -> list[Any]:
-        """What to wait for: calls under way, and actors that start."""
+        """Start the actors whose wait is over, and return what can end: calls under way, and actors that load."""
+        self._start_due()
         calls = [reference for worker in self.workers for reference in worker.running]
-        return calls + [worker.starting for worker in self.workers if not worker.is_ready]
+        return calls + [worker.loading for worker in self.workers if worker.loading is not None]
 
     def end(self, reference: Any) -> tuple[Worker[WorkType], WorkType] | None:
-        """Deal with one of `references` that has ended: a call's worker and work, which it holds no more; else None.
+        """Deal with one of `references` that has ended.
+
+        Returns:
+            The worker and its work if a call has ended; the worker no longer holds the work. None if an actor has
+            finished loading or died at it.
 
         Raises:
-            StartError: actors keep dying at their start, and none works.
+            StartError: actors keep dying before they are ready, and none works; or an actor named an error of the
+                settings or the model.
         """
-        worker = next(w for w in self.workers if reference == w.starting or reference in w.running)
+        worker = next(w for w in self.workers if reference == w.loading or reference in w.running)
         if reference in worker.running:
             return worker, worker.running.pop(reference)
         try:
-            worker.is_ready = ray.get(reference)
+            ray.get(reference)
+            worker.is_ready, worker.loading = True, None
             self._deaths_at_start = 0
         except Exception as error:
             self._deaths_at_start += 1
             worker.deaths += 1
-            cause, works = cause_of(error), any(other.is_ready for other in self.workers)
-            will_recur = isinstance(cause, SttmError) and not is_lost(cause)
+            fault, works = fault_of(error), any(other.is_ready for other in self.workers)
+            will_recur = isinstance(fault.cause, SttmError) and fault.kind is not FaultKind.LOST
             if will_recur or (self._deaths_at_start > 3 * len(self.workers) and not works):
-                raise StartError(f"no {self._name} can start: {first_line(cause)}") from error
-            self.replace(worker)  # later each time: others may need minutes to load what dies here at once
+                raise StartError(f"no {self._name} can start: {first_line(fault.cause)}") from error
+            self.replace(worker)
         return None
 
     def replace(self, worker: Worker[WorkType]) -> dict[Any, WorkType]:
-        """Start another actor in the place of one that died, and return what that one still held."""
+        """Start another actor in the place of one that died, and return the work that the dead one still held.
+
+        After an actor that died while it loaded the next one waits, each time longer: the actors of other places may
+        need minutes to load what dies here at once.
+        """
         if worker not in self.workers:
             return {}
         self.workers.remove(worker)
-        ray.kill(worker.actor)  # an unavailable actor may still hold its GPU
-        self._start(worker.place, 0 if worker.is_ready else worker.deaths)
+        ray.kill(worker.actor)  # Ray may only have lost contact with the actor, which would then keep its GPU
+        deaths = 0 if worker.is_ready else worker.deaths
+        wait_s = min(2.0 ** (deaths - 2), _LONGEST_WAIT_S) if deaths else 0.0
+        self.workers.append(Worker(worker.place, deaths=deaths, not_before=time.monotonic() + wait_s))
+        self._start_due()
         return worker.running
 
-    def _start(self, place: int, deaths: int = 0) -> None:
-        actor = self._remote.remote(*self._args)
-        wait_s = min(2.0 ** (deaths - 2), _LONGEST_WAIT_S) if deaths else 0.0
-        self.workers.append(Worker(place, actor, actor.ready.remote(wait_s), deaths))
-
-
-def _made_when_ready(kind: Any) -> type:
-    """The class with its `__init__` run by `ready`: of an error in an actor's own `__init__` Ray hands on only text."""
-
-    def keep(self: Any, *args: Any) -> None:
-        self._made_with = args
-
-    def ready(self: Any, wait_s: float) -> Any:
-        time.sleep(wait_s)
-        kind.__init__(self, *self._made_with)
-        return kind.ready(self)
-
-    return type(kind.__name__, (kind,), {"__init__": keep, "ready": ready})
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for worker in self.workers:
+            if worker.actor is None and worker.not_before <= now:
+                worker.actor = self._remote.remote(*self._args)
+                worker.loading = worker.actor.load.remote()
 
 
 def places_for(work: int, gpus: int | None, gpus_per_model: int, option: str) -> tuple[int, int]:
-    """How many actors for so many pieces of work, and how many GPUs each.
+    """Decide how many actors a job gets, and how many GPUs each of them.
 
     Args:
-        work: how many pieces.
-        gpus: how many GPUs to use, those not there yet included; None takes those that the cluster has now.
-        gpus_per_model: how many each actor needs; 0 GPUs make one actor on a CPU.
-        option: how a user of this job says `gpus`.
+        work: how many pieces of work there are; more actors than that make no sense.
+        gpus: how many GPUs to use, counting those that an autoscaler will still add. None takes the GPUs that the
+            cluster has now.
+        gpus_per_model: how many GPUs each actor needs. With no GPU there is one actor, on the CPU.
+        option: the name under which a user of this job sets `gpus`, for messages.
+
+    Returns:
+        The number of actors, and the number of GPUs of each.
 
     Raises:
         ConfigError: there are GPUs, but fewer than one actor needs.

@@ -1,4 +1,4 @@
-"""What runs for the index job in Ray's processes: the decoding of one video, and the actor that prefills on one GPU."""
+"""The two pieces of the index job that Ray runs: a task that decodes one video, and an actor that prefills on a GPU."""
 
 import functools
 import threading
@@ -17,15 +17,31 @@ from sttm.store.key import Recipe
 
 
 @functools.lru_cache(maxsize=1)
-def _reader(config_json: str) -> VideoReader:
-    """One a worker process: tokenizer and processor load once."""
-    return VideoReader(IndexConfig.model_validate_json(config_json))
+def _reader(config: IndexConfig) -> VideoReader:
+    """The reader of this process: it keeps the tokenizer and the processor, which take seconds to load."""
+    return VideoReader(config)
 
 
 @ray.remote(num_cpus=1, max_retries=0, num_returns=2)
-def decode_video(ref: VideoRef, config_json: str, timeout_s: float, memory_bytes: int) -> tuple[tuple[int, int], Any]:
-    """Decode and resize one video; its bytes and frames are counted beside it, so that the driver need not fetch it."""
-    reader = _reader(config_json)
+def decode_video(
+    ref: VideoRef, config: IndexConfig, timeout_s: float, memory_bytes: int
+) -> tuple[tuple[int, int], Any]:
+    """Decode and resize one video.
+
+    Args:
+        ref: the video.
+        config: settings of the index.
+        timeout_s: seconds after which this process is killed.
+        memory_bytes: bytes that this process may allocate meanwhile.
+
+    Returns:
+        Two Ray objects: (bytes of pixels, number of frames), which the driver fetches, and the `DecodedVideo`, which
+        goes to an actor without passing through the driver.
+
+    Raises:
+        VideoError: the file cannot be used.
+    """
+    reader = _reader(config)
     with killed_after(timeout_s), allocating_at_most(memory_bytes):
         decoded = reader.read(ref)
     return (decoded.inputs.pixels.nbytes, len(decoded.sampling.seconds)), decoded
@@ -33,11 +49,12 @@ def decode_video(ref: VideoRef, config_json: str, timeout_s: float, memory_bytes
 
 @dataclass(frozen=True)
 class Indexed:
-    """What the actor did about one video.
+    """A video that the actor has put into the store, or found there.
 
     Attributes:
-        row: its catalog row.
-        gpu_s: seconds of the GPU's time (the CPU's, where there is none) that went into it just now.
+        row: the video's catalog row.
+        gpu_s: seconds that the GPU (or the CPU, where there is no GPU) has just worked on the video; 0 if its content
+            was stored already.
     """
 
     row: CatalogRow
@@ -45,23 +62,45 @@ class Indexed:
 
 
 class PrefillActor:
-    """One model on one GPU (or CPU), a few videos at a time, only one of them on the GPU.
+    """One model on its GPUs (or on the CPU) that indexes a few videos at a time.
 
-    While one is prefilled, the bytes of the one before are digested and stored, and the pixels of the next laid ready.
+    Only one video is on the GPU. Meanwhile the bytes of the video before are digested and stored, and the pixels of the
+    next one are copied to page-locked memory.
+
+    Args:
+        config: settings of the index.
+        recipe: the recipe that `config` amounts to.
+        store_url: URL of the store.
+        run_id: name of the run, recorded in every artifact.
+        timeout_s: seconds of work on the GPU for one video after which this process is killed.
+
+    Attributes:
+        indexer: holds the model; there is none before `load`.
     """
 
-    def __init__(self, config_json: str, recipe: Recipe, store_url: str, run_id: str, timeout_s: float) -> None:
-        config = IndexConfig.model_validate_json(config_json)
-        self.indexer = Indexer(config, recipe, store_url, run_id, given_devices())
-        self._gpu = threading.Lock()
-        self._timeout_s = timeout_s
+    indexer: Indexer
 
-    def ready(self) -> bool:
-        """Returns once the model is loaded."""
-        return True
+    def __init__(self, config: IndexConfig, recipe: Recipe, store_url: str, run_id: str, timeout_s: float) -> None:
+        self._made_with = (config, recipe, store_url, run_id)
+        self._timeout_s = timeout_s
+        self._gpu = threading.Lock()
+
+    def load(self) -> None:
+        """Load the model onto the devices that Ray gave this actor.
+
+        Raises:
+            ConfigError: a setting that no video could be indexed with by this model.
+            ModelError: the checkpoint cannot be used.
+        """
+        self.indexer = Indexer(*self._made_with, given_devices())
 
     def index(self, decoded: DecodedVideo) -> Indexed:
-        """Prefill and store one decoded video. Content that is stored already is not prefilled."""
+        """Prefill and store one decoded video. Content that is stored already is not prefilled.
+
+        Raises:
+            VideoError: the video cannot be indexed.
+            StoreError: the store does not take the artifact.
+        """
         with ended_by_a_lost_gpu():
             return self._index(decoded)
 
@@ -75,6 +114,6 @@ class PrefillActor:
         if prefilled.live is not None:
             with self._gpu, killed_after(self._timeout_s):
                 encoded = self.indexer.certify(staged, prefilled, encoded)
-        del staged, prefilled  # the memory of pixels and cache is the next video's
+        del staged, prefilled  # frees the memory of pixels and cache for the next video
         row = self.indexer.publish(decoded, encoded)
         return Indexed(row, sum(row.timings_s[stage] for stage in GPU_STAGES if stage in row.timings_s))

@@ -4,30 +4,27 @@
        ▲                                                               │
        └──────────── back-off, suspects alone ◄── crash or lost node ──┘
 
-Ray retries nothing (`max_retries=0`, `max_restarts=0`): the driver sorts every fault and decides.
-- the video's own fault (`VideoError`): an error row at once;
-- a crash (the process died, or an unknown exception): the video is a suspect, tried again alone, then an error row;
-- infrastructure (a node died, an object was lost): tried again without blame;
-- settings or a checkpoint that no video could be indexed with: the run ends.
+Ray itself retries nothing (`max_retries=0`, `max_restarts=0`): `jobs/cluster/retry.py` decides about every fault.
 """
 
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
 from ray import exceptions as ray_errors
 
 from jobs.cluster.actor_pool import ActorPool, Worker, places_for
-from jobs.cluster.faults import FATAL, cause_of, first_line, is_lost
+from jobs.cluster.faults import fault_of
+from jobs.cluster.retry import EndRun, GiveUp, RetryLimits, Tries, TryAgain, what_next
 from jobs.cluster.run_config import RunConfig
 from jobs.indexing.actor import PrefillActor, decode_video
 from jobs.indexing.metrics import IdleClock, Pipeline
+from jobs.indexing.schedule import Ahead, least_busy, next_to_decode
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
-from sttm.errors import VideoError
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe
 from sttm.urls import redact_url
@@ -57,11 +54,13 @@ class _Video:
     """One video's way through the job."""
 
     ref: VideoRef
-    crashes: int = 0
-    losses: int = 0
-    not_before: float = 0.0
+    tries: Tries = field(default_factory=Tries)
     decoded: Any = None
     size_bytes: int = 0
+
+    @property
+    def crashes(self) -> int:
+        return self.tries.crashes
 
 
 class Driver:
@@ -71,8 +70,9 @@ class Driver:
         self, config: IndexConfig, run: RunConfig, recipe: Recipe, store_url: str, run_id: str, listener: Listener
     ) -> None:
         self._run, self._listener = run, listener
-        self._config_json = config.model_dump_json()
-        self._actor_args = (self._config_json, recipe, store_url, run_id, run.prefill_timeout_s)
+        self._limits = RetryLimits(run.crash_tries, run.lost_tries)
+        self._config = config
+        self._actor_args = (config, recipe, store_url, run_id, run.prefill_timeout_s)
         self._waiting: deque[_Video] = deque()
         self._decoding: dict[Any, tuple[_Video, Any]] = {}
         self._decoded: deque[_Video] = deque()
@@ -119,28 +119,23 @@ class Driver:
         return Pipeline(places, tuple(clock.ready_s for clock in clocks), tuple(clock.idle_s for clock in clocks))
 
     def _start_decodes(self) -> None:
-        now = time.monotonic()
-        while self._waiting and not self.stopping.is_set():
-            ahead = len(self._decoding) + len(self._decoded)
-            full = sum(v.size_bytes for v in self._decoded) >= self._run.decode_ahead_bytes
-            if ahead >= self._run.decode_ahead * len(self._pool.workers) or (ahead and full):
-                return
-            due = next((v for v in self._waiting if v.not_before <= now), None)
-            if due is None:
-                return
-            self._waiting.remove(due)
-            if self._listener.is_stored(due.ref):
-                continue
-            limits = (self._run.decode_timeout_s, self._run.decode_memory_bytes)
-            size, decoded = decode_video.remote(due.ref, self._config_json, *limits)
-            self._decoding[size] = (due, decoded)
+        limits = (self._run.decode_timeout_s, self._run.decode_memory_bytes)
+        while not self.stopping.is_set() and (video := self._next_to_decode()):
+            self._waiting.remove(video)
+            if not self._listener.is_stored(video.ref):
+                size, decoded = decode_video.remote(video.ref, self._config, *limits)
+                self._decoding[size] = (video, decoded)
+
+    def _next_to_decode(self) -> _Video | None:
+        waiting_bytes = sum(video.size_bytes for video in self._decoded)
+        ahead = Ahead(len(self._decoding), len(self._decoded), waiting_bytes)
+        return next_to_decode(self._waiting, ahead, len(self._pool.workers), self._run, time.monotonic())
 
     def _start_prefills(self) -> None:
         while self._decoded and not self.stopping.is_set():
-            free = [worker for worker in self._pool.workers if worker.takes(self._decoded[0], self._run.in_flight)]
-            if not free:
+            worker = least_busy(self._pool.workers, self._decoded[0], self._run.in_flight)
+            if worker is None:
                 return
-            worker = min(free, key=lambda worker: len(worker.running))
             video = self._decoded.popleft()
             worker.running[worker.actor.index.remote(video.decoded)] = video
             video.decoded = None
@@ -180,23 +175,12 @@ class Driver:
                     self._end_prefill(worker, held, other, timeout_s=0)  # it may have ended before the actor did
 
     def _failed(self, video: _Video, error: Exception) -> None:
-        cause = cause_of(error)
-        if isinstance(cause, VideoError):
-            self._listener.failed(video.ref, cause.code, cause.message)
-            return
-        if isinstance(cause, FATAL):
-            raise cause
-        if is_lost(cause):
-            video.losses += 1
-        else:
-            video.crashes += 1
-        if video.crashes >= self._run.crash_tries or video.losses >= self._run.lost_tries:
-            code = "crashed" if video.crashes >= self._run.crash_tries else "lost"
-            tries = video.crashes if code == "crashed" else video.losses
-            message = f"{video.ref.uri} {code} {tries} times, last: {type(cause).__name__}: {first_line(cause)}"
-            message = message.replace(video.ref.uri, redact_url(video.ref.uri))
-            self._listener.failed(video.ref, code, message)
-            return
-        video.not_before = time.monotonic() + min(30.0, 0.5 * 2 ** (video.crashes + video.losses))
-        video.decoded = None
-        self._waiting.append(video)
+        uri = video.ref.uri
+        match what_next(fault_of(error), video.tries, self._limits, time.monotonic(), name=uri):
+            case GiveUp(code, message):
+                self._listener.failed(video.ref, code, message.replace(uri, redact_url(uri)))
+            case EndRun(cause):
+                raise cause
+            case TryAgain(tries):
+                video.tries, video.decoded = tries, None
+                self._waiting.append(video)

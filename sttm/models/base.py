@@ -43,7 +43,8 @@ class VideoInputs:
     def __post_init__(self) -> None:
         if self.pixels.dtype != np.uint8 or len(self.frame_seconds) != self.grid[0] or min(self.grid) < 1:
             raise ValueError(
-                f"pixels {self.pixels.dtype}, grid {self.grid}, {len(self.frame_seconds)} frame times do not fit"
+                f"VideoInputs needs uint8 pixels and one time for each grid frame, got {self.pixels.dtype}, "
+                f"grid {self.grid} and {len(self.frame_seconds)} times"
             )
 
     @property
@@ -95,8 +96,8 @@ class Prompt:
         length, (t, h, w) = len(self.ids), self.grid
         if self.embeds.shape[0] != length or self.positions.shape[1] != length or len(self.visual) != t * h * w:
             raise ValueError(
-                f"{length} ids, embeds {tuple(self.embeds.shape)}, positions {tuple(self.positions.shape)}, "
-                f"{len(self.visual)} visual tokens for grid {self.grid}"
+                f"the parts of a Prompt do not fit together: {length} ids, embeds {tuple(self.embeds.shape)}, "
+                f"positions {tuple(self.positions.shape)}, {len(self.visual)} visual tokens, grid {self.grid}"
             )
 
 

@@ -3,8 +3,8 @@
     kv/<identity[:2]>/<identity>/<attempt>/kv.safetensors, tokens.parquet
     commit/<identity[:2]>/<identity>.json
 
-A writer killed before the manifest leaves files that no reader knows. Two writers of one identity write to
-different attempts; the manifest created first counts, for both.
+A writer that is killed before it creates the manifest leaves files that no reader looks at. Two writers of one identity
+write to different attempts, and the manifest that was created first counts for both.
 """
 
 import re
@@ -30,14 +30,14 @@ _CURE = f"{INDEX_AGAIN}; where no row names the video, delete this file first"
 
 @dataclass(frozen=True)
 class Source:
-    """The video file an artifact was made of.
+    """The video file that an artifact was made of.
 
     Attributes:
-        uri: where it is.
-        video_id: its name in the corpus, unique there.
+        uri: absolute URI of the file.
+        video_id: name of the video, unique in the corpus.
         name: file name for people.
-        size_bytes: its size.
-        version: ETag or modification time, as text.
+        size_bytes: size of the file.
+        version: ETag or modification time of the file, as text.
     """
 
     uri: str
@@ -49,7 +49,13 @@ class Source:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One file of an artifact: key, size, blake3 of all its bytes."""
+    """One file of an artifact.
+
+    Attributes:
+        key: key of the object in the store.
+        size_bytes: size of the file.
+        digest: blake3 of all bytes of the file, hex.
+    """
 
     key: str
     size_bytes: int
@@ -58,17 +64,17 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a commit says. The digests in it vouch for every byte of the artifact.
+    """The record that commits an artifact. Every byte of the artifact can be checked against the digests in it.
 
     Attributes:
-        identity: name of the artifact; follows from the next two.
+        identity: name of the artifact; it follows from `recipe` and `content_digest`.
         recipe: everything besides the video that shaped the bytes.
-        content_digest: of the video file.
-        source: the video file of the first writer.
-        kv, tokens: the files.
-        kv_header_digest: blake3 of the KV file's header, which holds the digests of its regions.
-        facts: found while making it.
-        created_at: UTC, ISO 8601.
+        content_digest: blake3 of the video file, hex.
+        source: the video file of the first writer; another file with the same content has the same artifact.
+        kv, tokens: the two files of the artifact.
+        kv_header_digest: blake3 of the KV file's header, which holds the digests of the file's regions.
+        facts: what was found out while the artifact was made.
+        created_at: time of the commit; UTC, ISO 8601.
     """
 
     identity: str
@@ -91,7 +97,19 @@ def commit_artifact(
     tokens: bytes,
     facts: Facts,
 ) -> tuple[Manifest, bool]:
-    """Write an artifact and commit it; returns the manifest that counts and whether it is ours, not another writer's.
+    """Write an artifact and commit it.
+
+    Args:
+        storage: objects of the store.
+        recipe: everything besides the video that shaped the bytes.
+        content_digest: blake3 of the video file, hex.
+        source: the video file.
+        kv: the finished KV file.
+        tokens: the bytes of the token table.
+        facts: what was found out while the artifact was made.
+
+    Returns:
+        The manifest that counts, and whether this call made it; another writer may have committed the identity first.
 
     Raises:
         StoreError: the storage refuses a write; nothing was committed.
@@ -121,14 +139,22 @@ def commit_artifact(
 
 
 def manifest_key(identity: str) -> str:
-    """Key of an identity's manifest; refuses anything that is not an identity."""
+    """The key of an artifact's manifest.
+
+    Raises:
+        StoreError: the text is not an identity.
+    """
     if not _IDENTITY.fullmatch(identity):
         raise StoreError(f"{identity[:80]!r} is not an artifact identity (64 hex digits)")
     return f"commit/{identity[:2]}/{identity}.json"
 
 
 def load_manifest(storage: Storage, name: str) -> Manifest:
-    """Read and verify the manifest of an identity.
+    """Read and verify the manifest of an artifact.
+
+    Args:
+        storage: objects of the store.
+        name: identity of the artifact.
 
     Raises:
         MissingObjectError: nothing is committed under this identity.
@@ -153,11 +179,11 @@ def load_manifest(storage: Storage, name: str) -> Manifest:
 
 
 def require_size(storage: Storage, file: StoredFile) -> None:
-    """Refuse a file of another size than was committed, before anybody takes memory for it.
+    """Check the size of an artifact's file, so that nobody allocates memory for a file that was replaced.
 
     Raises:
-        MissingObjectError: the file is gone.
-        ArtifactError: it is shorter or longer.
+        MissingObjectError: the file does not exist.
+        ArtifactError: the file is shorter or longer than it was at the commit.
     """
     if (size := storage.size(file.key)) != file.size_bytes:
         raise ArtifactError(
@@ -166,7 +192,12 @@ def require_size(storage: Storage, file: StoredFile) -> None:
 
 
 def read_file(storage: Storage, file: StoredFile) -> bytes:
-    """All bytes of an artifact's file, verified; errors as for `require_size`."""
+    """All bytes of an artifact's file, verified.
+
+    Raises:
+        MissingObjectError: the file does not exist.
+        ArtifactError: the size or the digest of the file is not the one that was committed.
+    """
     require_size(storage, file)
     data = storage.read(file.key)
     if digest_of(data) != file.digest:

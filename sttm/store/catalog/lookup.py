@@ -21,7 +21,7 @@ def find_row(text: str, rows: Sequence[CatalogRow], place: str, recipe_digest: s
             failed.
     """
     of_recipe = [row for row in rows if recipe_digest in (None, row.recipe_digest)]
-    if recipe_digest and not _named(text, of_recipe) and (others := _named(text, rows)):
+    if recipe_digest and not named(text, of_recipe) and (others := named(text, rows)):
         recipes = sorted({row.recipe_digest[:12] for row in others})
         raise StoreError(
             f"no video {text[:200]!r} with recipe {recipe_digest[:12]} in {place}; it has the video with recipe "
@@ -46,7 +46,7 @@ def rows_of(text: str, rows: Sequence[CatalogRow], place: str) -> list[CatalogRo
     Raises:
         StoreError: the text names no video or several; the message says which there are.
     """
-    found = _named(text, rows)
+    found = named(text, rows)
     if not found:
         raise StoreError(f"no video {text[:200]!r} in {place}; {_near(text, rows)}")
     videos = sorted({row.video_id for row in found})
@@ -55,7 +55,8 @@ def rows_of(text: str, rows: Sequence[CatalogRow], place: str) -> list[CatalogRo
     return found
 
 
-def _named(text: str, rows: Sequence[CatalogRow]) -> list[CatalogRow]:
+def named(text: str, rows: Sequence[CatalogRow]) -> list[CatalogRow]:
+    """The rows whose id is the text; where no id is, whose URI is; where no URI is, whose name is; maybe none."""
     by_key = ([row for row in rows if getattr(row, key) == text] for key in ("video_id", "uri", "name"))
     return next(filter(None, by_key), [])
 

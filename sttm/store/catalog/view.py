@@ -1,4 +1,4 @@
-"""A catalog for many look-ups: read again only when it has changed, and not more often than every few seconds."""
+"""A read-only catalog for many look-ups: it is read again only if it changed, and at most every few seconds."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from sttm.store.storage import Storage
 
 
 class UnknownVideoError(StoreError):
-    """The store can be read, and no one usable video in it goes by this name."""
+    """The store can be read, but the name fits no usable video in it, or several."""
 
 
 class CatalogView:
@@ -83,7 +83,7 @@ class CatalogView:
 
 
 def _by_name(rows: list[CatalogRow]) -> dict[str, list[CatalogRow]]:
-    """All rows that a text may mean: by id, URI and name."""
+    """All rows by each text that can name them: id, URI and file name."""
     named: dict[str, list[CatalogRow]] = {}
     for row in rows:
         for name in {row.video_id, row.uri, row.name}:
@@ -92,7 +92,7 @@ def _by_name(rows: list[CatalogRow]) -> dict[str, list[CatalogRow]]:
 
 
 def _newest_first(rows: list[CatalogRow]) -> list[tuple[str, CatalogRow]]:
-    """The newest usable row of each video, newest first, with the text that it is searched by."""
+    """The newest usable row of each video, newest first, each with the text that a search looks in."""
     newest = {row.video_id: row for row in rows if row.status == "ok"}.values()
     ordered = sorted(newest, key=lambda row: row.created_at, reverse=True)
     return [("\0".join((row.video_id, row.name, row.uri)).casefold(), row) for row in ordered]
