@@ -35,7 +35,7 @@ from sttm.store.catalog.row import CatalogRow
 from sttm.store.recipes import choose_recipe
 from sttm.store.store import Store
 
-_LONG_S = 2.0
+LONG_S = 2.0
 
 
 def ask(
@@ -62,11 +62,11 @@ def ask(
     checkpoint = open_checkpoint(opened.manifest(rows[0].identity), settings.model.path)
     for line in filter(None, (chosen.notice, checkpoint.notice)):
         print(line, file=sys.stderr, flush=True)
-    with _named_if_long(f"loading the model {checkpoint.name}"):
+    with named_if_long(f"loading the model {checkpoint.name}"):
         worker = QueryWorker(opened, checkpoint, first_gpus(settings.run.gpus_per_model), settings.cache)
 
     started = time.perf_counter()
-    with _named_if_long("loading the video's KV cache"):
+    with named_if_long("loading the video's KV cache"):
         ready = worker.load(*(row.identity for row in rows))
     load_s = time.perf_counter() - started
     turns: list[str] = []
@@ -96,9 +96,9 @@ def _require_possible(questions: list[str], options: list[str], videos: int, app
 
 
 @contextmanager
-def _named_if_long(phase: str) -> Iterator[None]:
+def named_if_long(phase: str) -> Iterator[None]:
     """Print the name of a phase to standard error if it takes longer than 2 seconds."""
-    timer = threading.Timer(_LONG_S, lambda: print(f"{phase} ...", file=sys.stderr, flush=True))
+    timer = threading.Timer(LONG_S, lambda: print(f"{phase} ...", file=sys.stderr, flush=True))
     timer.daemon = True
     timer.start()
     try:

@@ -1,13 +1,14 @@
 """What `jobs.ask` does beyond one plain question, which `tests/test_cluster.py` asks in a process of its own."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from indexed import index_clips
 
-from jobs.ask import ask
+from jobs.ask import ask, named_if_long
 from sttm.errors import ConfigError, QuestionError, StoreError, SttmError
 from sttm.models.checkpoint import BUILT_IN, BUILT_IN_NOTICE
 from sttm.store.store import Store
@@ -118,3 +119,13 @@ def test_next_to_no_temperature_is_greedy(store: str, capsys: pytest.CaptureFixt
         ask(["What?"], store, ["clip-0.mp4"], set_=settings, as_json=True)
     greedy, cold = lines(capsys)
     assert cold["answer"] == greedy["answer"]
+
+
+def test_only_a_long_phase_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with named_if_long("loading the model tiny"):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("jobs.ask.LONG_S", 0.01)
+    with named_if_long("loading the model tiny"):
+        time.sleep(0.5)
+    assert capsys.readouterr().err == "loading the model tiny ...\n"

@@ -1,4 +1,4 @@
-"""Questions and videos that would run past the model's positions are refused with numbers; what just fits is not."""
+"""Questions and videos that run past the model's positions are refused with numbers; those that just fit are not."""
 
 from copy import copy
 from dataclasses import replace

@@ -183,6 +183,7 @@ def test_models_and_catalog(client: openai.OpenAI, service: Service, store: Stor
         ({"messages": [{"role": "user", "content": "no video"}]}, 400, "name 0 videos"),
         ({"messages": [{"role": "assistant", "content": content("?")}]}, 400, "must follow a question"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "content.0: Input tag 'image_url'"),
         ({"n": 2}, 400, "n:"),
         ({"temperature": -1}, 400, "temperature"),
         ({"max_tokens": 10**9}, 400, "over this service's"),

@@ -33,9 +33,14 @@ class ApiError(Exception):
 
 
 def invalid(errors: Sequence[Any]) -> ApiError:
-    """The first fault that pydantic found in a request: its place and the reason."""
-    place = ".".join(map(str, errors[0]["loc"]))[:200] or "body"
-    return ApiError(400, f"{place}: {errors[0]['msg'][:300]}", "invalid_request")
+    """The innermost fault that pydantic found in a request: its place and the reason.
+
+    Where a field can have several types, pydantic lists the faults for each type; the innermost is of the nearest type.
+    """
+    fault = max(errors, key=lambda error: len(error["loc"]))
+    parts = [str(part) for part in fault["loc"] if not str(part).startswith("list[")]  # names of types, not of fields
+    place = ".".join(parts)[:200] or "body"
+    return ApiError(400, f"{place}: {fault['msg'][:300]}", "invalid_request")
 
 
 def api_error(error: Exception) -> ApiError:

@@ -2,9 +2,9 @@
 
 The result is approximate. Keys are stored before RoPE, so a cache can be moved to the positions behind another video.
 But the caches were made apart, so the tokens of a video have not attended to the videos before it. Measured with the
-built-in model on 383 questions about pairs of clips, against one prefill of both clips: the first token is the same for
-97 % of the questions with all tokens, and for 93 % with 30 % of the tokens (a joint prefill also chooses them jointly).
-`pytest -m slow -s tests/test_compose.py` measures it.
+built-in model on 383 questions about pairs of clips, against one prefill of both clips: the first token is the same
+for 97 % of the questions with all tokens, and for 93 % with 30 % of the tokens (which a joint prefill also chooses
+jointly). `pytest -m slow -s tests/test_compose.py` measures it.
 """
 
 from collections.abc import Sequence
