@@ -22,7 +22,7 @@ def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:
     """
     provenance, recipe = manifest.facts.provenance, manifest.recipe["model"]
     if not (path or provenance.model):
-        raise ModelError(f"the cache of {manifest.source.uri} does not record which model made it; name the model")
+        raise ModelError(f"the cache of {manifest.source.name} does not record which model made it; name the model")
     settings = ModelConfig(path=path or provenance.model, revision=provenance.commit, dtype=recipe["dtype"])
     checkpoint = Checkpoint.open(settings)
     require_same_model(manifest, checkpoint)
@@ -34,7 +34,7 @@ def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:
 def provenance_differences(manifest: Manifest) -> list[str]:
     """What does not change an artifact's meaning, but its last digits: libraries of another version than made it."""
     provenance = manifest.facts.provenance
-    made = {"torch": provenance.torch, "transformers": provenance.transformers}
+    made = {"torch": provenance.torch or "?", "transformers": provenance.transformers or "?"}
     here = {"torch": str(torch.__version__), "transformers": version("transformers")}
     return [f"made with {name} {made[name]}, read with {mine}" for name, mine in here.items() if made[name] != mine]
 
