@@ -40,7 +40,7 @@ _HELP_WIDTH = 110
 _NARROWEST = 80
 
 
-def run(help_text: str | None, *, is_group: bool = False, **functions: Callable[..., int | None]) -> NoReturn:
+def run(help_text: str | None, **functions: Callable[..., int | None]) -> NoReturn:
     """Run one function, or one of several as a subcommand, with the arguments of the command line, and exit.
 
     The exit code is what the function returns; None is 0.
@@ -48,7 +48,6 @@ def run(help_text: str | None, *, is_group: bool = False, **functions: Callable[
     Args:
         help_text: what `--help` prints above the options: a module's docstring. Indented lines, such as examples, keep
             their shape.
-        is_group: whether a single function is a subcommand, too.
         functions: the functions by the names that they have on the command line; a single one needs no subcommand.
     """
     app = typer.Typer(
@@ -66,7 +65,7 @@ def run(help_text: str | None, *, is_group: bool = False, **functions: Callable[
             lines = [x if "ray job" in x else x.replace("python -m jobs.", "sttm ") for x in lines]
         return "\n".join(lines)
 
-    alone = len(functions) == 1 and not is_group
+    alone = len(functions) == 1
     for name, function in functions.items():
         summary = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0].replace("\n", " ")
         text = help_text if alone else function.__doc__

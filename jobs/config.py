@@ -1,15 +1,22 @@
-"""The settings of the jobs: one section a concern, and where each value comes from. Imports no Ray.
+"""The settings of all commands: one section for each concern.
 
-python -m jobs.config show                                          # every setting, its value and its source
-python -m jobs.config show --config qwen2_5_vl_7b --set merge.budget=0.5
-python -m jobs.config show --json                                   # the same for a program: {name: {value, from}}
+    python -m jobs.config show                       # every setting, its value, and where the value comes from
+    python -m jobs.config show --config qwen2_5_vl_7b --set merge.budget=0.5
+    python -m jobs.config show --json                # for a program: {name: {"value": ..., "from": ...}}
+    python -m jobs.config describe merge             # what the settings of a section mean, and which values they take
+
+A settings file is YAML with these sections. `presets` in a file are named groups of sections, such as the thresholds
+that the paper publishes; `--set preset=video-mme-30` takes one. The shipped files are in the folder configs/.
 """
 
+import inspect
 import json
-from typing import Annotated, Any
+import re
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from rich.table import Table
 from rich.text import Text
 
@@ -19,7 +26,10 @@ from jobs.command import ConfigOption, SetOption, print_table, run
 from jobs.serving.settings import ServeConfig
 from sttm.config import IndexConfig, load_config, read_settings, settings_file
 from sttm.engine.sampling import SamplingConfig
+from sttm.errors import ConfigError
 from sttm.query.cache_tier import CacheConfig
+
+_MEANING_WIDTH = 80
 
 
 class JobConfig(IndexConfig):
@@ -61,6 +71,48 @@ def show(
     print_table(table)
 
 
+def describe(
+    section: Annotated[str | None, typer.Argument(help="section, such as merge; default all")] = None,
+) -> None:
+    """Print what settings mean, their defaults and the values they take."""
+    if section is not None and section not in JobConfig.model_fields:
+        raise ConfigError(f"no section {section!r}; the sections are {', '.join(JobConfig.model_fields)}")
+    table = Table("setting", "default", "values")
+    table.add_column("meaning", max_width=_MEANING_WIDTH)
+    for name in [section] if section else JobConfig.model_fields:
+        defaults = getattr(JobConfig(), name)
+        meanings = attribute_docs(type(defaults))
+        for key, field in type(defaults).model_fields.items():
+            cells = (f"{name}.{key}", str(getattr(defaults, key)), _values(field), meanings.get(key, ""))
+            table.add_row(*map(Text, cells), end_section=True)
+    print_table(table)
+
+
+def attribute_docs(kind: type[BaseModel]) -> dict[str, str]:
+    """The meanings that the `Attributes` section of a class's docstring gives to its settings."""
+    doc = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2]
+    entries = re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {6,}.*)*)", doc, re.MULTILINE)
+    return {name.strip(): " ".join(text.split()) for names, text in entries for name in names.split(",")}
+
+
+def _values(field: FieldInfo) -> str:
+    """The values that a setting takes: `sttm | none | tome`, `float >= 0`, `int or None`."""
+    kinds = get_args(field.annotation) or (field.annotation,)
+    if get_origin(field.annotation) is Literal:
+        return " | ".join(map(str, kinds))
+    signs = {"Ge": ">=", "Gt": ">", "Le": "<=", "Lt": "<"}
+    limits = [
+        f"{signs[name]} {getattr(limit, name.lower())}"
+        for limit in field.metadata
+        if (name := type(limit).__name__) in signs
+    ]
+    names = (
+        " | ".join(map(str, get_args(kind))) if get_origin(kind) is Literal else getattr(kind, "__name__", "...")
+        for kind in kinds
+    )
+    return " ".join([" or ".join(names).replace("NoneType", "None"), *limits])
+
+
 def effective(config: str, overrides: list[str]) -> list[tuple[str, Any, str]]:
     """Each setting's dotted name, its value, and where the value is from: `default`, the file, or an override."""
     loaded = load_config(JobConfig, config, overrides)
@@ -89,7 +141,7 @@ def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def command() -> None:
     """Entry point."""
-    run(__doc__, is_group=True, show=show)
+    run(__doc__, show=show, describe=describe)
 
 
 if __name__ == "__main__":

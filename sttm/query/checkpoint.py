@@ -27,8 +27,8 @@ def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:
     """
     provenance, recipe = manifest.facts.provenance, manifest.recipe["model"]
     if not (path or provenance.model):
-        uri = manifest.source.uri
-        raise ModelError(f"the cache of {uri} does not record which model made it; name it with --set model.path=...")
+        name = manifest.source.name
+        raise ModelError(f"the cache of {name} does not record which model made it; name it with --set model.path=...")
     is_recorded = path in (None, provenance.model)
     commit = provenance.commit if is_recorded else None  # a commit exists in its own repository only
     try:
@@ -48,7 +48,7 @@ def open_checkpoint(manifest: Manifest, path: str | None = None) -> Checkpoint:
 def provenance_differences(manifest: Manifest) -> list[str]:
     """Libraries whose versions differ from those that made an artifact, which can change the last digits of answers."""
     provenance = manifest.facts.provenance
-    made = {"torch": provenance.torch, "transformers": provenance.transformers}
+    made = {"torch": provenance.torch or "?", "transformers": provenance.transformers or "?"}
     here = {"torch": str(torch.__version__), "transformers": version("transformers")}
     return [f"made with {name} {made[name]}, read with {mine}" for name, mine in here.items() if made[name] != mine]
 
