@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.config import JobConfig, effective
+from jobs.config import JobConfig, attribute_docs, describe, effective
 from sttm.config import load_config
 from sttm.engine.context import QUESTION_TOKENS
 from sttm.errors import ConfigError
@@ -91,3 +91,19 @@ def test_a_video_of_most_frames_has_the_tokens_qwen_allows(stem: str) -> None:
     config = load_config(JobConfig, Path(__file__).parent.parent / "configs" / f"{stem}.yaml")
     assert config.model.frame_pixels is not None
     assert config.model.frame_pixels // 28**2 * config.video.max_frames // 2 == 24_576
+
+
+def test_every_setting_has_a_meaning() -> None:
+    for section in JobConfig.model_fields:
+        kind = type(getattr(JobConfig(), section))
+        assert attribute_docs(kind).keys() >= kind.model_fields.keys(), section
+
+
+def test_describe_shows_defaults_values_and_meanings(capsys: pytest.CaptureFixture[str]) -> None:
+    describe("merge")
+    out = capsys.readouterr().out
+    assert "merge.variant" in out
+    assert "exact | reference" in out
+    assert "share of the tokens that is kept" in out
+    with pytest.raises(ConfigError, match="no section 'merg'; the sections are model, video, merge"):
+        describe("merg")

@@ -5,13 +5,11 @@ Shapes: B rows, V vocabulary.
 
 import random
 from collections.abc import Sequence
-from typing import Self
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
-from sttm.errors import ConfigError
 from sttm.settings import Settings
 
 _GREEDY_BELOW = 1e-4  # temperature below which float32 cannot represent the other tokens' chances
@@ -33,19 +31,6 @@ class SamplingConfig(Settings):
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int | None = None
     stop: tuple[str, ...] = ()
-
-    @classmethod
-    def checked(cls, **settings: float | None) -> Self:
-        """From what a person gave.
-
-        Raises:
-            ConfigError: a value is out of range.
-        """
-        try:
-            return cls.model_validate(settings)
-        except ValidationError as error:
-            causes = [f"{e['loc'][0]} {e['input']}: {e['msg']}" for e in error.errors()]
-            raise ConfigError("; ".join(causes)) from None
 
 
 class Sampler:
