@@ -91,6 +91,8 @@ class Driver:
         places, gpus = places_for(len(refs), self._run.gpus, self._run.gpus_per_model, "run.gpus")
         # Actors that took the last CPU would wait for ever for videos that nothing is left to decode.
         cpus = 0 if 0 < ray.cluster_resources().get("CPU", 0) <= places else 1
+        device = f"{gpus} GPU{'s' * (gpus > 1)} each" if gpus else "on the CPU"
+        print(f"loading the model: {places} worker{'s' * (places > 1)}, {device}", flush=True)
         self._pool = ActorPool(PrefillActor, self._actor_args, places, gpus, self._run.in_flight, cpus)
         self._clocks = [IdleClock() for _ in range(places)]
         while self._busy():
