@@ -1,90 +1,145 @@
 """Answer a table of questions about stored videos, on Ray.
 
     python -m jobs.answer --store s3://bucket/store --questions questions.parquet --out s3://bucket/answers
-    ray job submit --working-dir . -- python -m jobs.answer --store ... --questions ... --out ...
+    python -m jobs.answer --store store --questions q.csv --out answers --format csv --set sampling.max_tokens=16
+    ray job submit --working-dir . -- python -m jobs.answer --store ... --questions ... --out ... --set run.gpus=8
 
-The questions (Parquet, CSV, JSON lines, on any fsspec URL) have columns `video` (id, URI or name) and `question`, and
-if you like `id` and `options` (a list: the likeliest is chosen, nothing is generated). `<out>/answers.parquet` has one
-row each, in the same order; a question that cannot be answered is an error row. Each cache is loaded once. The same
-command resumes a stopped run. The last line is a JSON summary. Exit codes: 0 done, 1 cannot run, 3 more than
-`--max-failed-share` of the questions failed, 143 stopped by SIGTERM with everything answered so far kept.
+The questions are a Parquet, CSV, JSON or JSON lines file on any fsspec URL. Columns:
+
+    video      id, URI or file name of a stored video
+    question   what to ask
+    id         optional: a name of the row; default its number
+    options    optional: a list of answers (in CSV as JSON). The likeliest one is chosen; no text is generated.
+
+The table OUT/answers.parquet (or .jsonl or .csv, see --format) has one row for each question, in the same order; a
+question that cannot be answered is an error row. In CSV a list is written as JSON.
+
+Answers are written to OUT/parts while the job runs, always as Parquet. The same command resumes a stopped run, and asks
+only what is new in the table. With other sampling settings, all questions are asked again.
+
+The settings that count are those of the sections model, sampling, cache, answer and run; `config show` lists them.
+
+Exit codes: 0 done, 1 cannot run, 3 more than `run.max_failed_share` of the questions failed, 130 stopped by Ctrl-C and
+143 by SIGTERM. A stopped run keeps everything that is answered. The last line printed is a JSON summary.
 """
 
 import json
+import signal
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import replace
 from typing import Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
-from jobs.answering.actor import AnswerConfig, Asked
-from jobs.answering.answer_table import FINAL, AnswerTable
-from jobs.answering.driver import AnswerDriver, AnswerRunConfig
+from jobs.answering.answer_table import AnswerRow, AnswerTable, FileFormat
+from jobs.answering.driver import AnswerDriver
 from jobs.answering.plan import make_plan
+from jobs.answering.question_task import QuestionTask
 from jobs.answering.questions import read_questions
 from jobs.answering.run_record import AnswerRecord
 from jobs.cluster.session import work_on_ray
-from jobs.command import EXIT_TERMINATED, EXIT_TOO_MANY_FAILED, run
-from sttm.engine.sampling import SamplingConfig
+from jobs.command import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    EXIT_TOO_MANY_FAILED,
+    AddressOption,
+    OptionalConfigOption,
+    RecipeOption,
+    SetOption,
+    StoreOption,
+    print_table,
+    run,
+)
+from jobs.config import JobConfig
+from sttm.config import load_config
 from sttm.errors import ArtifactError, StoreError
+from sttm.store.recipes import choose_recipe
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store
 
+_FAILED_SHOWN = 100
+_MESSAGE_WIDTH = 80
+
 
 def answer(
-    store: Annotated[str, typer.Option(help="a store that jobs.index filled")],
-    questions: Annotated[str, typer.Option(help="table of questions, any fsspec URL")],
-    out: Annotated[str, typer.Option(help="folder for the answers: local, s3://, gs://")],
-    model: Annotated[str | None, typer.Option(help="checkpoint; default the one that made the caches")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="longest answer")] = 64,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.001, max=1, help="sample from this much probability")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="makes sampling repeatable")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="text that ends an answer")] = None,
+    store: StoreOption,
+    questions: Annotated[str, typer.Option(help="table of questions: a path or fsspec URL")],
+    out: Annotated[str, typer.Option(help="folder for the answers: a path or s3://bucket/path")],
+    file_format: Annotated[
+        FileFormat, typer.Option("--format", help="format of the table of answers")
+    ] = FileFormat.PARQUET,
+    recipe: RecipeOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first so many questions")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="actors; default as many as the GPUs hold")] = None,
-    gpus: Annotated[int | None, typer.Option(min=0, help="how many, those an autoscaler adds included")] = None,
-    gpus_per_model: Annotated[int, typer.Option(min=1, help="GPUs an actor spreads its model over")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="questions answered at once")] = 64,
-    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="ask again what failed before")] = False,
-    max_failed_share: Annotated[float, typer.Option(min=0, max=1, help="of the questions, for exit code 3")] = 0.5,
-    address: Annotated[str | None, typer.Option(help="Ray cluster; default $RAY_ADDRESS, else an embedded Ray")] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="ask again what failed in an earlier run")
+    ] = False,
+    address: AddressOption = None,
+    config: OptionalConfigOption = None,
+    set_: SetOption = None,
 ) -> int:
     """Answer every question of a table."""
-    sampling = SamplingConfig.checked(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    config = AnswerConfig(sampling=sampling, stop=tuple(stop or ()))
+    settings = load_config(JobConfig, config, set_)
     run_id = time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
     rows, table, opened = read_questions(questions, limit), AnswerTable(out), Store.open(store)
-    plan = make_plan(rows, opened, table, config, retry_errors, run_id)
+    chosen = choose_recipe(opened, recipe)
+    if chosen.notice:
+        print(chosen.notice, flush=True)
+    plan = make_plan(rows, opened, table, settings.sampling, run_id, chosen.digest, retry_errors)
     print(f"{len(rows)} questions: {len(plan.todo)} different ones to answer", flush=True)
     record = AnswerRecord(table, run_id, plan)
-    is_terminated = False
+    stopped_by = None
     if plan.todo:
-        settings = AnswerRunConfig(gpus=gpus, workers=workers, gpus_per_model=gpus_per_model, batch_rows=batch)
-        driver = AnswerDriver(store, _sound(opened, plan.todo), model, config, settings, run_id, record.hear)
-        try:
-            work_on_ray(address, driver.stopping, lambda: driver.run(plan.todo))
-        finally:
-            record.flush()
-        is_terminated = driver.stopping.is_set()
-    summary = record.summary()
+        driver = AnswerDriver(store, _readable_artifact(opened, plan.todo), settings, run_id, record.on_rows)
+        stopped_by = _answer_all(driver, plan.todo, record, address)
+    summary, failed = record.summary(), record.failed_rows()
     if not summary["left"]:
-        table.finish(replace(plan.known[key], id=row.id) for key, row in zip(plan.keys, rows, strict=True))
-        summary["answers"] = f"{table.storage.url}/{FINAL}"
+        summary["answers"] = table.finish(filter(None, plan.rows_in_order()), file_format)
+    _show_failed(failed)
+    if stopped_by:
+        _show_stopped(summary)
     print(json.dumps(summary), flush=True)
-    if is_terminated:
-        return EXIT_TERMINATED
-    return EXIT_TOO_MANY_FAILED if rows and summary["failed"] / len(rows) > max_failed_share else 0
+    if stopped_by:
+        return EXIT_INTERRUPTED if stopped_by == signal.SIGINT else EXIT_TERMINATED
+    return EXIT_TOO_MANY_FAILED if rows and len(failed) / len(rows) > settings.run.max_failed_share else 0
 
 
-def _sound(store: Store, asked: list[Asked]) -> str:
-    """The first artifact whose manifest can be read: it says which model to load."""
-    for identity in dict.fromkeys(one.identity for one in asked):
+def _answer_all(
+    driver: AnswerDriver, tasks: list[QuestionTask], record: AnswerRecord, address: str | None
+) -> signal.Signals | None:
+    """Run the driver; return the signal that stopped it early, if one did."""
+    try:
+        return work_on_ray(address, driver.stopping, lambda: driver.run(tasks))
+    finally:
+        record.flush()
+
+
+def _readable_artifact(store: Store, tasks: list[QuestionTask]) -> str:
+    """The first artifact whose manifest can be read: the manifest says which model to load."""
+    for identity in dict.fromkeys(task.identity for task in tasks):
         with suppress(ArtifactError, MissingObjectError):
             return store.manifest(identity).identity
-    raise StoreError(f"no manifest of {store.storage.url} can be read; verify the store")
+    raise StoreError(f"no manifest of {store.storage.url} can be read; check the store with `store verify`")
+
+
+def _show_failed(rows: list[AnswerRow]) -> None:
+    if not rows:
+        return
+    table = Table("failed question", "video", "code")
+    table.add_column("message", max_width=_MESSAGE_WIDTH)
+    for row in rows[:_FAILED_SHOWN]:
+        table.add_row(*map(Text, (row.id, row.video, row.error_code, row.error_message)))
+    print_table(table)
+    if len(rows) > _FAILED_SHOWN:
+        print(f"{len(rows) - _FAILED_SHOWN} more questions failed; the table of answers has all of them")
+
+
+def _show_stopped(summary: dict[str, object]) -> None:
+    print(
+        f"stopped: {summary['done']} questions answered, {summary['left']} left; the same command resumes", flush=True
+    )
 
 
 def command() -> None:

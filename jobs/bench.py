@@ -1,10 +1,13 @@
-"""Benchmarks: each prints a table and ends in one JSON line. Absolute times mean something on an idle machine only.
+"""Benchmarks of speed and of what quantised caches lose. Each prints a table and ends with one line of JSON.
 
-python -m jobs.bench prefill --shape llava-video-7b     # vision, merge and prefill: full, 50 %, 30 % of the tokens
-python -m jobs.bench store --store URL                  # writing and reading a KV cache against a raw copy
-python -m jobs.bench answer --shape llava-video-7b      # first token by tier, 64 questions together, a decode step
-python -m jobs.bench pipeline                           # the index job against its slowest stage; --gpus 1,2,4
-python -m jobs.bench schemes                            # what each KV scheme loses, on the built-in model
+    python -m jobs.bench prefill --shape llava-video-7b     vision tower, merge and prefill of one video
+    python -m jobs.bench answer --shape llava-video-7b      time to the first token, and many questions at once
+    python -m jobs.bench pipeline                           videos per second of the index job
+    python -m jobs.bench store --store URL                  writing and reading a stored cache
+    python -m jobs.bench schemes                            what each KV scheme loses
+
+Times can be compared only if the machine had no other work. jobs/benchmark/RESULTS.md has measured results and explains
+the columns.
 """
 
 from jobs.benchmark.answer import bench_answer

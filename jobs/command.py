@@ -59,16 +59,20 @@ def run(help_text: str | None, *, is_group: bool = False, **functions: Callable[
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": _HELP_WIDTH},
     )
     program = sys.argv[0] if sys.argv[0].startswith("sttm ") else None
-    text = _with_shape(help_text or "")
-    if program:
-        lines = text.split("\n")  # a cluster has the code, not always the `sttm` script
-        text = "\n".join(x if "ray job" in x else x.replace("python -m jobs.", "sttm ") for x in lines)
+
+    def shown(text: str | None) -> str:
+        lines = _with_shape(text or "").split("\n")
+        if program:  # a cluster has the code, not always the `sttm` script
+            lines = [x if "ray job" in x else x.replace("python -m jobs.", "sttm ") for x in lines]
+        return "\n".join(lines)
+
     alone = len(functions) == 1 and not is_group
     for name, function in functions.items():
         summary = inspect.cleandoc(function.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-        app.command(name, help=text if alone else None, short_help=summary)(_guarded(function))
+        text = help_text if alone else function.__doc__
+        app.command(name, help=shown(text), short_help=summary)(_guarded(function))
     if not alone:
-        app.callback(help=text)(lambda: None)
+        app.callback(help=shown(help_text))(lambda: None)
     app(prog_name=program)
     sys.exit(0)
 

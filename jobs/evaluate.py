@@ -1,94 +1,136 @@
-"""How much accuracy reducers keep: a model, questions with known answers, and a list of reducers at budgets.
+"""Measure how much accuracy reducers keep: a model, questions with known answers, and a list of reducers at budgets.
 
     python -m jobs.evaluate --quick
-    python -m jobs.evaluate --benchmark synthetic --reducers "sttm,sttm[variant=reference],tome" --budgets 0.5,0.3
-    python -m jobs.evaluate --config ... --questions questions.parquet --out results/
-    python -m jobs.evaluate --config ... --benchmark video-mme --annotations test.parquet --videos data/
+    python -m jobs.evaluate --reducers "sttm,sttm[variant=reference],tome" --budgets 0.5,0.3
+    python -m jobs.evaluate --config my.yaml --questions questions.csv --videos clips/ --out results/
+    python -m jobs.evaluate --config my.yaml --benchmark video-mme --annotations test.parquet --videos data/
+
+What is asked is one of three things: the built-in synthetic clips (the default), a table of your own (--questions), or
+a public benchmark from its own annotation file (--benchmark with --annotations and --videos).
+
+A table of questions is a Parquet, CSV, JSON or JSON lines file. Columns:
+
+    video      path or URL of a video; relative ones count from --videos, by default the folder of the table
+    question   what to ask
+    answer     the right answer: its text, or the letter of the right option (A is the first one)
+    options    optional: a list of answers to choose from (in CSV as JSON)
+    task       optional: a word for the kind of question; accuracy is also given for each task
+
+With options, --scoring letter (the default) lets the model reply and reads the letter from the reply, `exact` compares
+the reply's text with the answer, `likelihood` asks which option the model finds likeliest. Without options the scoring
+is `exact`. A reply from which no single letter can be read is wrong; the report says how many replies could be read.
 
 Every video is read and vision-encoded once for all reducers and questions. Full tokens are always the first row; all
 others are compared with it, question by question. A setting in brackets changes that reducer only, see
-`sttm.evaluation.reducers`; `--set` changes all of them. Questions that cannot be asked become error rows and count for
-no reducer. The last line is JSON; `--out` also keeps the table, every reply and the errors. Exit code 3: more than
-half of the videos failed.
+`sttm/evaluation/reducers.py`; --set changes all of them. A reply has at most 16 tokens, unless the settings say
+`sampling.max_tokens`. A question that cannot be asked becomes an error row and counts for no reducer.
+
+The last line printed is JSON. OUT gets report.json, table.md, answers.jsonl (one line a question: its right answer, and
+the answer under each reducer) and, with matplotlib (`pip install 'sttm[eval]'`), plot.png. Exit codes: 0 done, 1 cannot
+run, 3 more than half of the videos failed.
 """
 
 import json
-import time
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 
-from jobs.command import EXIT_TOO_MANY_FAILED, run
+from jobs.command import EXIT_TOO_MANY_FAILED, ConfigOption, SetOption, run
 from jobs.config import JobConfig
 from sttm.config import IndexConfig, load_config
+from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ConfigError, SttmError
 from sttm.evaluation.benchmarks import FORMATS, read_benchmark
-from sttm.evaluation.evaluator import Evaluator, VideoOutcome
+from sttm.evaluation.evaluator import REPLY_TOKENS, Evaluator, VideoOutcome
 from sttm.evaluation.markdown import tables
-from sttm.evaluation.plot import plot
-from sttm.evaluation.questions import Benchmark, RowError, VideoQuestions
-from sttm.evaluation.reducers import Reducer, parse_reducers
-from sttm.evaluation.summary import Row, summarise
+from sttm.evaluation.question_table import read_question_table
+from sttm.evaluation.questions import Benchmark, VideoQuestions
+from sttm.evaluation.record import Record, write_results
+from sttm.evaluation.reducers import parse_reducers
+from sttm.evaluation.summary import summarise, unreadable
 from sttm.evaluation.synthetic import CLIPS, QUICK_CLIPS, synthetic_benchmark
-from sttm.evaluation.table import read_table
 from sttm.models.base import VideoInputs
 from sttm.models.checkpoint import Checkpoint
 
-PROGRESS_EVERY_S = 10.0
 MAX_FAILED_SHARE = 0.5
 ERRORS_SHOWN = 20
-READ_AHEAD = 4  # videos, where a GPU would wait for them
+READ_AHEAD = 4  # videos read by threads while the GPU works
+_BUILT_IN = "synthetic"
 
 
 def evaluate(
-    config: Annotated[str, typer.Option(help="YAML settings: model, video sampling, merge")] = "configs/tiny.yaml",
-    benchmark: Annotated[str, typer.Option(help=f"synthetic, {', '.join(FORMATS)}")] = "synthetic",
-    questions: Annotated[Path | None, typer.Option(help="table of questions: Parquet, JSON lines, CSV")] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="a public benchmark's own annotation file; of mlvu also their folder")
+    config: ConfigOption = "tiny",
+    benchmark: Annotated[
+        str | None, typer.Option(help=f"{_BUILT_IN} (the default), {', '.join(FORMATS)}; not with --questions")
     ] = None,
-    videos: Annotated[str | None, typer.Option(help="folder of the videos; default beside the table")] = None,
-    reducers: Annotated[str, typer.Option(help="comma-separated, with [setting=value,...]")] = "sttm,tome",
+    questions: Annotated[
+        Path | None, typer.Option(help="table of questions with the columns video, question, answer[, options, task]")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="annotation file of the public benchmark; for mlvu also the folder of its files")
+    ] = None,
+    videos: Annotated[
+        str | None, typer.Option(help="folder or URL of the videos; default the folder of the table of questions")
+    ] = None,
+    reducers: Annotated[str, typer.Option(help="comma-separated, each with [setting=value,...]")] = "sttm,tome",
     budgets: Annotated[str, typer.Option(help="shares of the tokens to keep, comma-separated")] = "0.5,0.3",
-    scoring: Annotated[str, typer.Option(help="of a table: auto, exact, letter or likelihood")] = "auto",
+    scoring: Annotated[
+        str | None, typer.Option(help="for questions with options: letter (the default), exact or likelihood")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help=f"{QUICK_CLIPS} videos: minutes on two CPU cores")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first so many videos")] = None,
     encoded: Annotated[bool, typer.Option("--encoded", help="send synthetic clips through H.264 files")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="override, such as prefill.merge_layer=0")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="longest reply")] = 16,
-    device: Annotated[str | None, typer.Option(help="default a GPU if there is one")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder for report, table, replies and plot")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; default a GPU if there is one")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for report, table, answers and plot")] = None,
+    set_: SetOption = None,
 ) -> int:
     """Measure how much accuracy reducers keep."""
     settings = load_config(JobConfig, config, set_)
     compared = parse_reducers(reducers, parse_budgets(budgets), settings)
+    source = Source(benchmark, questions, annotations, videos, scoring, encoded)
+    source.require_consistent()
+    if quick and limit:
+        raise ConfigError(f"--quick and --limit {limit} both say how many videos are asked about; give one of them")
     device = _usable(device) if device else ("cuda" if torch.cuda.is_available() else "cpu")
     if out is not None:
         _make(out)
     limit = limit or (QUICK_CLIPS if quick else None)
-    source = Source(benchmark, questions, annotations, videos, scoring, encoded)
     asked = source.load(settings, limit).head(limit)
+    for note in asked.notes:
+        print(note, file=sys.stderr, flush=True)
     checkpoint = Checkpoint.open(settings.model)
-    progress = Record(compared, len(asked.videos), errors=list(asked.errors))
-    evaluator = Evaluator(checkpoint, compared, max_tokens, device)
+    record = Record(compared, len(asked.videos), errors=list(asked.errors))
+    evaluator = Evaluator(checkpoint, compared, reply_sampling(settings), device)
     for video, inputs in _read(evaluator, asked.videos, ahead=READ_AHEAD if device != "cpu" else 0):
-        progress.add(video, inputs if isinstance(inputs, str) else _run(evaluator, video, inputs))
-    rows = summarise(compared, progress.outcomes)
-    report = progress.report(asked.name, checkpoint, device, settings, rows)
-    _show(rows, progress)
+        record.add(video, inputs if isinstance(inputs, str) else _run(evaluator, video, inputs))
+    rows = summarise(compared, record.outcomes)
+    shown = {**settings.index.model_dump(mode="json"), "sampling": settings.sampling.model_dump(mode="json")}
+    report = record.report(asked.name, checkpoint, device, shown, rows)
+    print(tables(rows) if rows else "no question could be asked")
+    for warning in unreadable(rows):
+        print(f"warning: {warning}", flush=True)
+    _show_errors(record)
     if out is not None:
-        _write(out, report, rows, progress)
+        write_results(out, report, rows, record)
     print(json.dumps(report), flush=True)
-    return EXIT_TOO_MANY_FAILED if progress.failed > MAX_FAILED_SHARE * len(asked.videos) else 0
+    return EXIT_TOO_MANY_FAILED if record.failed > MAX_FAILED_SHARE * len(asked.videos) else 0
+
+
+def reply_sampling(settings: JobConfig) -> SamplingConfig:
+    """The `sampling` section, with short replies unless a settings file or an override says `max_tokens`."""
+    if "max_tokens" in settings.sampling.model_fields_set:
+        return settings.sampling
+    return settings.sampling.model_copy(update={"max_tokens": REPLY_TOKENS})
 
 
 def _run(evaluator: Evaluator, video: VideoQuestions, inputs: VideoInputs) -> VideoOutcome | str:
-    """One video under all reducers; one that does not fit into memory costs no other."""
+    """One video under all reducers, or why it does not fit into memory, which costs no other video."""
     try:
         return evaluator.run(video, inputs)
     except torch.OutOfMemoryError as error:
@@ -113,7 +155,11 @@ def _make(folder: Path) -> None:
 
 
 def parse_budgets(text: str) -> list[float]:
-    """`0.5,0.3` -> [0.5, 0.3]."""
+    """Read shares from a comma-separated list: `0.5,0.3` becomes [0.5, 0.3].
+
+    Raises:
+        ConfigError: a part is not a number above 0 and at most 1.
+    """
     try:
         budgets = [float(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
@@ -125,36 +171,59 @@ def parse_budgets(text: str) -> list[float]:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the questions come from, as asked for on the command line."""
+    """Where the questions come from: the options of the command line that say so."""
 
-    benchmark: str
+    benchmark: str | None
     questions: Path | None
     annotations: Path | None
     videos: str | None
-    scoring: str
+    scoring: str | None
     encoded: bool
 
-    def load(self, settings: IndexConfig, limit: int | None) -> Benchmark:
-        """All questions, by video.
+    def require_consistent(self) -> None:
+        """Check that every option given belongs to the kind of questions that is asked.
 
         Raises:
-            SttmError: there is no such benchmark or file, or it holds no question.
+            ConfigError: an option is missing, or does not go with the others; the message names both.
+        """
+        known = f"{_BUILT_IN}, {', '.join(FORMATS)}"
+        if self.benchmark not in (None, _BUILT_IN, *FORMATS):
+            raise ConfigError(f"no benchmark {self.benchmark!r}; known: {known}")
+        is_public = self.benchmark in FORMATS
+        if self.questions is not None and self.benchmark is not None:
+            raise ConfigError(f"--questions {self.questions} and --benchmark {self.benchmark}: give one of the two")
+        if self.annotations is not None and not is_public:
+            raise ConfigError(
+                f"--annotations {self.annotations} needs the name of its public benchmark: --benchmark with one of "
+                f"{', '.join(FORMATS)}; a table of your own is --questions"
+            )
+        if is_public and (self.annotations is None or self.videos is None):
+            raise ConfigError(f"--benchmark {self.benchmark} needs --annotations FILE and --videos FOLDER")
+        if self.videos is not None and self.questions is None and not is_public:
+            raise ConfigError(f"--videos {self.videos} needs --questions, or a public --benchmark with --annotations")
+        if self.scoring is not None and self.questions is None:
+            raise ConfigError(f"--scoring {self.scoring} needs --questions: a benchmark has a scoring of its own")
+        if self.encoded and (self.questions is not None or is_public):
+            raise ConfigError("--encoded is for the built-in clips; it goes with neither --questions nor --annotations")
+
+    def load(self, settings: IndexConfig, limit: int | None) -> Benchmark:
+        """All questions, grouped by video.
+
+        Raises:
+            ConfigError: the scoring is unknown.
+            TableError: the file cannot be read, or holds no question.
         """
         if self.questions is not None:
-            return read_table(self.questions, self.videos, settings.video, self.scoring)
-        if self.benchmark == "synthetic":
-            return synthetic_benchmark(limit or CLIPS, settings.video if self.encoded else None)
-        if self.benchmark not in FORMATS:
-            raise ConfigError(f"no benchmark {self.benchmark!r}; known: synthetic, {', '.join(FORMATS)}")
-        if self.annotations is None or self.videos is None:
-            raise ConfigError(f"--benchmark {self.benchmark} needs --annotations FILE and --videos FOLDER")
-        return read_benchmark(self.benchmark, self.annotations, self.videos, settings.video)
+            return read_question_table(self.questions, self.videos, settings.video, self.scoring or "letter")
+        if self.annotations is not None and self.videos is not None and self.benchmark is not None:
+            return read_benchmark(self.benchmark, self.annotations, self.videos, settings.video)
+        return synthetic_benchmark(limit or CLIPS, settings.video if self.encoded else None)
 
 
 def _read(
     evaluator: Evaluator, videos: list[VideoQuestions], ahead: int
 ) -> Iterator[tuple[VideoQuestions, VideoInputs | str]]:
-    """Each video with its inputs, or with the reason why there are none; some are read ahead by threads."""
+    """Each video with its inputs, or with the reason why there are none; threads read `ahead` videos in advance."""
 
     def inputs(video: VideoQuestions) -> VideoInputs | str:
         try:
@@ -176,76 +245,11 @@ def _read(
             yield done, future.result()
 
 
-@dataclass
-class Record:
-    """What has been found so far; says so from time to time."""
-
-    reducers: list[Reducer]
-    total: int
-    outcomes: list[VideoOutcome] = field(default_factory=list)
-    errors: list[RowError] = field(default_factory=list)
-    failed: int = 0
-    started: float = field(default_factory=time.monotonic)
-    _printed: float = field(default_factory=time.monotonic)
-
-    def add(self, video: VideoQuestions, outcome: VideoOutcome | str) -> None:
-        """One more video is done, or failed for the reason given."""
-        if isinstance(outcome, str):
-            self.failed += 1
-            self.errors += [RowError(question.row, video.name, outcome) for question in video.questions]
-        else:
-            self.outcomes.append(outcome)
-            self.errors += outcome.errors
-        if time.monotonic() - self._printed >= PROGRESS_EVERY_S:
-            self._printed = time.monotonic()
-            done, seconds = len(self.outcomes) + self.failed, time.monotonic() - self.started
-            left = (self.total - done) * seconds / done
-            print(f"{done}/{self.total} videos  {self.failed} failed  {seconds:.0f} s, {left:.0f} s to go", flush=True)
-
-    def report(
-        self, name: str, checkpoint: Checkpoint, device: str, settings: JobConfig, rows: list[Row]
-    ) -> dict[str, Any]:
-        """The closing JSON."""
-        return {
-            "benchmark": name,
-            "model": checkpoint.name,
-            "commit": checkpoint.commit,
-            "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
-            "torch": str(torch.__version__),
-            "settings": settings.model_dump(mode="json", exclude={"run"}),
-            "videos": len(self.outcomes),
-            "failed_videos": self.failed,
-            "errors": len(self.errors),
-            "seconds": round(time.monotonic() - self.started, 1),
-            "rows": [row.as_json() for row in rows],
-        }
-
-
-def _show(rows: list[Row], record: Record) -> None:
-    print(tables(rows) if rows else "no question could be asked")
+def _show_errors(record: Record) -> None:
     for error in record.errors[:ERRORS_SHOWN]:
         print(f"not asked: {error}")
     if len(record.errors) > ERRORS_SHOWN:
         print(f"not asked: {len(record.errors) - ERRORS_SHOWN} more (--out keeps them all)")
-
-
-def _write(folder: Path, report: dict[str, Any], rows: list[Row], record: Record) -> None:
-    """`report.json`, `table.md`, `replies.jsonl` (one line a question, all reducers), with matplotlib `plot.png`."""
-    errors = [asdict(error) for error in record.errors]
-    (folder / "report.json").write_text(json.dumps({**report, "error_rows": errors}, indent=1))
-    (folder / "table.md").write_text(tables(rows) + "\n" if rows else "")
-    with (folder / "replies.jsonl").open("w") as file:
-        for video in record.outcomes:
-            for i, question in enumerate(video.asked):
-                replies = {r.label: o.replies[i] for r, o in zip(record.reducers, video.outcomes, strict=True)}
-                line = {"video": video.name, "row": question.row, "task": question.task, "question": question.prompt}
-                file.write(json.dumps({**line, "answer": question.answer, "replies": replies}) + "\n")
-    if not rows:
-        return
-    try:
-        plot(rows, folder / "plot.png", f"{report['benchmark']}, {report['model']}")
-    except ImportError:
-        print("no plot: matplotlib is not installed (pip install 'sttm[eval]')")
 
 
 def command() -> None:

@@ -1,10 +1,22 @@
 """Why a video is, or is not, in a store under these settings.
 
-    python -m jobs.explain clips/a.mp4 --store URL --config configs/tiny.yaml
+    python -m jobs.explain clips/a.mp4 --store URL --config tiny            a video file: path or URI
+    python -m jobs.explain a-5d41402abc4b --store URL --set merge.budget=0.5    or the id or name of a stored video
 
-Reads the file (to know its content digest), names the identity it would have, and compares the recipe with those of
-what the store holds of this video, field by field. A file that is gone is looked up by its id, URI or name. Exit code
-0 if it is a hit, 1 if not.
+Reads the file to know its content digest, names the identity that its artifact would have, and compares the recipe with
+those of what the store holds of this video, field by field. A file that cannot be read is looked up in the store alone.
+
+Each line begins with what was found:
+
+    hit         the store has the artifact that these settings make of this video
+    miss        it does not: which fields of the recipe or which content differ, or why indexing failed
+    superseded  an artifact of this file that a newer one replaced
+    gone        the storage says that exactly this file does not exist; its artifacts still answer questions
+    unreadable  the file cannot be looked at now (no rights, no such bucket, a server's error): it may well be there
+    removed     `sttm store rm` removed the video from the store
+    unknown     the store has no video of this id, URI or name, and there is no file to read
+
+Exit code 0 for a hit, 1 for everything else and after an error.
 """
 
 import json
@@ -12,25 +24,27 @@ from typing import Annotated
 
 import typer
 
-from jobs.command import EXIT_ERROR, run
+from jobs.command import EXIT_ERROR, ConfigOption, SetOption, StoreOption, run
 from jobs.config import JobConfig
 from sttm.config import index_recipe, load_config
-from sttm.corpus import VideoRef, list_corpus
-from sttm.errors import CorpusError
+from sttm.corpus import VideoRef, list_corpus, look_again
+from sttm.errors import CorpusError, VideoError
 from sttm.models.checkpoint import Checkpoint
+from sttm.store.catalog.lookup import named, rows_of
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe, differences, identity, recipe_digest
 from sttm.store.maintenance import superseded
+from sttm.store.sources import Absence, absence
 from sttm.store.store import Store
-from sttm.urls import absolute_uri, redact_url
+from sttm.urls import absolute_uri, is_http, redact_url
 from sttm.video.file import read_video_file
 
 
 def explain(
-    video: Annotated[str, typer.Argument(help="path or URI of a video file")],
-    store: Annotated[str, typer.Option(help="URL of the store")],
-    config: Annotated[str, typer.Option(help="YAML settings")] = "configs/tiny.yaml",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="override, such as merge.budget=0.5")] = None,
+    video: Annotated[str, typer.Argument(help="path or URI of a video file; or id or name of a stored video")],
+    store: StoreOption,
+    config: ConfigOption = "tiny",
+    set_: SetOption = None,
 ) -> int:
     """Say whether a store has a video under these settings, and if not, what differs."""
     settings = load_config(JobConfig, config, set_)
@@ -38,58 +52,106 @@ def explain(
     opened = Store.open(store)
     try:
         refs = list_corpus(video)
-    except CorpusError:
-        if rows := _rows_of(opened, video, absolute_uri(video)):
-            return _explain_gone(rows, recipe)
-        raise
+    except CorpusError as error:
+        return _explain_unlisted(opened, video, recipe, settings.video.max_source_bytes, error)
     if len(refs) != 1:
-        raise CorpusError(f"{video} names {len(refs)} videos; explain takes one")
-    _, digest = read_video_file(refs[0].uri, settings.video.max_source_bytes)
+        raise CorpusError(f"{redact_url(video)} names {len(refs)} videos; explain takes one")
+    return _explain_file(opened, refs[0], recipe, settings.video.max_source_bytes)
+
+
+def _explain_file(store: Store, ref: VideoRef, recipe: Recipe, max_bytes: int) -> int:
+    """Compare a file with what the store has of it or of files with its name."""
+    history = store.catalog.history()
+    rows = [row for row in store.catalog.rows() if {row.video_id, row.uri, row.name} & {ref.uri, ref.name}]
+    try:
+        _, digest = read_video_file(ref.uri, max_bytes)
+    except (VideoError, OSError) as error:
+        return _explain_rows(store, ref.uri, rows, recipe, Absence(False, str(error)))
     name = identity(recipe, digest)
-    print(
-        f"video     {redact_url(refs[0].uri)}\ncontent   {digest}\nrecipe    {recipe_digest(recipe)}\nidentity  {name}"
-    )
-    for old in superseded(opened):
-        if old.row.uri == refs[0].uri:
+    print(f"video     {redact_url(ref.uri)}\ncontent   {digest}\nrecipe    {recipe_digest(recipe)}\nidentity  {name}")
+    for old in superseded(store):
+        if old.row.uri == ref.uri:
             by = old.by.identity[:12] or f"an error, {old.by.error_code}"
             print(f"superseded: {old.row.identity[:12]} of {old.row.created_at}, by {by} of {old.by.created_at}")
-    if opened.has(name):
-        manifest = opened.manifest(name)
-        print(
-            f"hit: indexed {manifest.created_at} from {redact_url(manifest.source.uri)} by run {manifest.facts.run_id}"
-        )
+    if store.has(name):
+        manifest = store.manifest(name)
+        shown = redact_url(manifest.source.uri)
+        print(f"hit: indexed {manifest.created_at} from {shown} by run {manifest.facts.run_id}")
         return 0
-    rows = _rows_of(opened, refs[0].uri, refs[0].name)
     if not rows:
+        _print_removal(ref.uri, history)
         print("miss: the store holds nothing of this file or of one with its name")
     for row in rows:
-        print(f"miss: {_difference(opened, row, recipe, refs[0], digest)}")
+        print(f"miss: {_cause(store, row, recipe, digest)}")
     return EXIT_ERROR
 
 
-def _rows_of(store: Store, *names: str) -> list[CatalogRow]:
-    """Rows of videos with one of these ids, URIs or names."""
-    return [row for row in store.catalog.rows() if {row.video_id, row.uri, row.name} & {*names}]
+def _explain_unlisted(store: Store, video: str, recipe: Recipe, max_bytes: int, error: CorpusError) -> int:
+    """Look up a text that names no file: it may be the id or name of a stored video, or the URI of a file out of reach.
+
+    Raises:
+        StoreError: several videos of the store have this name.
+        CorpusError: there is a file, but no video can be listed from it.
+    """
+    rows, texts = store.catalog.rows(), (video, absolute_uri(video))
+    for text in texts:
+        if named(text, rows):
+            found = rows_of(text, rows, store.storage.url)
+            uri = found[0].uri
+            missing = absence(uri)
+            if missing is None:
+                return _explain_file(store, look_again([uri])[0], recipe, max_bytes)
+            return _explain_rows(store, uri, found, recipe, missing)
+    history = store.catalog.history()
+    if any(_print_removal(text, history) for text in texts):
+        return EXIT_ERROR
+    missing = absence(texts[1])
+    if missing is None:
+        raise error
+    is_pattern = not is_http(video) and any(wildcard in video for wildcard in "*?[")
+    cause = "this pattern matches no video" if is_pattern else missing.cause
+    print(f"unknown: {store.storage.url} has no video of this id, URI or name; as a file: {cause}")
+    return EXIT_ERROR
 
 
-def _explain_gone(rows: list[CatalogRow], recipe: Recipe) -> int:
-    """What the store still holds of a video whose file is not there any more."""
+def _explain_rows(store: Store, uri: str, rows: list[CatalogRow], recipe: Recipe, missing: Absence) -> int:
+    """Say what the store has of a video whose file is gone or cannot be read."""
+    if missing.is_gone:
+        remedy = f"; `sttm store rm {rows[0].video_id}` removes what the store has of it"
+        print(f"gone: {redact_url(uri)}: {missing.cause}{remedy}")
+    else:
+        print(f"unreadable: {redact_url(uri)}: {missing.cause}")
     digest, is_hit = recipe_digest(recipe), False
     for row in rows:
-        shown = redact_url(row.uri)
-        print(f"gone: {shown} is not there any more; `sttm store rm {row.video_id}` removes what the store has of it")
-        if row.status == "error":
-            print(f"miss: indexing it failed: {row.error_code}: {row.error_message}")
-        elif row.recipe_digest != digest:
-            print(f"miss: {row.identity[:12]} was made by another recipe, {row.recipe_digest[:12]}")
-        else:
+        if row.status == "ok" and row.recipe_digest == digest:
             print(f"hit: {row.identity} was indexed {row.created_at} and still answers questions")
             is_hit = True
+        else:
+            print(f"miss: {_cause(store, row, recipe)}")
+    if not rows:
+        print("miss: the store holds nothing of this file or of one with its name")
     return 0 if is_hit else EXIT_ERROR
 
 
-def _difference(store: Store, row: CatalogRow, recipe: Recipe, ref: VideoRef, digest: str) -> str:
-    """How one stored row of this video differs from what was asked for."""
+def _print_removal(text: str, history: list[CatalogRow]) -> bool:
+    """Say when the video of a text was removed from the store, if its last row says so; returns whether it was."""
+    found = named(text, history)
+    if not found or found[-1].status != "removed":
+        return False
+    row = found[-1]
+    print(f"removed: {row.video_id} was removed on {row.created_at}; index {redact_url(row.uri)} again to have it back")
+    return True
+
+
+def _cause(store: Store, row: CatalogRow, recipe: Recipe, digest: str | None = None) -> str:
+    """How a stored row differs from what was asked for.
+
+    Args:
+        store: the store.
+        row: a row of this video or of one with its name.
+        recipe: the recipe asked for.
+        digest: content digest of the file; None if the file was not read.
+    """
     if row.status == "error":
         return f"indexing {redact_url(row.uri)} failed: {row.error_code}: {row.error_message}"
     manifest = store.manifest(row.identity)
@@ -97,9 +159,9 @@ def _difference(store: Store, row: CatalogRow, recipe: Recipe, ref: VideoRef, di
         f"{d.path} is {json.dumps(d.left)}, asked for {json.dumps(d.right)}"
         for d in differences(manifest.recipe, recipe)
     ]
-    if manifest.content_digest != digest:
+    if digest not in (None, manifest.content_digest):
         found.append(
-            f"content is {manifest.content_digest[:12]} of {redact_url(row.uri)}, this file's is {digest[:12]}"
+            f"content is {manifest.content_digest[:12]} of {redact_url(row.uri)}, this file's is {str(digest)[:12]}"
         )
     return f"{row.identity[:12]} differs: " + "; ".join(found)
 

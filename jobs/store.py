@@ -1,65 +1,104 @@
 """Looking after a store.
 
-    python -m jobs.store ls --store URL [--sources]     what it holds; whether the videos are still there
+    python -m jobs.store ls --store URL [--sources]     recipes and videos; whether the video files are still there
     python -m jobs.store stat --store URL               sizes, and how long loading a cache will take
     python -m jobs.store verify --store URL             every byte against its digest; exit code 1 if something is wrong
     python -m jobs.store gc --store URL [--delete]      what no reader needs any more; deletes only when told to
     python -m jobs.store compact --store URL            join the catalog's parts
     python -m jobs.store requantise VIDEO --scheme int8 --store URL   from an exact artifact; needs no model
-    python -m jobs.store export VIDEO FILE --store URL  the token table as fixed-shape float16 tensors
-    python -m jobs.store rm VIDEO --store URL           a video with all its artifacts and rows, verified gone
+    python -m jobs.store export VIDEO FILE --store URL [--recipe NAME]   the token table as float16 tensors
+    python -m jobs.store rm VIDEO --store URL [--yes]   a video with all its artifacts and rows, verified gone
 
-`gc --delete` and `rm` must not run beside an index job of the same store.
+VIDEO is a video's id, URI or file name. `gc --delete` and `rm` must not run beside an index job of the same store.
+
+Exit code 0 if all went well, 1 after an error, where `verify` finds a problem, or where `rm` removes nothing.
 """
 
 import json
+import sys
 import time
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from jobs.command import EXIT_ERROR, run
-from sttm.corpus import look_again
+from jobs.command import EXIT_ERROR, RecipeOption, StoreOption, print_table, run
 from sttm.errors import StoreError
 from sttm.store import maintenance
+from sttm.store.catalog.lookup import rows_of
 from sttm.store.catalog.row import CatalogRow
-from sttm.store.key import Recipe, source_key
 from sttm.store.kv.scheme import KVScheme
+from sttm.store.recipes import SHORT_NAME_DIGITS, StoredRecipe, choose_recipe, stored_recipes
+from sttm.store.sources import source_states
+from sttm.store.storage import Storage, public_url
 from sttm.store.store import Store
-from sttm.store.tokens import export_tokens
 
-StoreUrl = Annotated[str, typer.Option("--store", help="URL of the store")]
 Video = Annotated[str, typer.Argument(help="id, URI or file name of the video")]
 PROBE_BYTES = 64 << 20
 
 
 def ls(
-    store: StoreUrl,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON line a row")] = False,
+    store: StoreOption,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON line a row, with its recipe")] = False,
     sources: Annotated[bool, typer.Option("--sources", help="also look whether the videos are still there")] = False,
 ) -> None:
-    """List videos and their artifacts, superseded ones too."""
+    """List recipes and videos with their artifacts, superseded ones too."""
     opened = Store.open(store)
+    rows = opened.catalog.rows()
+    recipes = stored_recipes(opened, rows)
     found = [(s.row, "superseded", s.by.identity or s.by.error_code) for s in maintenance.superseded(opened)]
-    found += [(row, row.status, "") for row in opened.catalog.rows()]
+    found += [(row, row.status, "") for row in rows]
     states = source_states(opened, [row for row, _, _ in found]) if sources else [""] * len(found)
-    table = Table("video", "status", "tokens", "retained", "KV cache", "identity or cause", *["source"] * sources)
+    if as_json:
+        by_digest = {recipe.digest: recipe for recipe in recipes}
+        for (row, status, by), state in zip(found, states, strict=True):
+            about: dict[str, Any] = {"recipe": _recipe_record(row.recipe_digest, by_digest.get(row.recipe_digest))}
+            about |= {"superseded_by": by} if by else {}
+            about |= {"source": state} if sources else {}
+            print(json.dumps({**row.__dict__, "status": status, **about}))
+        return
+    if not found:
+        print(f"no videos in {opened.storage.url}")
+        return
+    columns = ("video", "status", "recipe", "tokens", "retained", "KV cache", "identity or cause")
+    table = Table(*columns, *["source"] * sources)
     for (row, status, by), state in zip(found, states, strict=True):
-        if as_json:
-            extra = {"superseded_by": by} if by else {}
-            print(json.dumps({**row.__dict__, "status": status, **extra, **({"source": state} if sources else {})}))
-        counts = (str(row.tokens_after), f"{row.retained_ratio:.1%}", f"{row.kv_bytes / 1e6:.1f} MB")
-        cause = f"{row.identity[:12]}, by {by[:12]}" if by else row.identity[:12] or row.error_code
-        table.add_row(row.video_id, status, *(counts if row.identity else ("", "", "")), cause, *[state] * sources)
-    if not as_json:
-        Console().print(table)
+        table.add_row(*map(Text, (*_cells(row, status, by), *[state] * sources)))
+    print_table(table)
+    print_table(_recipe_table(recipes))
 
 
-def stat(store: StoreUrl) -> None:
+def _cells(row: CatalogRow, status: str, superseded_by: str) -> tuple[str, ...]:
+    counts = (str(row.tokens_after), f"{row.retained_ratio:.1%}", f"{row.kv_bytes / 1e6:.1f} MB")
+    cause = row.identity[:12] or row.error_code
+    cause += f", by {superseded_by[:12]}" if superseded_by else ""
+    return row.video_id, status, row.recipe_digest[:SHORT_NAME_DIGITS], *(counts if row.identity else [""] * 3), cause
+
+
+def _recipe_table(recipes: list[StoredRecipe]) -> Table:
+    """One line a recipe, newest first."""
+    columns = ("recipe", "model", "frames", "tokens kept", "merge layer", "KV scheme", "videos", "size", "newest")
+    table = Table(*columns)
+    for recipe in recipes:
+        rate = "" if recipe.fps is None else f", {recipe.fps:g} a second"
+        frames = "" if recipe.max_frames is None else f"at most {recipe.max_frames}{rate}"
+        layer = "" if recipe.merge_layer is None else str(recipe.merge_layer)
+        counts = (str(recipe.videos), f"{recipe.size_bytes / 1e6:.1f} MB", recipe.created_at[:16])
+        cells = (recipe.name, recipe.model or "unknown model", frames, recipe.kept, layer, recipe.scheme, *counts)
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _recipe_record(digest: str, recipe: StoredRecipe | None) -> dict[str, Any]:
+    """The JSON object of a row's recipe: its name alone, if no usable artifact of the store was made with it."""
+    return {"name": digest[:SHORT_NAME_DIGITS], **(asdict(recipe) if recipe else {})}
+
+
+def stat(store: StoreOption) -> None:
     """Count what the store holds and measure how fast it loads."""
     opened = Store.open(store)
     counts = maintenance.count(opened)
@@ -81,7 +120,7 @@ def stat(store: StoreUrl) -> None:
     print(json.dumps(facts))
 
 
-def verify(store: StoreUrl) -> int:
+def verify(store: StoreOption) -> int:
     """Read every committed byte and compare it with its digest."""
     problems = 0
     for problem in maintenance.verify(Store.open(store)):
@@ -92,11 +131,11 @@ def verify(store: StoreUrl) -> int:
 
 
 def gc(
-    store: StoreUrl,
-    min_age_hours: Annotated[float, typer.Option(min=0, help="leave alone what is younger")] = 24.0,
+    store: StoreOption,
+    min_age_hours: Annotated[float, typer.Option(min=0, help="leave younger objects alone")] = 24.0,
     delete: Annotated[bool, typer.Option("--delete", help="really delete; otherwise only list")] = False,
 ) -> None:
-    """Find, and if told to delete, what no reader needs any more."""
+    """List what no reader needs any more, and delete it if told to."""
     opened = Store.open(store)
     garbage = maintenance.find_garbage(opened, timedelta(hours=min_age_hours))
     for entry in garbage.objects:
@@ -107,7 +146,7 @@ def gc(
     print(f"{len(garbage.objects)} objects, {garbage.size_bytes / 1e6:.1f} MB {verb}")
 
 
-def compact(store: StoreUrl) -> None:
+def compact(store: StoreOption) -> None:
     """Join the catalog's parts into one."""
     catalog = Store.open(store).catalog
     before = len(catalog.snapshot().parts)
@@ -116,7 +155,7 @@ def compact(store: StoreUrl) -> None:
 
 
 def requantise(
-    video: Video, store: StoreUrl, scheme: Annotated[str, typer.Option(help="KV scheme to convert to")] = "int8"
+    video: Video, store: StoreOption, scheme: Annotated[str, typer.Option(help="KV scheme to convert to")] = "int8"
 ) -> None:
     """Derive an artifact of another scheme from an exact one."""
     if scheme not in get_args(KVScheme):
@@ -125,24 +164,41 @@ def requantise(
     found = opened.find(video)
     artifacts = [row for row in opened.catalog.rows() if row.video_id == found.video_id and row.status == "ok"]
     exact = [r for r in artifacts if opened.manifest(r.identity).recipe["store"]["kv_scheme"] == "exact"]
-    from sttm.store.requantise import requantise as derive  # with torch, which takes seconds
+    from sttm.store.requantise import requantise as derive  # imports torch, which takes seconds
 
     row = derive(opened, (exact or [found])[-1], scheme)
     opened.catalog.append([row])
     print(f"{row.video_id}: {scheme}, {row.kv_bytes / 1e6:.2f} MB, {row.identity[:12]}")
 
 
-def export(video: Video, file: Annotated[Path, typer.Argument(help="Parquet file to write")], store: StoreUrl) -> None:
+def export(
+    video: Video,
+    file: Annotated[str, typer.Argument(help="Parquet file to write: a path or s3://bucket/path")],
+    store: StoreOption,
+    recipe: RecipeOption = None,
+) -> None:
     """Write a video's reduced tokens as a Parquet table of fixed-shape float16 tensors."""
     opened = Store.open(store)
-    tokens = opened.load_tokens(opened.find(video).identity)
-    file.write_bytes(export_tokens(tokens))
-    print(f"{len(tokens.patches)} tokens written to {file}")
+    chosen = choose_recipe(opened, recipe, video)
+    if chosen.notice:
+        print(chosen.notice, file=sys.stderr)
+    from sttm.store.tokens import export_tokens  # imports torch, which takes seconds
+
+    tokens = opened.load_tokens(opened.find(video, chosen.digest).identity)
+    _write(file, export_tokens(tokens))
+    print(f"{len(tokens.patches)} tokens written to {public_url(file)}")
 
 
-def rm(video: Video, store: StoreUrl) -> int:
-    """Remove a video with all its artifacts and rows, and look whether it is gone."""
+def rm(
+    video: Video,
+    store: StoreOption,
+    yes: Annotated[bool, typer.Option("--yes", help="remove without asking")] = False,
+) -> int:
+    """Remove a video with all its artifacts and rows, and check that nothing of it is left."""
     opened = Store.open(store)
+    if not yes and not _agrees(rows_of(video, opened.catalog.rows(), opened.storage.url), opened.storage.url):
+        print("nothing was removed")
+        return EXIT_ERROR
     gone = maintenance.remove(opened, video)
     left = [name for name in gone.deleted if opened.has(name) or opened.storage.keys(f"kv/{name[:2]}/{name}")]
     for identity in left:
@@ -154,30 +210,39 @@ def rm(video: Video, store: StoreUrl) -> int:
     return EXIT_ERROR if left else 0
 
 
-def source_states(store: Store, rows: list[CatalogRow]) -> list[str]:
-    """For each row: `there` as it was when the row was made, `changed` since, or `gone` (or not to be read).
+def _agrees(rows: list[CatalogRow], url: str) -> bool:
+    """Ask whether the video of these rows is to be removed.
 
-    Looks at every file once, and reads none. Of an error row nobody may know the recipe; it is then never `changed`.
+    Raises:
+        StoreError: nobody can be asked.
     """
-    refs = {ref.uri: ref for ref in look_again(sorted({row.uri for row in rows}))}
-    recipes: dict[str, Recipe] = {}
-    for row in rows:
-        if row.identity and row.recipe_digest not in recipes:
-            recipes[row.recipe_digest] = store.manifest(row.identity).recipe
-    states = []
-    for row in rows:
-        ref, recipe = refs[row.uri], recipes.get(row.recipe_digest)
-        if ref.size_bytes is None:
-            states.append("gone")
-        elif recipe and source_key(ref.uri, ref.size_bytes, ref.version, recipe) != row.source_key:
-            states.append("changed")
-        else:
-            states.append("there")
-    return states
+    sizes = {row.identity: row.kv_bytes + row.tokens_bytes for row in rows if row.identity}
+    artifacts = "1 artifact" if len(sizes) == 1 else f"{len(sizes)} artifacts"
+    what = f"{rows[0].video_id} ({rows[0].name}) with {artifacts}, {sum(sizes.values()) / 1e6:.1f} MB"
+    if not sys.stdin.isatty():
+        raise StoreError(f"not a terminal, so nobody can be asked whether to remove {what}; give --yes to remove it")
+    return typer.confirm(f"Remove {what}, from {url}?")
+
+
+def _write(url: str, data: bytes) -> None:
+    """Write a file to a local path or to storage that can hold a store.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    if "://" in url and not url.startswith("file://"):
+        folder, _, name = url.rpartition("/")
+        Storage(folder).put(name, data)
+        return
+    path = Path(url.removeprefix("file://")).expanduser()
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}; give a file in a folder that exists") from None
 
 
 def _bytes_per_second(store: Store) -> float:
-    """Reading rate of the largest artifact, 0 for an empty store."""
+    """Rate at which the largest KV file is read; 0 for an empty store."""
     rows = [row for row in store.catalog.rows() if row.status == "ok"]
     if not rows:
         return 0.0

@@ -25,6 +25,8 @@ from sttm.video.decode import VideoConfig, decoder_versions
 _PACKAGE = Path(__file__).parent
 _SHIPPED = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 
+COMMAND_SECTIONS = ("run", "sampling", "cache", "answer", "serve")  # of the commands in jobs/, which share the files
+
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
 
@@ -81,8 +83,24 @@ def read_settings(config: str | Path | None) -> dict[str, Any]:
     return data
 
 
+def load_index_config(config: str | Path | None, overrides: list[str] | None = None) -> IndexConfig:
+    """The settings that decide what is stored, from a file that may hold sections of the commands (`run`), too.
+
+    Args:
+        config: name of a shipped settings file, or path of a YAML file; None leaves every setting at its default.
+        overrides: `section.key=value`, each replacing one setting.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, a value out of range; names the file, key and value.
+    """
+    return load_config(IndexConfig, config, overrides, ignored=COMMAND_SECTIONS)
+
+
 def load_config(
-    kind: type[SettingsType], config: str | Path | None = None, overrides: list[str] | None = None
+    kind: type[SettingsType],
+    config: str | Path | None = None,
+    overrides: list[str] | None = None,
+    ignored: tuple[str, ...] = (),
 ) -> SettingsType:
     """Read settings from a YAML file and apply overrides.
 
@@ -91,6 +109,7 @@ def load_config(
         config: name of a shipped settings file, or path of a YAML file; None leaves every setting at its default.
         overrides: `section.key=value` with a YAML value, each replacing one setting. `preset=name` takes the sections
             that the file's `presets` hold under that name in place of the file's own; the other overrides come after.
+        ignored: sections that a file may hold and this class of settings does not.
 
     Raises:
         ConfigError: no such file, not YAML, an unknown key, a value out of range; names the file, key and value.
@@ -101,7 +120,7 @@ def load_config(
         if not override.startswith("preset="):
             _apply(data, override)
     try:
-        return kind.model_validate(data)
+        return kind.model_validate({name: value for name, value in data.items() if name not in ignored})
     except ValidationError as error:
         raise ConfigError("; ".join(_explained(e, path, overrides or []) for e in error.errors())) from error
 

@@ -1,17 +1,15 @@
 """The list of videos to index: a folder, a glob, one file, or a manifest, on any fsspec URL.
 
     list_corpus("clips/")                     every video below the folder, in sorted order
-    list_corpus("s3://bucket/a/**/*.mp4")     a glob; with an explicit extension it may be any extension
+    list_corpus("s3://bucket/a/**/*.mp4")     a glob; without an extension it finds videos only
     list_corpus("clips/one.mp4")              one file
-    list_corpus("s3://bucket/nightly.parquet")  a manifest (Parquet, CSV, JSON lines): column `uri`, optional `id`
+    list_corpus("s3://bucket/nightly.parquet")  a manifest (Parquet, CSV, JSON, JSON lines)
 
-Listing reads no video. Credentials come from the environment only; messages never show user info or query strings.
+A manifest has the column `uri` (a URL or path; a relative one counts from the folder of the manifest) and, optionally,
+`id`. Listing reads no video. Credentials come from the environment; messages show neither user info nor query strings.
 """
 
-import csv
 import hashlib
-import io
-import json
 import os
 import posixpath
 import re
@@ -23,13 +21,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from sttm.errors import CorpusError
-from sttm.urls import absolute_uri, is_http, is_local, open_filesystem, path_on, redact_url
+from sttm.tables import EXTENSIONS, TableError, read_table
+from sttm.urls import absolute_uri, extension_of, is_http, is_local, open_filesystem, path_on, redact_url
 
 VIDEO_EXTENSIONS = (
     *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
     *(".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
 )
-MANIFEST_EXTENSIONS = (".parquet", ".csv", ".jsonl", ".ndjson")
 _WILDCARDS = "*?["
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _ID_RULE = "1 to 128 of the characters A-Z a-z 0-9 . _ -, not starting with . or -"
@@ -43,14 +41,14 @@ class _Row(NamedTuple):
 
 @dataclass(frozen=True)
 class VideoRef:
-    """Where one video is and what its source looked like when it was listed.
+    """Where one video is, and the state of its file when it was listed.
 
     Attributes:
-        uri: absolute normalised URL, e.g. `file:///data/a.mp4` or `s3://bucket/a.mp4`; always encodable as UTF-8.
-        video_id: stable name of the video, safe in paths: the manifest's `id`, else stem and hash of the URI.
+        uri: absolute, normal URL, e.g. `file:///data/a.mp4` or `s3://bucket/a.mp4`; can be encoded as UTF-8.
+        video_id: stable name of the video, safe in paths: the `id` of the manifest, else made of file name and URI.
         name: file name with its extension.
-        size_bytes: size at listing, None where the source could not be looked at (reading it will say why).
-        version: changes when the file changes: `etag:…`, else `mtime:…`; empty where unknown.
+        size_bytes: size of the file; None where it could not be looked at, in which case reading the video says why.
+        version: `etag:…` or `mtime:…`, which changes when the file changes; empty where unknown.
     """
 
     uri: str
@@ -61,7 +59,16 @@ class VideoRef:
 
     @classmethod
     def from_uri(cls, uri: str, *, video_id: str | None = None, info: dict[str, Any] | None = None) -> "VideoRef":
-        """Build a ref from a URL or path and, where known, fsspec's info. An unsafe `video_id` is a CorpusError."""
+        """Make the reference of one video.
+
+        Args:
+            uri: URL or path.
+            video_id: the name of the video; None makes one of file name and URI.
+            info: what fsspec's `info` says about the file; None where it was not looked at.
+
+        Raises:
+            CorpusError: `video_id` is not safe in paths.
+        """
         uri = absolute_uri(uri)
         name = posixpath.basename(re.split(r"[?#]", uri, maxsplit=1)[0] if is_http(uri) else uri)
         if video_id is None:
@@ -73,17 +80,19 @@ class VideoRef:
 
 
 def list_corpus(url: str, *, limit: int | None = None, storage_options: dict[str, Any] | None = None) -> list[VideoRef]:
-    """List the videos a URL names: folder (recursive), glob, single file or manifest.
+    """List the videos that a URL names: those of a folder and its subfolders, a glob, a file, or a manifest.
 
-    Folders and globs come sorted by URI, manifests in row order; a URI named twice is listed once. Names starting
-    with a dot are skipped in folders. A manifest row that cannot be looked at is listed with `size_bytes=None`.
+    The videos of folders and globs are sorted by URI, those of a manifest keep the order of its rows. A URI named twice
+    is listed once. In folders, names that start with a dot are skipped.
 
     Args:
         url: local path or fsspec URL.
-        limit: keep only the first so many.
+        limit: list only the first so many; None lists all.
         storage_options: extra arguments of the fsspec filesystem, e.g. an endpoint.
+
     Raises:
-        CorpusError: nothing there, nothing found, not readable, a bad manifest, or two videos with one id.
+        CorpusError: the URL does not exist, may not be read, or names no video; a manifest cannot be used; two videos
+            have one id, or one video has two.
     """
     if not url.strip():
         raise CorpusError("the corpus has an empty name; give a folder, a glob, a video or a manifest")
@@ -91,8 +100,8 @@ def list_corpus(url: str, *, limit: int | None = None, storage_options: dict[str
         raise CorpusError(f"limit {limit} is not positive; leave it out to list everything")
     fs, path = open_filesystem(url, storage_options)
     try:
-        pairs = _find(fs, path, url)
-        refs = _unique(pairs, limit)
+        rows = _find(fs, path, url, storage_options)
+        refs = _unique(rows, limit)
         if refs and refs[0].size_bytes is None:
             refs = _with_infos(refs, storage_options)
     except FileNotFoundError:
@@ -102,7 +111,7 @@ def list_corpus(url: str, *, limit: int | None = None, storage_options: dict[str
         raise CorpusError(f"{redact_url(url)} may not be read{where}; check permissions or credentials") from None
     except (CorpusError, MemoryError):
         raise
-    except Exception as e:  # clients of object stores raise their own libraries' classes
+    except Exception as e:  # clients of object stores raise exceptions of their own libraries
         why = getattr(e, "strerror", None) or type(e).__name__
         cure = "check the network, the credentials and the storage behind it"
         raise CorpusError(f"{redact_url(url)} cannot be listed: {why}; {cure}") from e
@@ -112,12 +121,12 @@ def list_corpus(url: str, *, limit: int | None = None, storage_options: dict[str
 
 
 def look_again(uris: list[str]) -> list[VideoRef]:
-    """Each source as it is now; `size_bytes` is None where it is gone or may not be read."""
+    """The reference of each URI with the present state of its file; `size_bytes` is None where the file is gone."""
     return _with_infos([VideoRef.from_uri(uri) for uri in uris], None)
 
 
 def _derived_id(uri: str, name: str) -> str:
-    """`file:///data/My clip.mp4` -> `My_clip-<12 hex digits>`: readable, and distinct for equal names elsewhere."""
+    """`file:///data/My clip.mp4` -> `My_clip-<12 hex digits>`: readable, and unique across folders."""
     stem = re.sub(r"[^A-Za-z0-9_]+", "_", posixpath.splitext(name)[0]).strip("_")[:48]
     return f"{stem or 'video'}-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"
 
@@ -131,9 +140,9 @@ def _version(info: dict[str, Any]) -> str:
     return ""
 
 
-def _find(fs: Any, path: str, url: str) -> Iterable[_Row]:
-    """Every candidate, in listing order."""
-    extension = posixpath.splitext(path)[1].lower()
+def _find(fs: Any, path: str, url: str, storage_options: dict[str, Any] | None) -> Iterable[_Row]:
+    """Every file that may be listed, in the order of the listing."""
+    extension = extension_of(path)
     if not fs.exists(path):
         if not any(c in path for c in _WILDCARDS):
             raise FileNotFoundError(url)
@@ -141,8 +150,8 @@ def _find(fs: Any, path: str, url: str) -> Iterable[_Row]:
     if fs.isdir(path):
         infos = _walk_local(fs, path) if is_local(fs) else fs.find(path, detail=True).values()
         return _listed(fs, [i for i in infos if _is_video(i["name"]) and not _is_hidden(i["name"], path)])
-    if extension in MANIFEST_EXTENSIONS:
-        return _manifest(fs, path, url)
+    if extension in EXTENSIONS:
+        return _manifest(path, fs, url, storage_options)
     return _listed(fs, [fs.info(path)])
 
 
@@ -160,7 +169,7 @@ def _listed(fs: Any, infos: list[dict[str, Any]]) -> list[_Row]:
 
 
 def _followed(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
-    """What a local link leads to; a broken one stays in the list, so that reading it can say so."""
+    """The file that a local link leads to. A broken link stays in the list, so that reading the video can say so."""
     if not info.get("islink"):
         return info
     name = info["name"]
@@ -168,7 +177,7 @@ def _followed(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_video(name: str) -> bool:
-    return posixpath.splitext(name)[1].lower() in VIDEO_EXTENSIONS
+    return extension_of(name) in VIDEO_EXTENSIONS
 
 
 def _is_hidden(name: str, folder: str) -> bool:
@@ -176,7 +185,7 @@ def _is_hidden(name: str, folder: str) -> bool:
 
 
 def _walk_local(fs: Any, folder: str) -> Iterator[dict[str, Any]]:
-    """Infos of all files below a local folder. fsspec's walk omits unreadable folders, follows link loops."""
+    """Infos of all files below a local folder. fsspec's own walk skips unreadable folders and follows link loops."""
     seen, todo = {os.path.realpath(folder)}, [folder]
     while todo:
         for entry in fs.ls(todo.pop(), detail=True):
@@ -188,60 +197,33 @@ def _walk_local(fs: Any, folder: str) -> Iterator[dict[str, Any]]:
                 todo.append(entry["name"])
 
 
-def _manifest(fs: Any, path: str, url: str) -> Iterator[_Row]:
-    with fs.open(path, "rb") as f:
-        data = f.read()
+def _manifest(path: str, fs: Any, url: str, storage_options: dict[str, Any] | None) -> Iterator[_Row]:
     try:
-        columns, rows = _PARSERS[posixpath.splitext(path)[1].lower()](data)
-    except (ValueError, OSError, csv.Error) as e:  # pyarrow's errors are ValueErrors
-        raise CorpusError(f"manifest {redact_url(url)} cannot be parsed: {e}") from None
-    if "uri" not in columns:
-        found = ", ".join(columns) or "none"
-        raise CorpusError(f"manifest {redact_url(url)} has no column 'uri'; columns found: {found}")
-    for number, row in enumerate(rows, 1):
+        table = read_table(url, ("uri", "id"), storage_options)
+        if table.bad_rows:
+            raise TableError(f"{table.url}: row {table.bad_rows[0].number}: {table.bad_rows[0].cause}")
+        table.require("uri")
+    except TableError as error:
+        raise CorpusError(f"the manifest cannot be used: {error}") from None
+    for number, row in table.rows:
         uri, given = row.get("uri"), row.get("id")
         if not isinstance(uri, str) or not uri.strip():
-            raise CorpusError(f"manifest {redact_url(url)}: row {number} has no uri")
+            raise CorpusError(f"manifest {table.url}: row {number} has no uri; it needs a URL or path in column 'uri'")
         video_id = None if given is None or given == "" else str(given)
         yield _Row(_resolve(fs, posixpath.dirname(path), uri.strip()), video_id, None)
 
 
 def _resolve(fs: Any, folder: str, uri: str) -> str:
-    """A manifest's URI made absolute: relative ones count from the manifest's folder, `/…` from its filesystem."""
+    """The URI of a manifest's row made absolute. A path is one on the filesystem of the manifest."""
     return uri if "://" in uri else str(fs.unstrip_protocol(posixpath.normpath(posixpath.join(folder, uri))))
 
 
-def _parse_parquet(data: bytes) -> tuple[list[str], list[dict[str, Any]]]:
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(io.BytesIO(data), pre_buffer=False)
-    columns = list(file.schema_arrow.names)
-    return columns, file.read(columns=[c for c in ("uri", "id") if c in columns], use_threads=False).to_pylist()
-
-
-def _parse_csv(data: bytes) -> tuple[list[str], list[dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-    return list(reader.fieldnames or ()), list(reader)
-
-
-def _parse_jsonl(data: bytes) -> tuple[list[str], list[dict[str, Any]]]:
-    rows = []
-    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as e:
-                raise ValueError(f"line {number}: {e}") from None
-            if not isinstance(rows[-1], dict):
-                raise ValueError(f"line {number}: not a JSON object")
-    return list(dict.fromkeys(key for row in rows for key in row)), rows
-
-
-_PARSERS = {".parquet": _parse_parquet, ".csv": _parse_csv, ".jsonl": _parse_jsonl, ".ndjson": _parse_jsonl}
-
-
 def _unique(rows: Iterable[_Row], limit: int | None) -> list[VideoRef]:
-    """One ref a URI, in order. Two ids for one URI, or one id for two URIs, is an error that names both."""
+    """One reference for each URI, in order.
+
+    Raises:
+        CorpusError: one URI has two ids, or two URIs have one id.
+    """
     by_uri: dict[str, VideoRef] = {}
     by_id: dict[str, VideoRef] = {}
     for uri, given, info in rows:
@@ -261,7 +243,7 @@ def _unique(rows: Iterable[_Row], limit: int | None) -> list[VideoRef]:
 
 
 def _with_infos(refs: list[VideoRef], storage_options: dict[str, Any] | None) -> list[VideoRef]:
-    """Look at each source of a manifest, several at a time since a remote look takes tens of milliseconds."""
+    """Look at each file of a manifest, several at a time: a request to an object store takes tens of milliseconds."""
     filesystems: dict[str, Any] = {}
     for ref in refs:
         protocol = ref.uri.partition("://")[0]

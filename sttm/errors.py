@@ -1,47 +1,48 @@
-"""What can go wrong that is not a bug: every error names the value, the place, and the cure.
+"""Errors that are not bugs. Each message names the bad value, the file or URL, and the cure.
 
-`jobs` prints an `SttmError` as one line and exits non-zero; anything else is a bug and shows its traceback.
+The commands in `jobs` print an `SttmError` as one line and exit with a non-zero code. Any other exception is a bug and
+shows its traceback.
 """
 
 
 class SttmError(Exception):
-    """Base of all errors meant for the user."""
+    """Base class of all errors that are meant for the user."""
 
 
 class ConfigError(SttmError):
-    """A setting is unknown, out of range, or contradicts another."""
+    """A setting is unknown, out of range, or contradicts another setting."""
 
 
 class CorpusError(SttmError):
-    """The list of videos cannot be made: a missing folder, an empty glob, a bad manifest."""
+    """The videos of a corpus cannot be listed, for example because its folder is missing or its manifest is invalid."""
 
 
 class ModelError(SttmError):
-    """A checkpoint cannot be loaded or is of an unsupported kind."""
+    """A checkpoint cannot be loaded, or its kind is not supported."""
 
 
 class QuestionError(SttmError):
-    """A question that must not be put to a model."""
+    """A question cannot be put to the model."""
 
 
 class StoreError(SttmError):
-    """The store cannot be read or written, or lacks what was asked for."""
+    """The store cannot be read or written, or does not contain what was asked for."""
 
 
 class ArtifactError(StoreError):
-    """A stored file is malformed, damaged, or of another format version. It is never used for an answer."""
+    """A stored file is malformed, damaged, or has another format version. It is never used for an answer."""
 
 
 class VideoError(SttmError):
-    """One video cannot be used, whatever is tried again: it becomes one error row and costs no other video.
+    """One video cannot be used, and trying again would not help. It becomes an error row; other videos go on.
 
     Attributes:
-        code: short stable word for the cause, such as `no_video_stream`; becomes the row's `error_code`.
+        code: short stable word for the cause, such as `no_video_stream`. It becomes `error_code` of the row.
         message: one sentence for a person.
     """
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(code, message)  # both in args, so that it survives pickling between Ray processes
+        super().__init__(code, message)  # pickling between Ray processes needs both arguments
         self.code = code
         self.message = message
 

@@ -1,4 +1,4 @@
-"""Which GPU a kernel is launched on, and recording CUDA graphs while other threads use the same GPU."""
+"""Launch kernels on the GPU of their tensors, and record CUDA graphs while other threads use the same GPU."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -11,7 +11,10 @@ Result = TypeVar("Result")
 
 
 def on_its_gpu(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Make the GPU of the first argument, a tensor, the current one: Triton launches there."""
+    """Decorate a function whose first argument is a tensor: the tensor's GPU is current while the function runs.
+
+    Triton launches kernels on the current GPU, wherever their arguments lie.
+    """
 
     @wraps(function)
     def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -24,21 +27,24 @@ def on_its_gpu(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
 def capture(
     graph: torch.cuda.CUDAGraph, run: Callable[[], Result], stream: torch.cuda.Stream, pool: Any = None
 ) -> Result:
-    """Record what `run` does into a graph; nothing is computed yet.
+    """Record the kernels that `run` launches into a graph, without running them yet.
 
     Args:
-        graph: an empty one.
-        run: must not wait for the device. What it returns is overwritten by every replay.
-        stream: to record on, of the device that `run` works on; not one that computes.
-        pool: of another graph, whose memory this one takes turns in; None: memory of its own.
+        graph: an empty graph.
+        run: the function to record. It must not wait for the GPU.
+        stream: the stream to record on. It must belong to the GPU that `run` uses, and nothing else may run on it.
+        pool: memory pool of another graph, to be used in turn with that graph; None takes memory of its own.
+
+    Returns:
+        What `run` returned. Every replay of the graph overwrites the tensors in it.
 
     Raises:
-        RuntimeError: it does something that no graph can hold.
+        RuntimeError: `run` does something that a graph cannot record.
     """
     now = torch.cuda.current_stream(stream.device)
     stream.wait_stream(now)
     with torch.cuda.stream(stream):
-        # Only what this thread does is held to the rules of a capture: others copy and allocate meanwhile.
+        # The rules of a capture must apply to this thread only, because other threads copy and allocate meanwhile.
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             out = run()

@@ -1,6 +1,6 @@
-"""One video's way into the store, without Ray: read, prefill (GPU), encode, certify (GPU), publish.
+"""One video's way into the store, without Ray: read, prefill (GPU), digest, certify (GPU), publish.
 
-The index job runs the same steps in different processes and threads; the evaluation and the tests run them in one.
+The index job runs these steps in several processes and threads; the evaluation and the tests run them in one.
 """
 
 import time
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from typing import Any
 
 import torch
 
@@ -24,8 +23,9 @@ from sttm.models.checkpoint import Checkpoint
 from sttm.models.language_model import LanguageModel
 from sttm.models.placement import Devices, as_devices, first_gpus
 from sttm.stage_clock import StageClock
-from sttm.store.artifact import Facts, Source
+from sttm.store.artifact import Source
 from sttm.store.catalog.row import CatalogRow
+from sttm.store.facts import Facts, Provenance, Sampling
 from sttm.store.key import Recipe, identity
 from sttm.store.kv.download import Download, Downloaded
 from sttm.store.kv.file import decode_kv
@@ -35,7 +35,8 @@ from sttm.store.tokens import write_tokens
 from sttm.urls import redact_url
 from sttm.video.decode import read_video
 
-GPU_STAGES = ("encode", "prefill", "pack", "certify")  # of an artifact's `timings_s`: those the model's device works in
+# The names in an artifact's `timings_s` of the stages in which the model's device works; `encode` is the vision tower.
+GPU_STAGES = ("encode", "prefill", "pack", "certify")
 
 
 @dataclass(frozen=True)
@@ -43,30 +44,30 @@ class DecodedVideo:
     """A video decoded and resized, ready for the vision tower.
 
     Attributes:
-        source: the file it came from.
-        inputs: uint8 pixels as the model's own processor lays them out.
+        source: the video file.
+        inputs: uint8 pixels, laid out as the model's own processor lays them out.
         content_digest: blake3 of the file, hex.
-        details: what the artifact's manifest says of the decoding.
-        decode_s: seconds it took.
+        sampling: which frames were taken, and by which decoder.
+        decode_s: seconds that decoding and resizing took.
     """
 
     source: Source
     inputs: VideoInputs
     content_digest: str
-    details: dict[str, Any]
+    sampling: Sampling
     decode_s: float
 
 
 @dataclass(frozen=True)
 class PrefilledVideo:
-    """A prefilled video whose packed bytes are on their way from the GPU.
+    """A prefilled video whose packed bytes may still be on their way from the GPU.
 
     Attributes:
         kv: the packed cache.
-        write_tokens: makes the bytes of `tokens.parquet`, once `arrived`.
-        arrived: the copies of what `write_tokens` needs.
-        facts: what was found so far.
-        live: the cache itself, if probes will be asked of it.
+        write_tokens: makes the bytes of `tokens.parquet`; may be called after `arrived.wait()`.
+        arrived: the copies that `write_tokens` reads.
+        facts: what was found out so far.
+        live: the unpacked cache, if probe questions will be asked of it; else None.
     """
 
     kv: PackedKV
@@ -81,8 +82,9 @@ class EncodedVideo:
     """A prefilled video as the bytes to store.
 
     Attributes:
-        kv, tokens: the two files.
-        facts: what was found while making them.
+        kv: the finished KV file.
+        tokens: the bytes of the token table.
+        facts: what was found out while the files were made.
     """
 
     kv: EncodedKV
@@ -98,7 +100,7 @@ class VideoReader:
         self._family = Checkpoint.open(config.model).family()
 
     def read(self, ref: VideoRef) -> DecodedVideo:
-        """Decode one video.
+        """Decode and resize one video.
 
         Raises:
             VideoError: the file cannot be used.
@@ -107,30 +109,26 @@ class VideoReader:
         frames = read_video(ref, self._video)
         try:
             inputs = self._family.preprocess(frames.pixels, frames.seconds)
-        except ValueError as error:  # such as an aspect ratio the model's processor refuses
+        except ValueError as error:  # for example, the model's processor refuses the aspect ratio
             raise VideoError("unusable_frames", f"{redact_url(ref.uri)}: {error}") from error
         source = Source(ref.uri, ref.video_id, ref.name, frames.size_bytes, ref.version)
-        details = {
-            "seconds": frames.seconds.tolist(),
-            "duration_s": frames.duration_s,
-            "decoder": frames.decoder,
-            "warnings": list(frames.warnings),
-        }
-        return DecodedVideo(source, inputs, frames.content_digest, details, time.perf_counter() - started)
+        sampling = Sampling(tuple(frames.seconds.tolist()), frames.duration_s, frames.decoder, frames.warnings)
+        return DecodedVideo(source, inputs, frames.content_digest, sampling, time.perf_counter() - started)
 
 
 class Indexer:
-    """Holds one model on its devices; turns decoded videos into artifacts of one store.
+    """Turns decoded videos into artifacts of one store, with one model on its devices.
 
     Args:
-        config: what to make.
-        recipe: of `config`, see `sttm.config.index_recipe`.
-        store_url: where to put it.
-        run_id: of the run, recorded in every artifact.
-        device: where the model goes, one or several (`sttm.models.placement`); None takes a GPU if there is one.
+        config: settings of the index.
+        recipe: the recipe that `sttm.config.index_recipe` makes of these settings.
+        store_url: URL of the store.
+        run_id: name of the run, recorded in every artifact.
+        device: where the model goes, one device or several (`sttm.models.placement`); None takes the first GPU, or the
+            CPU.
 
     Raises:
-        ConfigError: a setting that no video could be indexed with by this model.
+        ConfigError: with these settings, this model can index no video.
         ModelError: the checkpoint cannot be used, or there are more devices than layers.
     """
 
@@ -147,27 +145,35 @@ class Indexer:
         self._devices = {parameter.device for parameter in self._model.parameters()}
         self._language_model = LanguageModel.of(self._model)
         self._probes = [self._family.question_ids(probe) for probe in config.fidelity.probes]
-        self._provenance = {
-            "model": checkpoint.name,
-            "commit": checkpoint.commit,
-            "torch": str(torch.__version__),
-            "transformers": version("transformers"),
-            "device": torch.cuda.get_device_name(devices[0]) if devices[0].type == "cuda" else "cpu",
-            "chunk_tokens": config.prefill.chunk_tokens,
-        }
+        self._provenance = Provenance(
+            model=checkpoint.name,
+            commit=checkpoint.commit,
+            torch=str(torch.__version__),
+            transformers=version("transformers"),
+            device=torch.cuda.get_device_name(devices[0]) if devices[0].type == "cuda" else "cpu",
+            chunk_tokens=config.prefill.chunk_tokens,
+        )
 
     def stored(self, decoded: DecodedVideo) -> CatalogRow | None:
-        """The row for a video whose content is in the store already, under whatever name."""
+        """A catalog row for the video if its content is in the store already, under any name; else None."""
         name = identity(self._recipe, decoded.content_digest)
         return self._store.row_for(name, decoded.source) if self._store.has(name) else None
 
     def stage(self, decoded: DecodedVideo) -> DecodedVideo:
-        """The same, with pixels where a GPU takes them fastest; worth doing while the GPU is at work on another."""
+        """The video with its pixels in page-locked memory, if the model is on a GPU, which then copies them faster.
+
+        This copies the pixels, so it is best done while the GPU works on another video.
+        """
         is_on_gpu = any(device.type == "cuda" for device in self._devices)
         return replace(decoded, inputs=decoded.inputs.page_locked()) if is_on_gpu else decoded
 
     def read_in(self, decoded: DecodedVideo, clock: StageClock) -> Prefilled:
-        """Vision tower and prefill, which is all of a video's work that its answers need; does not wait for a GPU."""
+        """Run the vision tower and the prefill; does not wait for a GPU.
+
+        Args:
+            decoded: the video.
+            clock: gets the ends of the stages `encode` (the vision tower) and `prefill`.
+        """
         prompt = self._family.prompt(self._model, decoded.inputs)
         clock.end("encode")
         result = prefill(self._language_model, prompt, self._config.merge, self._config.prefill)
@@ -175,20 +181,20 @@ class Indexer:
         return result
 
     def clock(self) -> StageClock:
-        """Starts now, on the model's devices."""
+        """A clock for stages on the model's devices; the first stage starts now."""
         return StageClock(self._devices)
 
     def prefill(self, decoded: DecodedVideo) -> PrefilledVideo:
-        """Run the vision tower and the prefill and pack the result on the device it is on; returns when that is done.
+        """Run the vision tower and the prefill, and pack the cache on its device; returns when the device is done.
 
-        What travels to the CPU may still be on its way.
+        Copies to the CPU may still be on their way.
         """
         clock, download = self.clock(), Download()
         result = self.read_in(decoded, clock)
         merged, cache = result.merged, result.cache
         features, index = download.fetch(merged.features), download.fetch(merged.index)
         scheme, below = self._config.store.kv_scheme, self._config.store.kv_scheme_below
-        kv = pack_kv(cache, scheme, self._provenance, below, download)
+        kv = pack_kv(cache, scheme, asdict(self._provenance), below, download)
         clock.end("pack")
         thresholds = {"spatial": merged.spatial_threshold, "temporal": merged.temporal_threshold}
         facts = Facts(
@@ -197,14 +203,15 @@ class Indexer:
             thresholds={name: float(value) for name, value in thresholds.items() if value is not None},
             timings_s={"decode": decoded.decode_s, **clock.seconds()},
             run_id=self._run_id,
-            details={"sampling": decoded.details, "provenance": self._provenance},
+            sampling=decoded.sampling,
+            provenance=self._provenance,
         )
         tables = (cache.boxes, cache.patches, index, cache.frame_seconds, features, cache.grid)
         live = cache if self._probes else None
         return PrefilledVideo(kv, partial(write_tokens, *tables), download.started(), facts, live)
 
-    def encode(self, prefilled: PrefilledVideo) -> EncodedVideo:
-        """Wait for the packed bytes and digest them; needs no GPU.
+    def digest(self, prefilled: PrefilledVideo) -> EncodedVideo:
+        """Wait for the packed bytes, check and digest them, and write the token table; needs no GPU.
 
         Raises:
             StoreError: the cache holds numbers that its scheme cannot store.
@@ -216,7 +223,15 @@ class Indexer:
         return EncodedVideo(kv, tokens, _timed(prefilled.facts, "digest", time.perf_counter() - started))
 
     def certify(self, decoded: DecodedVideo, prefilled: PrefilledVideo, encoded: EncodedVideo) -> EncodedVideo:
-        """Ask the probes, if there are any, of the live cache and of the file's bytes.
+        """Compare answers to the probe questions from the live cache and from the stored bytes.
+
+        Args:
+            decoded: the video.
+            prefilled: the video after `prefill`, with the live cache.
+            encoded: the bytes to store.
+
+        Returns:
+            `encoded` with a certificate in its facts, or unchanged if there are no probe questions.
 
         Raises:
             VideoError: the packed cache is less faithful than `fidelity.max_kl` allows.
@@ -236,18 +251,33 @@ class Indexer:
                 f"token, more than fidelity.max_kl={fidelity.max_kl:g}; choose a finer store.kv_scheme, such as exact",
             )
         facts = _timed(encoded.facts, "certify", clock.seconds()["certify"])
-        return replace(encoded, facts=replace(facts, details={**facts.details, "certificate": asdict(found)}))
+        return replace(encoded, facts=replace(facts, certificate=found))
 
     def publish(self, decoded: DecodedVideo, encoded: EncodedVideo) -> CatalogRow:
-        """Write the artifact and commit it; its catalog row, which the caller adds to the catalog."""
+        """Write the artifact and commit it.
+
+        Returns:
+            The catalog row of the artifact. The caller adds it to the catalog.
+
+        Raises:
+            StoreError: a write failed; nothing was committed.
+        """
         return self._store.publish(
             self._recipe, decoded.content_digest, decoded.source, encoded.kv, encoded.tokens, encoded.facts
         )
 
     def index(self, decoded: DecodedVideo) -> CatalogRow:
-        """All steps behind the reading, one after another; errors as of each."""
+        """Prefill, digest, certify and publish one video.
+
+        Returns:
+            The catalog row of the artifact. The caller adds it to the catalog.
+
+        Raises:
+            VideoError: the video is too long, or the packed cache is less faithful than `fidelity.max_kl` allows.
+            StoreError: the cache cannot be stored under its scheme, or a write failed.
+        """
         prefilled = self.prefill(decoded)
-        encoded = self.certify(decoded, prefilled, self.encode(prefilled))
+        encoded = self.certify(decoded, prefilled, self.digest(prefilled))
         return self.publish(decoded, encoded)
 
 

@@ -13,20 +13,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys (before RoPE) and values of every decoder layer, and all that is needed to continue after them.
+    """Keys (before RoPE) and values of every decoder layer, and all else that is needed to ask a question after them.
 
     Attributes:
-        keys: per layer [kv_heads, L or L', head_dim], *before* RoPE (after k_norm where the model has one).
-        values: per layer, same shapes and dtype as `keys`.
-        merge_layer: first layer that holds the reduced tokens; 0 makes the cache uniform.
+        keys: for each layer [kv_heads, L or L', head_dim], *before* RoPE (after k_norm if the model has one).
+        values: for each layer, of the same shape and dtype as its keys.
+        merge_layer: first layer that holds the reduced tokens; with 0 all layers have the same length.
         prefix_ids: int32 [L], token ids of the prompt up to and including the video.
         positions: int32 [A, L], position ids of the tokens in layers below `merge_layer`.
         reduced_positions: int32 [A, L'], position ids of the tokens in layers from `merge_layer` on.
         next_position: position of the first token after the prefix, in layers below `merge_layer`.
         reduced_next_position: the same in layers from `merge_layer` on.
         visual: int32 [M], where the surviving visual tokens sit among the L' reduced tokens.
-        boxes: int32 [M, 5] (t, y0, x0, y1, x1): the cells each survivor's place covers, half-open, in grid units.
-        patches: int32 [M], how many finest grid cells each survivor stands for.
+        boxes: int32 [M, 5] (t, y0, x0, y1, x1): the cells that each survivor's place covers, half-open, in grid units.
+        patches: int32 [M], how many cells of the finest grid each survivor stands for.
         multiplicity: int32 [L'], for how many tokens each reduced token counts in attention; all 1 unless prefill ran
             with proportional attention.
         grid: (T, H, W) of the visual tokens before the merge.
@@ -73,7 +73,7 @@ class KVCache:
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Tokens held by a layer below and by a layer from `merge_layer` on."""
+        """Number of tokens in a layer below `merge_layer`, and in a layer from it on."""
         return self.positions.shape[1], self.reduced_positions.shape[1]
 
     @property
@@ -82,18 +82,18 @@ class KVCache:
         return sum(t.nbytes for t in (*self.keys, *self.values))
 
     def to(self, device: torch.device | str) -> "KVCache":
-        """The same cache with keys and values on `device`; the small tables stay where they are."""
+        """The cache with its keys and values on `device`; the small tables stay where they are."""
         moved = {"keys": tuple(k.to(device) for k in self.keys), "values": tuple(v.to(device) for v in self.values)}
         return KVCache(**{**self.__dict__, **moved})
 
 
-def alike(kinds: Sequence[Hashable], sizes_bytes: Sequence[int], at_once_bytes: int) -> list[range]:
-    """Runs of neighbouring layers to compute as one batch: few launches on a GPU, and bounded memory.
+def group_layers(kinds: Sequence[Hashable], sizes_bytes: Sequence[int], at_once_bytes: int) -> list[range]:
+    """Runs of neighbouring layers of one kind to compute as one batch: few launches on a GPU, and bounded memory.
 
     Args:
-        kinds: of each layer; those of a run are equal.
-        sizes_bytes: of each layer.
-        at_once_bytes: what a run has at most, unless it is a single layer.
+        kinds: kind of each layer, such as its shape.
+        sizes_bytes: size of each layer.
+        at_once_bytes: largest size of a run; a larger layer is a run of its own.
     """
     runs: list[range] = []
     for layer, kind in enumerate(kinds):

@@ -1,6 +1,6 @@
-"""Base of every group of settings: frozen, strict, and helpful about misspelt keys.
+"""The base class of all settings. They are frozen, and an unknown key is an error that suggests a known one.
 
-Each concern declares its own `Settings` subclass beside the code that reads it; `sttm.config` puts them together.
+Each subclass of `Settings` stands beside the code that reads it; `sttm.config` puts them together.
 """
 
 import difflib
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Settings(BaseModel):
-    """A frozen group of settings. An unknown key is an error that suggests the nearest known one."""
+    """A frozen group of settings. An unknown key is an error that suggests the most similar known key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 

@@ -1,4 +1,4 @@
-"""Seconds of the stages of one video on the clock of the device that works on it."""
+"""Times of the stages of one video, on the clock of the device that works on it."""
 
 import time
 from collections.abc import Iterable
@@ -7,10 +7,14 @@ import torch
 
 
 class StageClock:
-    """Marks the end of stages; a GPU passes a mark when it has done the work before it, and nobody waits for that.
+    """Measures stages of work that a GPU does later than the CPU hands it out.
+
+    The end of a stage is an event in the GPU's stream, so the CPU need not wait for it. Without a GPU, it is the time
+    at which `end` is called.
 
     Args:
-        devices: that the work is spread over; work that follows a mark waits on all of them for the work before it.
+        devices: the devices that the work is spread over. On each of them, the work of the next stage waits until all
+            devices have done the work of this stage.
     """
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
@@ -21,12 +25,12 @@ class StageClock:
         self._mark()
 
     def end(self, stage: str) -> None:
-        """The work handed out since the last mark belongs to this stage."""
+        """End a stage: all work handed out since the end of the previous stage belongs to it."""
         self._stages.append(stage)
         self._mark()
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by stage; waits until the last stage is done, the thread asleep meanwhile."""
+        """Seconds that each stage took; sleeps until the last stage is done."""
         if not self._gpus:
             return {s: b - a for s, a, b in zip(self._stages, self._times, self._times[1:], strict=False)}
         self._events[-1].synchronize()

@@ -1,4 +1,4 @@
-"""Addresses of videos and corpora: one door to fsspec, absolute URIs, and what of them may be shown."""
+"""URLs of videos, corpora and tables: the filesystem that serves a URL, absolute URIs, and URLs fit for messages."""
 
 import posixpath
 import re
@@ -6,16 +6,23 @@ from typing import Any
 
 from sttm.errors import CorpusError
 
-# s3fs remembers listings per process, which hides what other writers added since.
+# s3fs keeps listings for the life of the process, which would hide files that other writers have added.
 _NO_LISTING_CACHE = {"use_listings_cache": False, "skip_instance_cache": True}
 _LONE_SURROGATE, _ESCAPED_BYTE = re.compile(r"[\ud800-\udfff]"), re.compile(r"%u(DC[89A-F][0-9A-F])")
 
 
 def open_filesystem(url: str, storage_options: dict[str, Any] | None = None) -> tuple[Any, str]:
-    """The fsspec filesystem of a URL and the path on it: absolute, without `..` or a trailing slash.
+    """Open the fsspec filesystem that serves a URL.
+
+    Args:
+        url: local path or fsspec URL.
+        storage_options: extra arguments of the filesystem, e.g. an endpoint.
+
+    Returns:
+        The filesystem, and the path on it: absolute, without `..` or a trailing slash.
 
     Raises:
-        CorpusError: no such protocol, or the package that serves it is not installed.
+        CorpusError: the protocol is unknown, or the package that serves it is not installed.
     """
     import fsspec
 
@@ -26,7 +33,7 @@ def open_filesystem(url: str, storage_options: dict[str, Any] | None = None) -> 
 
 
 def _filesystem_class(url: str) -> tuple[str, Any]:
-    """The protocol of a URL and the fsspec class that serves it, of which no instance is made: some connect at once."""
+    """The protocol of a URL and the fsspec class that serves it. No instance is made: some connect at once."""
     import fsspec
 
     protocol = fsspec.core.split_protocol(str(url))[0] or "file"
@@ -47,7 +54,7 @@ def path_on(fs: Any, url: str) -> str:
 
 
 def is_local(fs: Any) -> bool:
-    """Whether a fsspec filesystem or class is the machine's own."""
+    """Whether an fsspec filesystem or class serves the files of this machine."""
     return "file" in _protocols(fs)
 
 
@@ -56,9 +63,11 @@ def _protocols(fs: Any) -> tuple[str, ...]:
 
 
 def absolute_uri(url: str) -> str:
-    """Normalise a path or URL: `a/../b.mp4` -> `file:///cwd/b.mp4`. An unknown protocol is left as it is.
+    """Make a path or URL absolute and normal: `a/../b.mp4` becomes `file:///cwd/b.mp4`.
 
-    A URI is always text: a byte of a local file name that is no UTF-8 reads `%uDCFF`, and opens the same file again.
+    A URL of an unknown protocol is returned as it is. The result can always be encoded as UTF-8: a byte of a local file
+    name that is not UTF-8 is written as `%uDCFF` (with the byte's own last two digits), and `open_filesystem` finds the
+    file by that name.
     """
     try:
         _, kind = _filesystem_class(url)
@@ -69,12 +78,12 @@ def absolute_uri(url: str) -> str:
 
 
 def _as_text(url: str) -> str:
-    """The same where it can be encoded; Python has a lone surrogate where a file name has a byte that is no UTF-8."""
+    """The URL with each lone surrogate, by which Python stands for a byte that is not UTF-8, written as `%uDCFF`."""
     return _LONE_SURROGATE.sub(lambda half: f"%u{ord(half[0]):04X}", str(url))
 
 
 def redact_url(url: str) -> str:
-    """A URL for messages: without user info, query or fragment (where tokens hide). Local paths stay whole."""
+    """A URL fit for messages: without user info, query and fragment, which may hold secrets. Local paths stay whole."""
     url = _as_text(url)
     protocol, separator, rest = url.partition("://")
     if not separator or protocol in ("file", "local", "memory"):
@@ -83,6 +92,11 @@ def redact_url(url: str) -> str:
     return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
 
 
+def extension_of(path: str) -> str:
+    """The ending of a file name in lower case, such as `.csv`; the query of a web address does not belong to it."""
+    return posixpath.splitext(re.split(r"[?#]", path, maxsplit=1)[0] if is_http(path) else path)[1].lower()
+
+
 def is_http(uri: str) -> bool:
-    """Whether a URI is a web address, whose query belongs to it."""
+    """Whether a URI is a web address. The query of a web address is part of the name of the file."""
     return uri.startswith(("http://", "https://"))

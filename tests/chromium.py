@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over its DevTools socket."""
+"""Drives a headless Chromium over its DevTools socket."""
 
 import asyncio
 import base64
@@ -20,7 +20,7 @@ _OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
 
 
 class Browser:
-    """One tab."""
+    """One tab of a browser."""
 
     def __init__(self, socket_url: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -35,7 +35,7 @@ class Browser:
         return aiohttp.ClientSession()
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One DevTools command and its result."""
+        """Send a DevTools command. Returns its result."""
         return self._loop.run_until_complete(self._send(method, parameters))
 
     async def _send(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Browser:
         return result["result"].get("value")
 
     def wait(self, expression: str, timeout_s: float = 30.0) -> Any:
-        """Until an expression is true; its value."""
+        """Wait until a JavaScript expression is true. Returns its value."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if value := self.evaluate(expression):
@@ -65,7 +65,7 @@ class Browser:
         raise AssertionError(f"never true: {expression}; console: {self.console}")
 
     def press(self, key: str, text: str = "") -> None:
-        """One key of the keyboard."""
+        """Press and release a key."""
         codes = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowRight": 39, "ArrowDown": 40}
         about = {"key": key, "code": key, "windowsVirtualKeyCode": codes.get(key, 0)}
         self.send("Input.dispatchKeyEvent", type="keyDown", **about, **({"text": text} if text else {}))
@@ -82,7 +82,7 @@ class Browser:
 
 @contextmanager
 def browsing(profile: Path) -> Iterator[Browser]:
-    """A fresh browser."""
+    """Start a browser with an empty profile."""
     assert CHROMIUM is not None
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

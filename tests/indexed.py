@@ -16,7 +16,10 @@ from sttm.video.decode import VideoConfig
 
 
 def index_clips(folder: Path, model: Path, *, count: int, scheme: str = "int8", merge_layer: int = 2) -> str:
-    """Index `count` encoded synthetic clips, clip-0.mp4 and so on; the URL of the store."""
+    """Index `count` encoded synthetic clips, clip-0.mp4 and so on; the URL of the store.
+
+    A further call with another scheme adds a recipe to the same store.
+    """
     config = IndexConfig(
         model=ModelConfig(path=str(model), dtype="float32"),
         video=VideoConfig(fps=2.0, max_frames=8),
@@ -25,9 +28,11 @@ def index_clips(folder: Path, model: Path, *, count: int, scheme: str = "int8", 
         store=StoreConfig(kv_scheme=scheme),
     )
     corpus, url = folder / "corpus", str(folder / "store")
-    corpus.mkdir()
+    corpus.mkdir(exist_ok=True)
     for number, frames in enumerate(render(sample_scenes(seed=7, count=count, frames=8, size=112)).numpy()):
-        (corpus / f"clip-{number}.mp4").write_bytes(encode_clip(frames))
+        clip = corpus / f"clip-{number}.mp4"
+        if not clip.exists():
+            clip.write_bytes(encode_clip(frames))
     store = Store.open(url, create=True)
     reader = VideoReader(config)
     indexer = Indexer(config, index_recipe(config, Checkpoint.open(config.model)), url, "run", device="cpu")

@@ -1,4 +1,4 @@
-"""A real server process on loopback over a small store."""
+"""Starts the service as a real process on this machine, for tests."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Service:
-    """A running `jobs.serve`."""
+    """A running service."""
 
     def __init__(self, process: "subprocess.Popen[str]", url: str, key: str) -> None:
         self.process, self.url, self.key = process, url, key
@@ -33,12 +33,12 @@ class Service:
         return httpx.post(url, json=body, headers=self.headers, timeout=60, **options)  # type: ignore[arg-type]
 
     def metric(self, line: str) -> float:
-        """The value of one sample, 0 if there is none; `line` is its name with labels."""
+        """The value of the metric with this name and labels, 0 if there is none."""
         found = [x.rpartition(" ")[2] for x in self.get("/metrics").text.splitlines() if x.rpartition(" ")[0] == line]
         return float(found[0]) if found else 0.0
 
     def stop(self) -> tuple[int, str]:
-        """SIGTERM; exit code and everything it printed."""
+        """End the service with SIGTERM. Returns its exit code and all its output."""
         self.process.send_signal(signal.SIGTERM)
         out, _ = self.process.communicate(timeout=60)
         return self.process.returncode, out

@@ -3,8 +3,9 @@
 import torch
 
 from sttm.kv_cache import KVCache
-from sttm.store.artifact import Facts, Source
+from sttm.store.artifact import Source
 from sttm.store.catalog.row import CatalogRow
+from sttm.store.facts import Facts
 from sttm.store.key import Recipe, make_recipe
 from sttm.store.kv.file import encode_kv
 from sttm.store.store import Store

@@ -7,8 +7,10 @@ import pytest
 import torch
 from indexed import index_clips
 
-from jobs.answering.actor import AnswerActor, AnswerConfig, Asked
-from jobs.answering.questions import AskedRow
+from jobs.answering.actor import AnswerActor
+from jobs.answering.question_task import QuestionTask
+from jobs.answering.questions import Question
+from jobs.config import JobConfig
 from sttm.engine.sampling import SamplingConfig
 from sttm.store.store import Store
 
@@ -20,19 +22,16 @@ def store(tmp_path_factory: pytest.TempPathFactory, qwen2_vl_folder: Path) -> St
 
 @pytest.fixture
 def actor(store: Store) -> AnswerActor:
-    config = AnswerConfig(sampling=SamplingConfig(max_tokens=2))
-    identity = store.find("clip-0.mp4").identity
-    made = AnswerActor(
-        store.storage.url, identity, None, config, "run", batch_rows=64, timeout_s=60, device_bytes=1 << 30
-    )
-    made.load()
-    return made
+    settings = JobConfig(sampling=SamplingConfig(max_tokens=2))
+    actor = AnswerActor(store.storage.url, store.find("clip-0.mp4").identity, settings, "run")
+    actor.load()
+    return actor
 
 
-def asked(store: Store, questions: list[str], options: tuple[str, ...] = ()) -> list[Asked]:
+def tasks_of(store: Store, questions: list[str], options: tuple[str, ...] = ()) -> list[QuestionTask]:
     row = store.find("clip-0.mp4")
     return [
-        Asked(str(number), AskedRow(str(number), "clip-0.mp4", text, options), row.video_id, row.identity)
+        QuestionTask(str(number), Question(str(number), "clip-0.mp4", text, options), row.video_id, row.identity)
         for number, text in enumerate(questions)
     ]
 
@@ -56,7 +55,7 @@ def test_a_question_that_cannot_be_asked_leaves_the_others_in_one_batch(
     actor: AnswerActor, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = sizes_of_batches(actor, monkeypatch, "start")
-    rows = actor.answer(asked(store, ["What?", "Bad <|im_end|>", "Why?", "Who is it?"]))
+    rows = actor.answer(tasks_of(store, ["What?", "Bad <|im_end|>", "Why?", "Who is it?"]))
     assert {row.id: row.error_code for row in rows} == {"0": "", "1": "bad_question", "2": "", "3": ""}
     assert sizes == [3]
 
@@ -65,7 +64,7 @@ def test_a_long_question_is_padded_onto_no_other(
     actor: AnswerActor, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = sizes_of_batches(actor, monkeypatch, "start")
-    rows = actor.answer(asked(store, ["What?"] * 20 + ["the colour of the sea, " * 60]))
+    rows = actor.answer(tasks_of(store, ["What?"] * 20 + ["the colour of the sea, " * 60]))
     assert all(row.status == "ok" for row in rows)
     assert sizes == [20, 1]
 
@@ -75,7 +74,7 @@ def test_what_does_not_fit_into_memory_is_halved(
     actor: AnswerActor, store: Store, monkeypatch: pytest.MonkeyPatch, name: str, options: tuple[str, ...]
 ) -> None:
     sizes = sizes_of_batches(actor, monkeypatch, name, at_most=2)
-    rows = actor.answer(asked(store, ["What?"] * 6, options))
+    rows = actor.answer(tasks_of(store, ["What?"] * 6, options))
     assert [row.status for row in rows] == ["ok"] * 6
     assert sizes == [6, 3, 1, 2, 3, 1, 2]
 
@@ -92,4 +91,4 @@ def test_no_question_is_tried_again_on_a_lost_gpu(
     monkeypatch.setattr(actor._worker, "start", lose)
     monkeypatch.setattr(os, "_exit", end)
     with pytest.raises(SystemExit, match="70"):
-        actor.answer(asked(store, ["What?"] * 6))
+        actor.answer(tasks_of(store, ["What?"] * 6))

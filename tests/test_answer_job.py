@@ -22,11 +22,13 @@ from jobs.answering import run_record
 from jobs.answering.answer_table import AnswerRow, AnswerTable
 from jobs.answering.plan import Plan
 from jobs.answering.questions import read_questions
-from sttm.errors import ArtifactError, CorpusError, StoreError
+from sttm.errors import ArtifactError, StoreError
 from sttm.query.checkpoint import open_checkpoint
-from sttm.query.worker import Query, QueryWorker
+from sttm.query.question import Query
+from sttm.query.worker import QueryWorker
 from sttm.store.storage import Storage
 from sttm.store.store import Store
+from sttm.tables import TableError
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = ["red", "blue", "green"]
@@ -45,12 +47,17 @@ def start(*arguments: str, poison: bool = False) -> "subprocess.Popen[str]":
     )
 
 
-def job(*arguments: str, code: int = 0) -> dict[str, Any]:
-    """Run `python -m jobs.answer` to its end; the closing summary."""
+def output(*arguments: str, code: int = 0) -> str:
+    """Run `python -m jobs.answer` to its end; all that it prints."""
     process = start(*arguments)
     out, _ = process.communicate(timeout=240)
     assert process.returncode == code, out
-    return json.loads(out.strip().splitlines()[-1])
+    return out
+
+
+def job(*arguments: str, code: int = 0) -> dict[str, Any]:
+    """Run `python -m jobs.answer` to its end; the closing summary."""
+    return json.loads(output(*arguments, code=code).strip().splitlines()[-1])
 
 
 def answers(folder: Path) -> list[dict[str, Any]]:
@@ -98,7 +105,7 @@ def test_every_row_is_answered_or_says_why_not_and_the_next_run_does_nothing(bro
     rows = table()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "questions.parquet")
     where = ["--store", broken.storage.url, "--questions", str(tmp_path / "questions.parquet")]
-    options = [*where, "--out", str(tmp_path / "out"), "--max-tokens", "6"]
+    options = [*where, "--out", str(tmp_path / "out"), "--set", "sampling.max_tokens=6"]
     summary = job(*options)
     counts = {name: summary[name] for name in ("total", "done", "skipped", "failed", "left")}
     assert counts == {"total": 14, "done": 8, "skipped": 0, "failed": 6, "left": 0}
@@ -116,9 +123,16 @@ def test_every_row_is_answered_or_says_why_not_and_the_next_run_does_nothing(bro
     for row in found:
         if row["status"] == "ok":
             check(row, worker)
-    again = job(*options)
+    printed = output(*options, "--format", "jsonl")
+    again = json.loads(printed.strip().splitlines()[-1])
     assert (again["done"], again["skipped"], again["failed"]) == (0, 8, 6)
-    assert answers(tmp_path / "out")[0] == found[0]
+    lines = (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
+    assert again["answers"] == f"{tmp_path}/out/answers.jsonl"
+    assert json.loads(lines[0]) == found[0]
+    shown = [line for line in printed.splitlines() if "no_video" in line]
+    assert len(shown) == 1
+    assert "unknown" in shown[0]
+    assert "no-such.mp4" in shown[0]
 
 
 def check(row: dict[str, Any], worker: QueryWorker) -> None:
@@ -128,14 +142,14 @@ def check(row: dict[str, Any], worker: QueryWorker) -> None:
     video = worker.load(artifact.identity)
     if row["options"]:
         (choice,) = worker.choose(video, [[row["question"]]], [row["options"]])
-        assert (row["choice"], row["text"]) == (choice.index, row["options"][choice.index])
+        assert (row["choice"], row["answer"]) == (choice.index, row["options"][choice.index])
         assert row["probabilities"] == pytest.approx(choice.probabilities, abs=1e-4)
         return
     query = Query((row["question"],))
     one = worker.start(video, [Query(query.turns, query.sampling.model_copy(update={"max_tokens": 6}))])
     while one.is_running:
         one.step()
-    assert row["text"] == one.texts[0].strip()
+    assert row["answer"] == one.texts[0].strip()
     assert (row["choice"], row["reason"], row["completion_tokens"]) == (None, "length", 6)
     assert row["answer_s"] > 0
     assert row["kv_tokens"] > 0
@@ -155,7 +169,7 @@ def test_tables_of_every_format_are_read_alike(tmp_path: Path, s3_server: S3Serv
     remote = s3_server.new_root()
     Storage(remote).put("q.parquet", (tmp_path / "q.parquet").read_bytes())
     assert read_questions(f"{remote}/q.parquet", limit=3) == expected[:3]
-    with pytest.raises(CorpusError, match="cannot read"):
+    with pytest.raises(TableError, match="cannot read"):
         read_questions(str(tmp_path / "none.csv"))
 
 
@@ -163,7 +177,7 @@ def test_bad_lines_keep_their_place(tmp_path: Path) -> None:
     lines = ['{"video": "a", "question": "?"}', "{not json", '["a", "b"]', '{"video": "b", "question": "?", "id": 7}']
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
     rows = read_questions(str(tmp_path / "q.jsonl"))
-    assert [(row.id, row.video, bool(row.error)) for row in rows] == [
+    assert [(row.id, row.video, bool(row.fault)) for row in rows] == [
         ("1", "a", False),
         ("2", "", True),
         ("3", "", True),
@@ -176,7 +190,7 @@ def test_parts_are_joined_by_key_and_damage_is_named(tmp_path: Path) -> None:
     answers.add(
         "a-0", [AnswerRow("k1", "1", "v", "q", error_code="lost", status="error"), AnswerRow("k2", "2", "v", "q")]
     )
-    answers.add("b-0", [AnswerRow("k1", "1", "v", "q", OPTIONS, text="red", choice=0, probabilities=[0.5, 0.3, 0.2])])
+    answers.add("b-0", [AnswerRow("k1", "1", "v", "q", OPTIONS, answer="red", choice=0, probabilities=[0.5, 0.3, 0.2])])
     answers.add("c-0", [AnswerRow("k2", "2", "v", "q", status="error", error_code="lost")])
     answers.add("d-0", [AnswerRow("k3", "\ud83d", "\udcff.mp4", "\ud800?", ("\ud800", "b"), status="error")])
     rows = answers.rows()
@@ -187,7 +201,7 @@ def test_parts_are_joined_by_key_and_damage_is_named(tmp_path: Path) -> None:
         r"\ud800?",
         [r"\ud800", "b"],
     )
-    assert {key: (row.status, row.text) for key, row in rows.items()} == {"k1": ("ok", "red"), "k2": ("ok", "")}
+    assert {key: (row.status, row.answer) for key, row in rows.items()} == {"k1": ("ok", "red"), "k2": ("ok", "")}
     assert rows["k1"].probabilities == [0.5, 0.3, 0.2]
     path = tmp_path / "parts" / "a-0.parquet"
     path.write_bytes(path.read_bytes()[:-20])
@@ -200,14 +214,14 @@ def test_answers_wait_for_a_place_that_is_away(
 ) -> None:
     monkeypatch.setattr(run_record, "FLUSH_EVERY_S", 0.0)
     table = AnswerTable(str(tmp_path / "out"))
-    record = run_record.AnswerRecord(table, "run", Plan(["k"], {}, []))
+    record = run_record.AnswerRecord(table, "run", Plan([], ["k"], {}, []))
     (tmp_path / "out").write_text("a file where the folder should be")
-    record.hear([AnswerRow("k", "1", "v", "q", run_id="run")])
+    record.on_rows([AnswerRow("k", "1", "v", "q", run_id="run")])
     assert "1 answers wait to be written: cannot write" in capsys.readouterr().err
     with pytest.raises(StoreError):
         record.flush()
     (tmp_path / "out").unlink()
-    record.hear([])
+    record.on_rows([])
     assert list(table.rows()) == ["k"]
 
 
@@ -215,31 +229,50 @@ def test_answers_wait_for_a_place_that_is_away(
 def test_gpus_that_are_said_to_come_are_too_few_for_the_model(store: Store, tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"video": "clip-0.mp4", "question": "What?"}')
     where = ["--store", store.storage.url, "--questions", str(tmp_path / "q.jsonl"), "--out", str(tmp_path / "out")]
-    process = start(*where, "--gpus", "1", "--gpus-per-model", "2")
+    process = start(*where, "--set", "run.gpus=1", "--set", "run.gpus_per_model=2")
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 1, out
     assert "gpus_per_model is 2, but there are 1 GPUs" in out
-    assert "say with --gpus how many" in out
+    assert "say with --set run.gpus how many" in out
 
 
 @pytest.mark.slow
-def test_sigterm_keeps_what_is_answered_and_the_next_run_completes(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_job_keeps_what_is_answered_and_the_next_run_completes(
+    store: Store, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """Ctrl-C reaches the whole process group, Ray's own processes included."""
     rows = [{"video": f"clip-{n % 4}.mp4", "question": f"What is number {n}?"} for n in range(4000)]
     (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     options = ["--store", store.storage.url, "--questions", str(tmp_path / "q.jsonl"), "--out", str(tmp_path / "out")]
-    process = start(*options, "--max-tokens", "8")
+    options += ["--set", "sampling.max_tokens=8"]
+    process = start(*options)
     wait_for_rows(process)
-    process.send_signal(signal.SIGTERM)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     out, _ = process.communicate(timeout=120)
-    assert process.returncode == 143, out
+    assert process.returncode == code, out
     first = json.loads(out.strip().splitlines()[-1])
     assert 0 < first["done"] < 4000
+    assert f"stopped: {first['done']} questions answered, {first['left']} left; the same command resumes" in out
     assert not (tmp_path / "out" / "answers.parquet").exists()
-    rest = job(*options, "--max-tokens", "8")
+    rest = job(*options)
     assert (rest["done"], rest["skipped"]) == (4000 - first["done"], first["done"])
     found = answers(tmp_path / "out")
     assert [row["question"] for row in found] == [row["question"] for row in rows]
     assert all(row["status"] == "ok" for row in found)
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_ray_starts_ends_the_job_with_nothing_asked(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"video": "clip-0.mp4", "question": "What?"}')
+    where = ["--store", store.storage.url, "--questions", str(tmp_path / "q.jsonl"), "--out", str(tmp_path / "out")]
+    process = start(*where)
+    assert process.stdout is not None
+    assert any(line.startswith("starting Ray") for line in process.stdout)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, out
+    assert json.loads(out.strip().splitlines()[-1])["left"] == 1
 
 
 def wait_for_rows(process: "subprocess.Popen[str]") -> None:
@@ -256,7 +289,7 @@ def test_a_killed_actor_costs_no_answer(store: Store, tmp_path: Path) -> None:
     rows = [{"video": f"clip-{n % 4}.mp4", "question": f"What is number {n}?"} for n in range(3000)]
     (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     options = ["--store", store.storage.url, "--questions", str(tmp_path / "q.jsonl"), "--out", str(tmp_path / "out")]
-    process = start(*options, "--max-tokens", "8")
+    process = start(*options, "--set", "sampling.max_tokens=8")
     wait_for_rows(process)
     actors = [p for p in psutil.Process(process.pid).children(recursive=True) if "AnswerActor" in " ".join(p.cmdline())]
     assert actors
@@ -274,7 +307,7 @@ def test_a_question_that_kills_its_process_is_one_error_row(store: Store, tmp_pa
     rows[7]["question"], rows[12]["question"] = "segv!", "bug!"
     (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     where = ["--store", store.storage.url, "--questions", str(tmp_path / "q.jsonl"), "--out", str(tmp_path / "out")]
-    process = start(*where, "--max-tokens", "4", poison=True)
+    process = start(*where, "--set", "sampling.max_tokens=4", poison=True)
     out, _ = process.communicate(timeout=280)
     assert process.returncode == 0, out
     summary = json.loads(out.strip().splitlines()[-1])

@@ -17,7 +17,8 @@ from sttm.merging import MergeConfig
 from sttm.models.checkpoint import BUILT_IN, Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
 from sttm.query.checkpoint import open_checkpoint
-from sttm.query.worker import Query, QueryWorker
+from sttm.query.question import Query
+from sttm.query.worker import QueryWorker
 from sttm.store.store import Store
 from sttm.video.decode import VideoConfig
 

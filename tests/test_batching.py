@@ -1,4 +1,4 @@
-"""Rows of like length go together: nobody pays for the longest question."""
+"""Rows of similar length share a batch, so that short questions are not padded to the longest one."""
 
 import random
 

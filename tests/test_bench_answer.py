@@ -1,4 +1,4 @@
-"""The answer benchmark, run for real on a small shape: every tier is timed, and its last line says all."""
+"""The answer benchmark, run on a small shape: it times every cache tier, and its last line reports everything."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The throughput benchmark: what it makes loads and decodes, and its last line says what a run gave."""
+"""The throughput benchmark: its checkpoints load, its videos decode, and its last line reports the run."""
 
 import json
 import subprocess
@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from jobs.benchmark.clips import encode_scenes, write_clips
+from jobs.benchmark.pipeline import _job, bench_pipeline
 from jobs.benchmark.random_checkpoint import write_checkpoint
 from jobs.benchmark.shapes import SHAPES
-from sttm.config import IndexConfig, index_recipe
+from jobs.config import JobConfig
+from sttm.config import IndexConfig, index_recipe, load_config
 from sttm.corpus import list_corpus
 from sttm.errors import SttmError
 from sttm.indexer import Indexer, VideoReader
@@ -27,7 +29,7 @@ TEXT |= {"num_key_value_heads": 1, "vocab_size": 640}
 
 
 def small(shape: str) -> tuple[Any, Any]:
-    """Config and processor of a shape with the sizes of its parts cut down."""
+    """Config and processor of a shape, with smaller sizes."""
     config, processor = SHAPES[shape]()
     vision: dict[str, int] = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
     vision["intermediate_size"] = 32
@@ -64,7 +66,7 @@ def test_clips_are_sampled_whole_and_no_two_are_the_same_content(tmp_path: Path)
     found = [reader.read(ref) for ref in list_corpus(str(tmp_path / "clips"))]
     assert len({decoded.content_digest for decoded in found}) == 5
     assert [len(decoded.inputs.seconds) for decoded in found] == [16] * 5
-    assert not any(decoded.details["warnings"] for decoded in found)
+    assert not any(decoded.sampling.warnings for decoded in found)
 
 
 @pytest.mark.slow
@@ -73,11 +75,11 @@ def test_last_line_reports_stages_and_steady_state() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
     report = json.loads(done.stdout.splitlines()[-1])
     stages, (row,) = report["stages"], report["rows"]
-    assert (report["shape"], report["frames"], row["gpus"], row["efficiency"]) == ("tiny", 8, 0, 1)
+    assert (report["config"], report["frames"], row["gpus"], row["efficiency"]) == ("tiny", 8, 0, 1)
     assert row["videos_per_s"] == pytest.approx(row["steady_videos"] / row["steady_s"], rel=1e-3)
     slowest = min(stages["decode"], stages["prefill"], stages["publish"])
     assert row["of_slowest_stage"] == pytest.approx(row["videos_per_s"] / slowest, rel=1e-3)
-    # The model, the slowest stage, hardly waits: unlike a ratio of rates this also shows on a machine with other work.
+    # The model is the slowest stage and hardly waits. Unlike a ratio of rates, this also holds on a busy machine.
     assert slowest == stages["prefill"]
     assert 0 <= row["idle_share"] <= 0.15
     assert report["saving_overhead"] == pytest.approx(stages["prefill_only"] / stages["prefill_and_save"] - 1, abs=1e-3)
@@ -91,7 +93,17 @@ def test_more_gpus_than_there_are_is_an_error_at_once() -> None:
 
 
 def test_an_unknown_shape_is_named() -> None:
-    from jobs.benchmark.pipeline import bench_pipeline
 
-    with pytest.raises(SttmError, match="no shape 'gpt-5'; known: tiny, "):
-        bench_pipeline(shape="gpt-5", gpus="0", seconds=1, folder=None, set_=None)
+    with pytest.raises(SttmError, match="no shape is named 'gpt-5'; choose one of qwen2-vl-7b, "):
+        bench_pipeline(shape="gpt-5", gpus="0", seconds=1)
+
+
+def test_a_shape_takes_the_place_of_the_checkpoint_in_any_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SHAPES, "small", partial(small, "qwen2-vl-7b"))
+    job = _job("qwen2_vl_7b", ["video.max_frames=8"], "small", tmp_path)
+    assert (job.model.path, job.video.max_frames) == (str(tmp_path / "small"), 8)
+    assert job.merge == load_config(JobConfig, "qwen2_vl_7b").merge
+    assert not job.fidelity.probes
+    assert _job("tiny", [], None, tmp_path).model.path == "tiny"

@@ -1,4 +1,4 @@
-"""The prefill benchmark, run for real on a small shape: its table, its profile and its last line."""
+"""The prefill benchmark, run on a small shape: its table, its profile and its last line."""
 
 import json
 from typing import Any

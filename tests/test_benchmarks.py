@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sttm.errors import ConfigError
 from sttm.evaluation.benchmarks import read_benchmark
-from sttm.evaluation.questions import Benchmark, Question, QuestionsError
-from sttm.evaluation.table import INSTRUCTION, read_table
+from sttm.evaluation.question_table import INSTRUCTION, read_question_table
+from sttm.evaluation.questions import Benchmark, Question
+from sttm.tables import TableError
 from sttm.video.decode import VideoConfig
 
 CONFIG = VideoConfig()
@@ -167,11 +169,11 @@ def test_vnbench_does_not_judge_a_question_that_lost_a_try(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["video-mme", "longvideobench", "mlvu", "next-qa", "egoschema", "vnbench"])
 def test_a_file_of_another_format_is_one_clear_error(tmp_path: Path, name: str) -> None:
-    with pytest.raises(QuestionsError, match=f"no question of {name}; first error: row 1"):
+    with pytest.raises(TableError, match=f"no question of {name}; first error: row 1"):
         read(name, put(tmp_path / "x.json", [{"caption": "a dog"}]), tmp_path)
-    with pytest.raises(QuestionsError, match="cannot be parsed"):
+    with pytest.raises(TableError, match="cannot be parsed"):
         read(name, put(tmp_path / "y.json", b'{"a": '), tmp_path)
-    with pytest.raises(QuestionsError, match="cannot read"):
+    with pytest.raises(TableError, match="cannot read"):
         read(name, tmp_path / "missing.json", tmp_path)
 
 
@@ -196,7 +198,7 @@ BAD_ROWS: list[tuple[bytes, str]] = [
 def test_bad_rows_of_a_table_are_named_and_cost_no_other(tmp_path: Path) -> None:
     good = json.dumps(GOOD).encode()
     lines = [line for bad, _ in BAD_ROWS for line in (good, bad)]
-    benchmark = read_table(put(tmp_path / "q.jsonl", b"\n".join(lines) + b"\n"), None, CONFIG)
+    benchmark = read_question_table(put(tmp_path / "q.jsonl", b"\n".join(lines) + b"\n"), None, CONFIG)
     assert [q.row for q in benchmark.videos[0].questions] == [2 * i + 1 for i in range(len(BAD_ROWS))]
     assert [e.row for e in benchmark.errors] == [2 * i + 2 for i in range(len(BAD_ROWS))]
     for error, (_, cause) in zip(benchmark.errors, BAD_ROWS, strict=True):
@@ -211,34 +213,36 @@ def test_a_table_in_every_format_asks_the_same(tmp_path: Path) -> None:
     put(tmp_path / "q.json", [row])
     cells = ",".join('"' + str(v).replace('"', '""') + '"' for v in as_text.values())
     put(tmp_path / "q.csv", f"{','.join(row)}\n{cells}\n".encode())
-    asked = [only(read_table(tmp_path / f"q.{kind}", None, CONFIG)) for kind in ("parquet", "jsonl", "json", "csv")]
+    asked = [
+        only(read_question_table(tmp_path / f"q.{kind}", None, CONFIG)) for kind in ("parquet", "jsonl", "json", "csv")
+    ]
     assert asked[0].prompt == f"What colour?\nA. blue\nB. red\n{INSTRUCTION}"
     assert asked == [asked[0]] * 4
     by_letter = put(tmp_path / "letter.jsonl", {**row, "answer": "B"})
-    assert only(read_table(by_letter, None, CONFIG)) == asked[0]
+    assert only(read_question_table(by_letter, None, CONFIG)) == asked[0]
 
 
 def test_scoring_of_a_table_decides_what_is_asked(tmp_path: Path) -> None:
     path = put(tmp_path / "q.jsonl", {**GOOD, "options": ["blue", "red"]})
-    exact, likelihood = (only(read_table(path, None, CONFIG, scoring)) for scoring in ("exact", "likelihood"))
+    exact, likelihood = (only(read_question_table(path, None, CONFIG, scoring)) for scoring in ("exact", "likelihood"))
     assert exact.prompt == likelihood.prompt == "What colour?"
     assert (exact.scoring, likelihood.scoring) == ("exact", "likelihood")
-    with pytest.raises(QuestionsError, match="unknown scoring"):
-        read_table(path, None, CONFIG, "guess")
+    with pytest.raises(ConfigError, match="unknown scoring"):
+        read_question_table(path, None, CONFIG, "guess")
 
 
 def test_videos_of_a_table_count_from_its_folder_or_the_one_given(tmp_path: Path) -> None:
     path = put(tmp_path / "q.jsonl", GOOD)
-    assert read_table(path, None, CONFIG).videos[0].name == str(tmp_path / "a.mp4")
-    assert read_table(path, "s3://bucket/x", CONFIG).videos[0].name == "s3://bucket/x/a.mp4"
+    assert read_question_table(path, None, CONFIG).videos[0].name == str(tmp_path / "a.mp4")
+    assert read_question_table(path, "s3://bucket/x", CONFIG).videos[0].name == "s3://bucket/x/a.mp4"
     absolute = put(tmp_path / "r.jsonl", {**GOOD, "video": "s3://other/b.mp4"})
-    assert read_table(absolute, None, CONFIG).videos[0].name == "s3://other/b.mp4"
+    assert read_question_table(absolute, None, CONFIG).videos[0].name == "s3://other/b.mp4"
 
 
 def test_a_table_without_a_usable_row_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(QuestionsError, match="no usable question"):
-        read_table(put(tmp_path / "q.jsonl", b"{}\n"), None, CONFIG)
-    with pytest.raises(QuestionsError, match="unknown format"):
-        read_table(put(tmp_path / "q.xlsx", b"x"), None, CONFIG)
-    with pytest.raises(QuestionsError, match="cannot"):
-        read_table(put(tmp_path / "q.parquet", b"PAR1 but not really"), None, CONFIG)
+    with pytest.raises(TableError, match="no usable question"):
+        read_question_table(put(tmp_path / "q.jsonl", b"{}\n"), None, CONFIG)
+    with pytest.raises(TableError, match="unknown format"):
+        read_question_table(put(tmp_path / "q.xlsx", b"x"), None, CONFIG)
+    with pytest.raises(TableError, match="cannot"):
+        read_question_table(put(tmp_path / "q.parquet", b"PAR1 but not really"), None, CONFIG)

@@ -1,4 +1,4 @@
-"""Videos at hand: loaded once however many ask, kept by bytes, never kept damaged; with real threads and a real S3."""
+"""Kept videos: loaded once for many threads, kept within bytes, never kept damaged. With real threads and a real S3."""
 
 import shutil
 import threading
@@ -17,7 +17,8 @@ from sttm.query.cache_tier import CacheConfig, CacheTier
 from sttm.query.checkpoint import open_checkpoint
 from sttm.query.disk_cache import DiskCache
 from sttm.query.lru import ByteLRU
-from sttm.query.worker import Query, QueryWorker
+from sttm.query.question import Query
+from sttm.query.worker import QueryWorker
 from sttm.store.storage import MissingObjectError, Storage
 from sttm.store.store import Store
 
@@ -25,19 +26,20 @@ CPU = torch.device("cpu")
 
 
 def small_video(value: float = 0.0) -> ReadyVideo:
-    """1 KiB: 4 layers of keys and values, float32 [2, 4, 4]."""
+    """A video of 1 KiB: 4 layers of keys and values, float32 [2, 4, 4]."""
     layers = tuple(torch.full((2, 4, 4), value) for _ in range(4))
     return ReadyVideo(layers, layers, 0, (4, 4), 1)
 
 
 class CountingLoader:
-    """Makes videos, and counts how often."""
+    """Makes small videos and lists their identities."""
 
     def __init__(self, takes_s: float = 0.0) -> None:
         self.takes_s, self.loads = takes_s, []  # type: ignore[var-annotated]
         self.error: Exception | None = None
 
-    def __call__(self, identity: str) -> ReadyVideo:
+    def __call__(self, identities: tuple[str, ...]) -> ReadyVideo:
+        (identity,) = identities
         self.loads.append(identity)
         time.sleep(self.takes_s)
         if self.error:
@@ -46,7 +48,7 @@ class CountingLoader:
 
 
 def test_lru_forgets_what_was_used_least_recently() -> None:
-    lru: ByteLRU[str] = ByteLRU(10)
+    lru: ByteLRU[str, str] = ByteLRU(10)
     assert lru.put("a", "A", 4) == lru.put("b", "B", 4) == []
     assert lru.get("a") == "A"
     assert lru.put("c", "C", 4) == [("b", "B")]
@@ -81,7 +83,7 @@ def test_what_is_held_is_found_without_loading() -> None:
     videos = {identity: tier.get(identity) for identity in "12"}
     assert tier.held("1") is videos["1"]
     tier.get("3")
-    assert (tier.held("1"), tier.held("2")) == (videos["1"], None)  # found is used
+    assert (tier.held("1"), tier.held("2")) == (videos["1"], None)  # a video that `held` finds counts as used
     assert tier.counts == {"device": 2, "host": 0, "joined": 0, "load": 3}
     assert loader.loads == ["1", "2", "3"]
 
@@ -143,7 +145,7 @@ def test_disk_copy_answers_without_the_remote_file(remote: Store, tmp_path: Path
     first = disk.load(remote.storage, manifest)
     disk.close()
     remote.storage.delete(manifest.kv.key)
-    again = DiskCache(tmp_path / "disk", 1 << 30)  # another process, later
+    again = DiskCache(tmp_path / "disk", 1 << 30)  # as a later process would open it
     second = again.load(remote.storage, manifest)
     assert (disk.hits, again.hits, again.size_bytes) == (0, 1, manifest.kv.size_bytes)
     assert all(map(torch.equal, first.keys, second.keys))

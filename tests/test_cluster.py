@@ -127,7 +127,7 @@ def test_ask_finds_the_video_by_name_uri_and_id(indexed: Indexed, by: str) -> No
     row = Store.open(str(indexed.store)).find("good.mp4")
     video = {"name": row.name, "uri": row.uri, "id": row.video_id}[by]
     line = last_json(
-        job("ask", "--store", str(indexed.store), "--video", video, "What?", "--json", "--max-tokens", "4")
+        job("ask", "--store", str(indexed.store), "--video", video, "What?", "--json", "--set", "sampling.max_tokens=4")
     )
     assert {"video", "question", "answer", "ttft_s", "load_s", "kv_tokens", "identity"} <= line.keys()
     assert line["identity"] == row.identity
@@ -166,7 +166,9 @@ def test_ask_refuses_a_model_that_did_not_make_the_cache(indexed: Indexed, tmp_p
     from checkpoints import write_qwen2_vl
 
     other = write_qwen2_vl(tmp_path / "other", seed=1)
-    done = job("ask", "--store", str(indexed.store), "--video", "good.mp4", "Why?", "--model", str(other), code=1)
+    done = job(
+        "ask", "--store", str(indexed.store), "--video", "good.mp4", "Why?", "--set", f"model.path={other}", code=1
+    )
     assert "its weights differ" in done.stderr
 
 
@@ -177,12 +179,14 @@ def test_index_ask_verify_and_gc_on_a_real_s3_server(corpus: Path, qwen2_vl_fold
     first = last_json(job("index", *options, code=3))
     assert (first["done"], first["failed"]) == (2, 3)
     assert last_json(job("index", *options, code=3))["skipped"] == 2
-    answer = last_json(job("ask", "--store", store, "--video", "av1.mp4", "What?", "--json", "--max-tokens", "4"))
+    answer = last_json(
+        job("ask", "--store", store, "--video", "av1.mp4", "What?", "--json", "--set", "sampling.max_tokens=4")
+    )
     assert answer["kv_tokens"] > 0
     assert "as it was committed" in job("store", "verify", "--store", store).stdout
     job("store", "gc", "--store", store, "--min-age-hours", "0", "--delete")
     assert "as it was committed" in job("store", "verify", "--store", store).stdout
-    job("store", "rm", "av1.mp4", "--store", store)
+    job("store", "rm", "av1.mp4", "--store", store, "--yes")
     assert "no video" in job("ask", "--store", store, "--video", "av1.mp4", "What?", code=1).stderr
 
 
@@ -225,7 +229,7 @@ def test_changed_videos_are_superseded_and_deleted_ones_reported(tmp_path: Path,
     (tmp_path / "night.csv").write_text(f"uri\n{corpus / 'v1.mp4'}\n")
     job("index", "--corpus", str(tmp_path / "night.csv"), "--store", store, *settings, code=3)
     assert "still answers questions" in explained(store, corpus / "v1.mp4", settings), "an error must not hide it"
-    answer = job("ask", "--store", store, "--video", "v0.mp4", "What?", "--json", "--max-tokens", "1")
+    answer = job("ask", "--store", store, "--video", "v0.mp4", "What?", "--json", "--set", "sampling.max_tokens=1")
     assert last_json(answer)["identity"] == new
 
     job("store", "gc", "--store", store, "--min-age-hours", "0", "--delete")

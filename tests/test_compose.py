@@ -1,4 +1,4 @@
-"""Caches put behind each other: exactly where they would stand, and what it costs that they never met."""
+"""Composed caches: their keys stand at the right positions, and the cost of having been made apart is measured."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from sttm.synthetic import questions, render, sample_scenes
 
 
 def joined(first: Prompt, second: Prompt, cache: KVCache) -> Prompt:
-    """The prompt of both videos one after the other; `cache` is the second's."""
+    """The prompt of both videos one after the other. `cache` is the cache of the second video."""
     cut, length = opening_tokens(cache), len(first.ids)
     shift = first.next_position - int(second.positions[:, cut].max())
     return replace(
@@ -39,7 +39,7 @@ def joined(first: Prompt, second: Prompt, cache: KVCache) -> Prompt:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_moved_keys_stand_where_a_joint_prefill_puts_them(family: str) -> None:
-    """In the first layer tokens have seen nothing yet: there composition is exact."""
+    """Composition is exact in the first layer, before which no token has attended to any other."""
     setup = Setup.of(family)
     other = setup.family.preprocess(255 - setup.pixels, np.arange(len(setup.pixels)) / 2.0)
     second = setup.family.prompt(setup.full, other)
@@ -72,7 +72,7 @@ def test_caches_of_different_recipes_are_refused() -> None:
 
 @pytest.mark.slow
 def test_loss_of_composition_on_the_built_in_model() -> None:
-    """Two synthetic clips behind each other, questions about either: composed against prefilled together."""
+    """Questions about one of two synthetic clips: answers from composed caches against those from a joint prefill."""
     checkpoint = Checkpoint.open(ModelConfig(path="tiny", dtype="float32"))
     family, full = checkpoint.family(), checkpoint.load_model("cpu")
     model = LanguageModel.of(full)

@@ -1,7 +1,4 @@
-"""What would run past the model's positions is refused, with numbers: a question, or a video that leaves room for none.
-
-What just fits is not.
-"""
+"""Questions and videos that would run past the model's positions are refused with numbers; what just fits is not."""
 
 from copy import copy
 from dataclasses import replace
@@ -24,7 +21,7 @@ from sttm.evaluation.reducers import Reducer, parse_reducers
 from sttm.merging import MergeConfig
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
-from sttm.query.conversation import Conversation
+from sttm.query.turns import turns_ids
 
 REDUCERS = parse_reducers("sttm", [0.5], IndexConfig())
 
@@ -43,18 +40,15 @@ def test_the_last_position_may_be_used_and_no_more(family: str) -> None:
 def test_turns_of_a_conversation_add_up() -> None:
     setup = Setup.of("qwen2_vl")
     video = ready(setup.model, setup.prefill(HALF).cache)
-    talk = Conversation(setup.model, video, setup.family, frozenset())
-    for _ in talk.ask("why? " * 300, SamplingConfig(max_tokens=1)):
-        pass
-    asked = len(setup.family.question_ids("why? " * 300))
-    room = 4096 - max(video.next_positions) - asked
+    first, both = (len(turns_ids(setup.family, turns)) for turns in (["why?"], ["why?", "so " * 300, "why?"]))
+    room = 4096 - max(video.next_positions) - first
+    require_room(setup.model, video, first, room)
     with pytest.raises(QuestionError, match="ask a shorter question"):
-        next(talk.ask("why?", SamplingConfig(max_tokens=room)))
-    assert list(talk.ask("why?", SamplingConfig(max_tokens=2)))  # a refused turn leaves no trace
+        require_room(setup.model, video, both, room)
 
 
 def with_positions(setup: Setup, count: int) -> LanguageModel:
-    """The language model, trained on so many positions."""
+    """The language model, as if it was trained on this many positions."""
     text = copy(setup.model.text)
     text.config = copy(text.config)
     text.config.max_position_embeddings = count
@@ -65,7 +59,7 @@ def with_positions(setup: Setup, count: int) -> LanguageModel:
 @pytest.mark.parametrize("rule", ["survived", "reassigned"])
 @pytest.mark.parametrize("merge_layer", [0, 2])
 def test_video_that_leaves_no_room_for_a_question_is_not_prefilled(family: str, rule: str, merge_layer: int) -> None:
-    """Layers before the merge count the full positions, those behind it the reduced ones."""
+    """Both count: the positions in the layers before the merge, and those in the layers behind it."""
     setup, config = Setup.of(family), PrefillConfig(merge_layer=merge_layer, position_rule=rule)
     cache = prefill(setup.model, setup.prompt, HALF, config).cache
     counted = [cache.reduced_next_position] + [cache.next_position] * (merge_layer > 0)
@@ -81,8 +75,8 @@ def test_video_that_leaves_no_room_for_a_question_is_not_prefilled(family: str, 
 
 
 def test_evaluator_asks_what_fits_behind_the_full_video(qwen2_vl_folder: Path) -> None:
-    setup = Setup.of("qwen2_vl")
-    evaluator = Evaluator(Checkpoint.open(ModelConfig(path=str(qwen2_vl_folder), dtype="float32")), REDUCERS, 4)
+    setup, sampling = Setup.of("qwen2_vl"), SamplingConfig(max_tokens=4)
+    evaluator = Evaluator(Checkpoint.open(ModelConfig(path=str(qwen2_vl_folder), dtype="float32")), REDUCERS, sampling)
     start = setup.prompt.next_position
     video = VideoQuestions("v", (Question("Why?", "x", row=1), Question("why? " * 100, "x", row=2)), lambda: None)  # type: ignore[arg-type, return-value]
     evaluator._language_model.text.config.max_position_embeddings = start + QUESTION_TOKENS

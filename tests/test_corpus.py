@@ -37,6 +37,8 @@ def write_manifest(path: Path, rows: list[dict]) -> str:
     elif path.suffix == ".csv":
         lines = [",".join(rows[0]), *(",".join(str(v) for v in row.values()) for row in rows)]
         path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())  # as spreadsheets write it
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
     else:
         path.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n")
     return str(path)
@@ -126,7 +128,7 @@ def test_version_changes_with_the_file(folder):
     assert {**asdict(before), "version": ""} == {**asdict(after), "version": ""}
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".json", ".jsonl"])
 def test_manifest_keeps_row_order_ids_and_missing_files(folder, suffix):
     rows = [
         {"uri": "b.mp4", "id": "second", "note": "x"},
@@ -205,9 +207,14 @@ BAD_MANIFESTS = {
     "nothing at all": ("list.csv", b"", r"no column 'uri'; columns found: none"),
     "no uri in a row": ("list.csv", b"uri,id\nb.mp4,1\n,2\n", r"row 2 has no uri"),
     "a number for a uri": ("list.jsonl", b'{"uri": 7}', r"row 1 has no uri"),
-    "broken line": ("list.jsonl", b'{"uri": "b.mp4"}\n{"uri', r"line 2"),
-    "no object": ("list.jsonl", b'["b.mp4"]', r"line 1: not a JSON object"),
-    "no text": ("list.jsonl", b"\xff\xfe\x00", r"cannot be parsed"),
+    "broken line": ("list.jsonl", b'{"uri": "b.mp4"}\n{"uri', r"list\.jsonl: row 2: the line is not JSON"),
+    "no object": ("list.jsonl", b'["b.mp4"]', r"list\.jsonl: row 1: a row is a JSON object .* this is a list"),
+    "no text": ("list.jsonl", b"\xff\xfe\x00", r"row 1: the line is not JSON"),
+    "another encoding": (
+        "list.csv",
+        "uri\nété.mp4".encode("latin-1"),
+        r"cannot be parsed as \.csv: .*; save it as UTF-8",
+    ),
     "no Parquet": ("list.parquet", b"PAR1 not really", r"cannot be parsed"),
     "no rows": ("list.csv", b"uri\n", r"no videos in"),
 }

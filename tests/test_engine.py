@@ -32,7 +32,7 @@ def setup(request: pytest.FixtureRequest) -> Setup:
 
 @pytest.fixture(scope="module")
 def one() -> Setup:
-    """For what does not depend on the family."""
+    """One family, for tests that do not depend on the family."""
     return Setup.of("qwen2_vl")
 
 
@@ -41,7 +41,7 @@ def first_logits(model: LanguageModel, cache: KVCache, questions: list[list[int]
 
 
 def test_merge_off_equals_the_plain_forward(setup: Setup) -> None:
-    """From pixels on: our vision tower, positions and layers against the model's own forward on official inputs."""
+    """Our vision tower, positions and layers, from pixels on, agree with the model's own forward on official inputs."""
     result = setup.prefill(NO_MERGE)
     torch.testing.assert_close(setup.model.logits(result.hidden), setup.plain_logits([]), **TOLERANCE)
 
@@ -77,7 +77,7 @@ def test_merged_cache_plus_question_equals_the_plain_layers(
 
 @pytest.mark.parametrize("merge_layer", [0, 2])
 def test_layers_from_the_merge_on_hold_the_reduced_tokens(setup: Setup, merge_layer: int) -> None:
-    """The budget reaches every layer: a reducer that silently does nothing fails here."""
+    """The budget shortens the cache. A reducer that silently does nothing fails here."""
     result = setup.prefill(HALF, merge_layer=merge_layer)
     before, tokens = len(setup.prompt.ids), setup.inputs.tokens
     after = before - (tokens - tokens // 2)
@@ -86,14 +86,14 @@ def test_layers_from_the_merge_on_hold_the_reduced_tokens(setup: Setup, merge_la
 
 
 def test_shuffled_video_changes_the_answer_distribution(setup: Setup) -> None:
-    """The survivors carry the video: a cache that ignores it fails here."""
+    """Answers depend on the video. A cache that ignores the video fails here."""
     order = setup.prompt.visual[torch.randperm(setup.inputs.tokens, generator=torch.Generator().manual_seed(0))]
     embeds = setup.prompt.embeds.index_copy(0, setup.prompt.visual, setup.prompt.embeds[order])
     question = setup.questions()[:1]
     ours = first_logits(setup.model, setup.prefill(HALF).cache, question)
     shuffled = prefill(setup.model, replace(setup.prompt, embeds=embeds), HALF, PrefillConfig())
     other = first_logits(setup.model, shuffled.cache, question)
-    assert (ours - other).abs().max() > 1e-2  # equalities here hold to 1e-5
+    assert (ours - other).abs().max() > 1e-2  # other tests of this file find equal logits equal to 1e-5
 
 
 @pytest.mark.parametrize(("chunk", "proportional"), [(1, False), (17, False), (17, True)])
@@ -106,7 +106,7 @@ def test_chunked_prefill_equals_unchunked(setup: Setup, chunk: int, proportional
 
 
 class CountOperations(TorchDispatchMode):
-    """Counts the operators that run, by name."""
+    """Counts by name the operators that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class CountOperations(TorchDispatchMode):
 
 
 def test_a_prefilled_layer_copies_only_the_keys_and_values_it_keeps(setup: Setup) -> None:
-    """Beside the layer itself: two copies, and nothing that would wait for the GPU or compute what all layers share."""
+    """Beside the layer itself only two copies run: nothing waits for the GPU or computes what all layers share."""
     prompt, text = setup.prompt, setup.model.text
 
     def prefill_through(layers: int) -> Counter[str]:
@@ -214,14 +214,14 @@ def test_long_question_equals_one_forward(one: Setup) -> None:
 
 
 def test_bfloat16_stays_close_to_the_plain_forward(setup: Setup) -> None:
-    """bfloat16 has 8 bits: two orders of the same sums, and the merge's float32, may differ by a few of its steps."""
+    """bfloat16 has 8 bits, so sums in another order, and the float32 of the merge, may differ by a few of its steps."""
     half = Setup.of(setup.folder.name, "bfloat16")
     logits = half.model.logits(half.prefill(NO_MERGE).hidden)
     expected = half.plain_logits([]).float()
     assert (logits - expected).abs().max() < 0.08
     exact = setup.model.logits(setup.prefill(NO_MERGE).hidden)
     ours, theirs = ((x - exact).square().mean().sqrt() for x in (logits, expected))
-    assert ours < 1.5 * theirs  # no further from float32 than transformers is
+    assert ours < 1.5 * theirs  # about as far from float32 as transformers is
 
 
 def test_tied_embeddings_equal_the_plain_forward(setup: Setup) -> None:

@@ -9,26 +9,31 @@ import pytest
 import torch
 
 from jobs import evaluate as job
-from sttm.config import IndexConfig
+from jobs.config import JobConfig
+from sttm.config import IndexConfig, load_config
 from sttm.engine.answer import Continuation
 from sttm.engine.likelihood import score_options
 from sttm.engine.prefill import PrefillConfig, prefill
 from sttm.engine.ready_video import ready
+from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ConfigError, VideoError
 from sttm.evaluation import evaluator as evaluation
 from sttm.evaluation.evaluator import Evaluator, Outcome, VideoOutcome
 from sttm.evaluation.markdown import tables
 from sttm.evaluation.plot import plot
+from sttm.evaluation.question_table import read_question_table
 from sttm.evaluation.questions import Clip, Question, VideoQuestions
+from sttm.evaluation.record import Record
 from sttm.evaluation.reducers import Reducer, parse_reducers
 from sttm.evaluation.scoring import Verdict
-from sttm.evaluation.summary import Row, summarise
+from sttm.evaluation.summary import Row, summarise, unreadable
 from sttm.evaluation.synthetic import synthetic_benchmark
 from sttm.kv_cache import KVCache
 from sttm.merging import MergeConfig
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
 from sttm.store.kv.file import decode_kv
+from sttm.tables import TableError
 from sttm.video.decode import VideoConfig
 
 TEXTS = ("What is it?", "the colour of the sea, please?", "Why", "Which way?")
@@ -61,7 +66,7 @@ def reducers() -> list[Reducer]:
 
 @pytest.fixture(scope="module")
 def evaluator(checkpoint: Checkpoint, reducers: list[Reducer]) -> Evaluator:
-    return Evaluator(checkpoint, reducers, max_tokens=3)
+    return Evaluator(checkpoint, reducers, SamplingConfig(max_tokens=3))
 
 
 def ask(evaluator: Evaluator, questions: tuple[Question, ...], seed: int = 0) -> VideoOutcome:
@@ -138,7 +143,10 @@ def test_a_scheme_sends_the_cache_through_the_file_that_is_then_asked(
 
     monkeypatch.setattr(evaluation, "decode_kv", other)
     none, stored = parse_reducers("none[kv_scheme=int8]", [], IndexConfig())
-    outcome = ask(Evaluator(checkpoint, [none, stored], max_tokens=3), tuple(Question(text, "x") for text in TEXTS))
+    outcome = ask(
+        Evaluator(checkpoint, [none, stored], SamplingConfig(max_tokens=3)),
+        tuple(Question(text, "x") for text in TEXTS),
+    )
     assert read == [outcome.outcomes[1].kv_bytes]
     assert outcome.outcomes[0].replies != outcome.outcomes[1].replies
 
@@ -250,8 +258,8 @@ def table(tmp_path: Path) -> Path:
 
 
 def run_job(table: Path, model: Path, **options: object) -> int:
-    settings = [f"model.path={model}", "model.dtype=float32"]
-    arguments = {"reducers": "sttm", "budgets": "0.5", "max_tokens": 2, "device": "cpu", "set_": settings} | options
+    settings = [f"model.path={model}", "model.dtype=float32", "sampling.max_tokens=2"]
+    arguments = {"reducers": "sttm", "budgets": "0.5", "device": "cpu", "set_": settings} | options
     return job.evaluate(questions=table, **arguments)  # type: ignore[arg-type]
 
 
@@ -271,17 +279,17 @@ def test_the_last_line_is_json_and_errors_name_row_and_video(
     assert "not_a_video" in errors[5]["cause"]
     assert "no answer" in errors[6]["cause"]
     assert sum("not asked: row" in line for line in printed) == 2
-    replies = [json.loads(line) for line in (out / "replies.jsonl").read_text().splitlines()]
-    assert [r["row"] for r in replies] == [1, 2, 3, 4]
-    assert set(replies[0]["replies"]) == {"none", "sttm 0.5"}
+    lines = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == [1, 2, 3, 4]
+    assert (lines[0]["right_answer"], set(lines[0]["answers"])) == ("x", {"none", "sttm 0.5"})
     assert (out / "table.md").read_text().startswith("| reducer")
 
 
 def test_the_built_in_benchmark_runs_through_real_video_files(
     qwen2_vl_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = [f"model.path={qwen2_vl_folder}"]
-    arguments = {"reducers": "sttm", "budgets": "0.3", "max_tokens": 2, "set_": settings, "encoded": True, "limit": 1}
+    settings = [f"model.path={qwen2_vl_folder}", "sampling.max_tokens=2"]
+    arguments = {"reducers": "sttm", "budgets": "0.3", "set_": settings, "encoded": True, "limit": 1}
     assert job.evaluate(device="cpu", **arguments) == 0  # type: ignore[arg-type]
     report = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert (report["benchmark"], report["videos"], report["errors"]) == ("synthetic", 1, 0)
@@ -312,6 +320,14 @@ def test_videos_read_ahead_come_in_order_with_their_own_errors(evaluator: Evalua
         ({"budgets": "50"}, "share of the tokens"),
         ({"questions": None, "benchmark": "vnbench"}, "needs --annotations"),
         ({"questions": None, "benchmark": "nope"}, "known: synthetic, video-mme"),
+        ({"benchmark": "synthetic"}, "--questions .* and --benchmark synthetic: give one"),
+        ({"questions": None, "annotations": Path("a.json")}, "--annotations a.json needs .* one of video-mme"),
+        ({"annotations": Path("a.json")}, "a table of your own is --questions"),
+        ({"questions": None, "videos": "clips"}, "--videos clips needs --questions"),
+        ({"questions": None, "scoring": "exact"}, "--scoring exact needs --questions"),
+        ({"scoring": "guess"}, "unknown scoring 'guess'; known: exact, letter, likelihood"),
+        ({"encoded": True}, "--encoded is for the built-in clips"),
+        ({"quick": True, "limit": 3}, "--quick and --limit 3"),
         ({"reducers": "sttm["}, "brackets"),
         ({"device": "gpu7"}, "--device 'gpu7': .*leave it out"),
         ({"out": Path(__file__)}, "test_evaluate.py cannot be a folder"),
@@ -337,7 +353,7 @@ def test_a_video_that_does_not_fit_into_memory_costs_no_other(
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     outcome = job._run(evaluator, video, inputs)
     assert outcome == "out of memory at 80 visual tokens: CUDA out of memory. Tried to allocate 2 GiB"
-    record = job.Record([], 1)
+    record = Record([], 1)
     record.add(video, outcome)
     assert (record.failed, record.errors[0].row) == (1, 3)
 
@@ -345,12 +361,59 @@ def test_a_video_that_does_not_fit_into_memory_costs_no_other(
 def test_settings_of_the_index_job_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("merge: {budget: 0.3}\nrun: {decode_ahead: 2}\n")
-    from jobs.config import JobConfig
-    from sttm.config import load_config
-
     assert load_config(JobConfig, path).merge.budget == 0.3
 
 
 def test_rows_are_plain_json(rows: list[Row]) -> None:
     assert json.loads(json.dumps(rows[1].as_json()))["reducer"] == "sttm"
     assert replace(rows[0], accuracy=1 / 3).as_json()["accuracy"] == 0.333333
+
+
+def test_replies_are_short_unless_the_settings_say_otherwise() -> None:
+    assert job.reply_sampling(load_config(JobConfig, None, ["sampling.temperature=0.5"])).max_tokens == 16
+    assert job.reply_sampling(load_config(JobConfig, None, ["sampling.max_tokens=64"])).max_tokens == 64
+    assert job.reply_sampling(load_config(JobConfig, None, ["sampling.temperature=0.5"])).temperature == 0.5
+
+
+def test_a_reply_ends_before_a_stop_text(checkpoint: Checkpoint) -> None:
+    (full,) = parse_reducers("none", [], IndexConfig())
+    questions = (Question("What is it?", "x"),)
+    (whole,) = ask(Evaluator(checkpoint, [full], SamplingConfig(max_tokens=8)), questions).outcomes[0].replies
+    stop = whole[2:4]
+    sampling = SamplingConfig(max_tokens=8, stop=(stop,))
+    (cut,) = ask(Evaluator(checkpoint, [full], sampling), questions).outcomes[0].replies
+    assert cut == whole.partition(stop)[0].strip()
+    assert len(cut) < len(whole)
+
+
+def test_replies_that_cannot_be_read_are_counted_and_said_aloud(
+    tmp_path: Path, table: Path, qwen2_vl_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model of random weights names no letter."""
+    lines = [{"video": "good.mp4", "question": text, "answer": "A", "options": ["x", "y"]} for text in TEXTS]
+    table.write_text("\n".join(json.dumps(line) for line in lines))
+    assert run_job(table, qwen2_vl_folder, out=tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    report = json.loads(printed.strip().splitlines()[-1])
+    assert [(row["replies"], row["unparsed"]) for row in report["rows"]] == [(4, 4), (4, 4)]
+    warning = "none: 0 of 4 replies could be read as one option"
+    assert f"warning: {warning}" in printed
+    assert report["warnings"][0].startswith(warning)
+    assert "0 of 4" in printed.split("\n\n")[0]
+    assert warning in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_only_rows_whose_replies_mostly_cannot_be_read_are_warned_about(rows: list[Row]) -> None:
+    assert unreadable(rows) == []
+    few = [replace(rows[0], replies=100, unparsed=unparsed) for unparsed in (10, 11)]
+    assert [warning.split(" replies")[0] for warning in unreadable(few)] == ["none: 89 of 100"]
+
+
+def test_columns_that_are_not_read_are_named_with_the_known_ones(table: Path) -> None:
+    table.write_text(json.dumps({"video": "a", "question": "?", "answer": "x", "option": ["x", "y"], "author": "me"}))
+    (note,) = read_question_table(table, None, VideoConfig()).notes
+    assert "columns option, author are not read; known: video, question, answer, options, task" in note
+    assert note.endswith("did you mean 'options' by 'option'?")
+    table.write_text(json.dumps({"video": "a", "question": "?", "anwser": "x"}))
+    with pytest.raises(TableError, match="has no column 'answer'; columns found: video, question, anwser"):
+        read_question_table(table, None, VideoConfig())

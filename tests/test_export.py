@@ -1,4 +1,4 @@
-"""A stored cache in transformers' hands gives what our own loop gives."""
+"""A stored cache gives the same tokens in transformers' own loop as in ours."""
 
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from sttm.store.store import Store
 
 
 @pytest.mark.parametrize("merge_layer", [0, 2])
+@pytest.mark.filterwarnings("ignore:.*Use `cache` instead:FutureWarning")  # the oldest transformers knows the old name
 def test_plain_forward_over_the_exported_cache_equals_ours(
     tmp_path: Path, qwen2_vl_folder: Path, merge_layer: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""When frames are sampled, and what a set of frames may look like."""
+"""The times at which frames are sampled, and what `Frames` accepts."""
 
 import numpy as np
 import pytest

@@ -16,11 +16,10 @@ DOORS = {
         *("sttm/video/decode.py", "sttm/video/file.py", "sttm/video/index.py"),
         *("sttm/synthetic/encode.py", "jobs/benchmark/film.py"),
     },
-    "fsspec": {"sttm/store/storage.py", "sttm/corpus.py", "sttm/urls.py"},
+    "fsspec": {"sttm/store/storage.py", "sttm/urls.py"},
     "pyarrow": {
         *("sttm/store/tokens.py", "sttm/store/catalog/catalog.py", "sttm/store/catalog/row.py"),
-        "jobs/answering/answer_table.py",
-        *("sttm/corpus.py", "sttm/evaluation/rows.py"),
+        *("jobs/answering/answer_table.py", "sttm/tables.py"),
     },
 }
 # A file may import from lines further down, and from its own package. Names in one line know nothing of one another.
@@ -37,6 +36,8 @@ LAYERS = (
     ("jobs.cluster", "jobs.command"),
     ("sttm.evaluation",),
     ("sttm.synthetic",),
+    ("sttm",),
+    ("sttm.archive", "sttm.local_index"),
     ("sttm.indexer",),
     ("sttm.config",),
     ("sttm.query",),
@@ -45,9 +46,10 @@ LAYERS = (
     ("sttm.merging", "sttm.kv_cache"),
     ("sttm.video",),
     ("sttm.corpus",),
-    ("sttm.urls", "sttm.gpu", "sttm.stage_clock", "sttm.settings"),
+    ("sttm.tables",),
+    ("sttm.urls", "sttm.gpu", "sttm.stage_clock", "sttm.settings", "sttm.certificate"),
     ("sttm.errors",),
-    ("sttm", "jobs"),
+    ("jobs",),
 )
 
 

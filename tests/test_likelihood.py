@@ -1,4 +1,4 @@
-"""Options are scored as transformers scores them in one forward each, in few feeds and bounded pieces."""
+"""Scores of options equal those of one forward of transformers each, and are computed in few steps of bounded size."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def test_scores_equal_one_forward_of_transformers(family: str) -> None:
 
 
 def test_options_are_fed_once_and_in_bounded_pieces_to_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long option costs one more feed, not one a token; where it is too much for one, others get turns between."""
+    """A long option costs one more feed, not one a token. An option too long for one feed is split into steps."""
     setup = Setup.of("qwen2_vl")
     video = ready(setup.model, setup.prefill(NO_MERGE).cache)
     fed: list[int] = []

@@ -32,7 +32,7 @@ PROPERTY = settings(
 
 
 def video(T: int, H: int, W: int, C: int = 16, seed: int = 0, change: float = 0.3) -> torch.Tensor:
-    """Smooth in space, drifting in time: something for both steps to merge. [T, H, W, C]."""
+    """Features [T, H, W, C] that are smooth in space and drift over time, so both steps have something to merge."""
     g = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1, C, (H + 3) // 4, (W + 3) // 4, generator=g)
     frame = torch.nn.functional.interpolate(coarse, (H, W), mode="nearest")[0].permute(1, 2, 0)
@@ -103,7 +103,7 @@ def test_equals_the_oracle(x, spatial, temporal, root_level, rule, weighted, per
 @pytest.mark.parametrize("rule", ["best", "all", "reference"])
 @pytest.mark.parametrize("head_dim", [None, 4])
 def test_equals_the_oracle_where_inner_levels_are_odd(shape, rule: str, head_dim: int | None) -> None:
-    """Nodes with one, two and four children above level 1, and a single-child root."""
+    """These grids have nodes with one, two and four children above level 1, and a root with a single child."""
     for seed, spatial in enumerate([0.5, 0.7, 0.85]):
         check_against_oracle(video(*shape, seed=seed), spatial, 0.6, 0, rule, False, head_dim)
 
@@ -111,7 +111,7 @@ def test_equals_the_oracle_where_inner_levels_are_odd(shape, rule: str, head_dim
 def check_against_oracle(x, spatial, temporal, root_level, rule, weighted, head_dim) -> None:
     variant, best = ("reference", False) if rule == "reference" else ("exact", rule == "best")
     expected = merge_slowly(x.numpy(), spatial, temporal, root_level, variant, best, weighted, head_dim)
-    if expected.margin < 1e-5:  # float32 may round to the other side
+    if expected.margin < 1e-5:  # float32 may round such a cosine to the other side of the threshold
         return
     config = MergeConfig(
         spatial_threshold=spatial,
@@ -196,7 +196,7 @@ def test_a_step_that_is_off_merges_nothing() -> None:
 
 
 def test_half_precision_is_summed_in_float32() -> None:
-    """300 equal cells: a bfloat16 running sum would stop growing at 256."""
+    """Of 300 equal cells, a running sum in bfloat16 would stop growing at 256."""
     x = torch.full((300, 1, 1, 2), 1.0078125, dtype=torch.bfloat16)
     merged = merge(x, MergeConfig(temporal_threshold=0.9))
     assert merged.features.dtype == torch.bfloat16
@@ -263,18 +263,18 @@ def test_features_that_do_not_fit_are_refused() -> None:
     ("shape", "root_level"), [((5, 14, 14), 1), ((3, 14, 14), 0), ((2, 5, 7), 1), ((4, 2, 2), 1), ((2, 13, 9), 0)]
 )
 def test_kernels_equal_plain_torch(shape: tuple[int, int, int], root_level: int, dtype: torch.dtype) -> None:
-    from sttm.merging import kernels
+    from sttm.merging import triton_kernels
 
     x = video(*shape, C=72).to(dtype)
     grid = make_grid(*shape[1:], root_level, x.device)
     expected = measure(x.flatten(1, 2), grid, temporal=True, head_dim=None, compare_missing=False)
     on_cuda = make_grid(*shape[1:], root_level, torch.device("cuda"))
-    assert kernels.fits(on_cuda)
+    assert triton_kernels.fits(on_cuda)
     found = measure(x.cuda().flatten(1, 2), on_cuda, temporal=True, head_dim=None, compare_missing=False)
     torch.testing.assert_close(found.split.cpu(), expected.split, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.cross.cpu(), expected.cross, atol=1e-5, rtol=0)
     cover = cover_cosine(expected.split, grid)
-    covered, coarse = cover > 0.7, expected.cross.mul(4).round() / 4  # many are equal
+    covered, coarse = cover > 0.7, expected.cross.mul(4).round() / 4  # rounded, so that many cosines are equal
     links = best_overlaps(nodes_of(covered, grid), coarse, grid)
     on_gpu = best_overlaps(nodes_of(covered.cuda(), on_cuda), coarse.cuda(), on_cuda)
     assert torch.equal(on_gpu.earlier.cpu(), links.earlier)

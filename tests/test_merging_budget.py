@@ -30,7 +30,7 @@ def test_is_exact_whatever_the_video(kind: str, budget: float, settings: dict) -
     merged = merge(x, MergeConfig(budget=budget, **settings))
     target = int(budget * 8 * 14 * 14 + 1e-6)
     assert merged.target == target
-    slack = 0 if settings.get("variant") != "reference" else 2  # its union can jump over a count
+    slack = 0 if settings.get("variant") != "reference" else 2  # one link of `reference` can unite several nodes
     assert target - slack <= len(merged) <= target
     assert int(merged.patches.sum()) == 8 * 14 * 14
 
@@ -50,7 +50,7 @@ def test_is_never_exceeded_within_reach(x, budget, share) -> None:
 @PROPERTY
 @given(videos, st.floats(0.2, 1.0), st.sampled_from(["best", "all"]))
 def test_reports_the_thresholds_that_reproduce_it(x, budget, links) -> None:
-    """With two levels, that is; a node above others may be merged in part, see below."""
+    """This holds for two levels. With more levels a node above others may be merged in part (see the next test)."""
     by_budget = merge(x, MergeConfig(budget=budget, links=links, root_level=2))
     by_threshold = merge(
         x,
@@ -110,7 +110,7 @@ def test_out_of_reach_it_merges_all_that_the_floor_allows(x, budget, floor, shar
 
 
 def test_out_of_reach_it_takes_the_finer_tree_where_that_links_better() -> None:
-    """Single cells that flip spoil the coarse nodes around them, while the cells beside them stay alike."""
+    """Single cells that flip change the coarse nodes around them, while the cells beside them stay similar."""
     flips = torch.rand(4, 6, 6, 1, generator=torch.Generator().manual_seed(359)) < 0.1
     still = video(1, 6, 6, seed=359).expand(4, -1, -1, -1)
     x = torch.where(flips, -3 * still, still)

@@ -1,4 +1,4 @@
-"""Attention over shared and own keys equals plain attention over their concatenation."""
+"""Attention over the shared keys of a video and a row's own keys equals attention over their concatenation."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ DIM = 8
 
 
 def plain(query: Tensor, video: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-    """torch's own attention over a copy of the video's keys for every row."""
+    """Attention by torch, with a copy of the video's keys for every row."""
     rows, groups = len(query), query.shape[1] // video[0].shape[0]
     keys, values = (
         torch.cat([v.expand(rows, *v.shape), o], dim=2).repeat_interleave(groups, dim=1)
@@ -49,7 +49,7 @@ def test_equals_attention_over_the_concatenation(
     inputs = sample(rows, heads, groups, new, video, new, seed)
     pad = torch.randint(0, new, (rows,), generator=torch.Generator().manual_seed(seed))
     mask = causal_mask(0, pad, new)
-    real = torch.arange(new)[None, None, :, None] >= pad[:, None, None, None]  # padding queries are nobody's
+    real = torch.arange(new)[None, None, :, None] >= pad[:, None, None, None]  # results of padding are not used
     ours, theirs = attend(*inputs, mask, 0.3), plain(*inputs, mask)
     torch.testing.assert_close(ours * real, theirs * real, rtol=1e-5, atol=1e-5)
 
@@ -82,7 +82,7 @@ def test_large_scores_of_half_precision_stay_finite() -> None:
 
 
 def test_bias_makes_a_key_count_as_often_as_it_says() -> None:
-    """Proportional attention over one key equals plain attention over copies of it."""
+    """Proportional attention over a key equals plain attention over copies of that key."""
     query, video, own = sample(2, 2, 2, 3, 5, 3)
     times = torch.tensor([1, 4, 1, 2, 7])
     copied = tuple(x.repeat_interleave(times, dim=1) for x in video)
@@ -117,13 +117,13 @@ def test_bias_in_extra_channels_equals_a_bias_mask(dtype: torch.dtype) -> None:
 def test_kernels_equal_the_plain_products(
     size: int, rows: int, new: int, heads: int, groups: int, has_bias: bool, dtype: torch.dtype
 ) -> None:
-    """Rows of different length, in buffers that are longer than what is shown; against exact arithmetic, too."""
+    """Rows have different lengths and lie in buffers longer than what is shown; the reference is float32 arithmetic."""
     g = torch.Generator("cuda").manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, device="cuda").to(dtype)
 
-    query = (normal(rows, new, heads * groups, size) * 3).transpose(1, 2)  # as a layer makes it
+    query = (normal(rows, new, heads * groups, size) * 3).transpose(1, 2)  # the memory layout that a layer produces
     video = normal(heads, 1003, size), normal(heads, 1003, size)
     own = normal(rows, heads, 128, size)[:, :, :64], normal(rows, heads, 128, size)[:, :, :64]
     pad = torch.randint(0, new, (rows,), generator=g, device="cuda")
@@ -136,7 +136,7 @@ def test_kernels_equal_the_plain_products(
         got = attend(*inputs, seen, size**-0.5, bias)
         assert got.dtype == dtype
         assert got.transpose(1, 2).is_contiguous()
-        assert torch.isfinite(got).all()  # of padding, too: its keys and values stand in the buffers
+        assert torch.isfinite(got).all()  # padding too, because its keys and values stay in the buffers
         exact = attend(query.float(), *(tuple(x.float() for x in p) for p in (video, own)), seen, size**-0.5, bias)
         tolerance = 2e-2 if dtype == torch.bfloat16 else 3e-3
         torch.testing.assert_close(got.float() * real, exact * real, rtol=tolerance, atol=tolerance)
@@ -156,7 +156,7 @@ def test_a_query_that_sees_only_the_video_is_not_nan_by_kernel() -> None:
 
 @pytest.mark.gpu
 def test_no_kernel_is_asked_for_what_it_cannot_do() -> None:
-    """Float32, heads that are not whole 16 bytes, and rows of a mask that are not, go through the plain products."""
+    """Plain products handle float32, and heads or mask rows whose size is not a multiple of 16 bytes."""
     for dtype, size, shown in ((torch.float32, 64, 64), (torch.bfloat16, 36, 64), (torch.bfloat16, 64, 63)):
         query, video, own = (torch.randn(2, 4, tokens, size, device="cuda").to(dtype) for tokens in (3, 50, shown))
         mask = torch.ones(2, 1, 3, shown, dtype=torch.bool, device="cuda")

@@ -87,7 +87,7 @@ def test_quantised_checkpoint_is_refused_by_its_config(broken: Path, place: str 
 def test_quantised_weights_are_refused_where_the_config_is_silent(
     broken: Path, load: Callable[[Checkpoint, str], object]
 ) -> None:
-    """Without the scales beside them they are other numbers, and the answers wrong without a word."""
+    """Without their scales they would be read as other numbers, and answers would be wrong without any error."""
     path = broken / "model.safetensors"
     weights = load_file(path)
     name = next(name for name in weights if name.endswith("down_proj.weight"))
@@ -109,7 +109,7 @@ def test_quantised_weights_are_refused_where_the_config_is_silent(
     ],
 )
 def test_sliding_window_is_refused(settings: dict[str, Any], is_refused: bool) -> None:
-    """Also where a config has no kinds of layers, as Mistral's; a window as long as all positions hides nothing."""
+    """Also if the config lists no kinds of layers, as Mistral's. A window as long as all positions hides nothing."""
     family = Setup.of("llava_next_video").family
     text = SimpleNamespace(max_position_embeddings=4096, **settings)
     config = SimpleNamespace(model_type="llava_next_video", get_text_config=lambda: text)

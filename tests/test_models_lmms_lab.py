@@ -35,7 +35,7 @@ def test_weights_equal_the_twins(twins: tuple[Setup, Setup]) -> None:
 
 
 def test_logits_equal_the_twins_on_the_same_tokens(twins: tuple[Setup, Setup]) -> None:
-    """Through prefill, merge, cache and question; only template and pixel statistics differ between the two."""
+    """Both run prefill, merge, cache and question. Only chat template and pixel statistics differ between the two."""
     _, hf = twins
     question = hf.questions()[0]
     logits = []
@@ -63,7 +63,7 @@ def test_language_model_alone_equals_the_one_inside(twins: tuple[Setup, Setup]) 
 
 
 def test_pixels_are_siglips(twins: tuple[Setup, Setup]) -> None:
-    """Squares of the tower's size, from -1 to 1."""
+    """Frames become squares of the tower's size with values from -1 to 1."""
     original, _ = twins
     inputs = original.family.preprocess(video(2, 120, 50), np.arange(2.0))
     assert inputs.pixels.shape == (2, 3, 98, 98)

@@ -1,4 +1,4 @@
-"""A model spread over several GPUs: where its parts go. That it computes what it does on one: test_models_two_gpus."""
+"""Where the parts of a model go that is spread over several GPUs. test_models_two_gpus checks its results."""
 
 from copy import deepcopy
 
@@ -35,7 +35,7 @@ def test_layers_lie_in_contiguous_blocks_with_the_fullest_as_empty_as_can_be(
         return max(loads)
 
     assert [d for i, d in enumerate(of_layers) if i == 0 or of_layers[i - 1] != d] == devices
-    for i in range(1, len(sizes)):  # no border between two blocks is better one layer further
+    for i in range(1, len(sizes)):  # moving a border between two blocks by one layer makes nothing better
         for moved in (i - 1, i):
             other = list(of_layers)
             other[moved] = of_layers[2 * i - 1 - moved]

@@ -1,4 +1,4 @@
-"""From frames to prompt: pixels as the official processor makes them, ids as the whole text gives them, positions."""
+"""From frames to prompt: pixels equal the official processor's, ids equal those of the whole text, positions fit."""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ def setup(request: pytest.FixtureRequest) -> Setup:
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(8, 112, 140), (5, 61, 200), (2, 200, 90)])
 def test_pixels_equal_the_official_processors(setup: Setup, frames: int, height: int, width: int) -> None:
-    """Resized in uint8 when decoding, normalised later: bit for bit what the processor gives in one go."""
+    """Resizing in uint8 and normalising later gives bit for bit what the processor computes in one step."""
     pixels = video(frames, height, width)
     inputs = setup.family.preprocess(pixels, np.arange(frames) / 2.0)
     official = setup.family.processor(
@@ -91,14 +91,16 @@ def test_visual_places_are_the_cells_of_the_grid(setup: Setup) -> None:
 @pytest.mark.parametrize("name", QWEN)
 @pytest.mark.parametrize("fps", [1.0, 2.0])
 def test_positions_equal_transformers_up_to_the_end_of_the_video(name: str, fps: float) -> None:
-    """After it transformers 5 goes on at start + max(H, W) and we at the largest position plus one: the same for one
-    frame (Qwen3-VL, so all equal there). Below one second a grid frame, Qwen2.5-VL in 5.17 truncates the step to 0.
+    """After the video, transformers 5 continues at start + max(H, W), and we continue at the largest position plus one.
+
+    Both are the same for a block of one frame, so that all positions of Qwen3-VL are equal. If a grid frame takes less
+    than one second, Qwen2.5-VL in transformers 5.17 truncates the time step to 0, so that is not tested here.
     """
     setup = Setup.of(name)
     family = setup.family
     inputs = family.preprocess(setup.pixels, np.arange(8) / fps)
     ids = torch.tensor(family.prefix_ids(inputs))
-    ours, next_position = family.number(ids, inputs)
+    ours, next_position = family.position_ids(ids, inputs)
     is_video = ids == family.tokenizer.convert_tokens_to_ids(family.video_token)
     t, h, w = inputs.grid
     extra = {"second_per_grid_ts": [2 / fps]} if name == "qwen2_5_vl" else {}
@@ -118,13 +120,13 @@ def test_qwen2_5_steps_through_time_in_fractions_of_a_second() -> None:
     assert isinstance(setup.family, Qwen25VL)
     for fps, times in ((2.0, [0, 2, 4, 6]), (4.0, [0, 1, 2, 3]), (8.0, [0, 0, 1, 1]), (1.0, [0, 4, 8, 12])):
         inputs = setup.family.preprocess(setup.pixels, np.arange(8) / fps)
-        positions, _ = setup.family.number(torch.tensor(setup.family.prefix_ids(inputs)), inputs)
+        positions, _ = setup.family.position_ids(torch.tensor(setup.family.prefix_ids(inputs)), inputs)
         of_video = positions[0, setup.prompt.visual].view(inputs.grid)[:, 0, 0]
         assert (of_video - of_video[0]).tolist() == times
 
 
 def test_uneven_frame_times_do_not_shift_a_step() -> None:
-    """0.5005 s between frames at 29.97 fps, then divided and multiplied back, is still two positions a second."""
+    """Frame times at 29.97 fps are divided and multiplied back; rounding must not lose a position."""
     is_visual = torch.ones(200, dtype=torch.bool)
     positions, _ = mrope_positions(is_visual, (200, 1, 1), time_step=1.9999999999)
     assert positions[0].tolist() == list(range(0, 400, 2))

@@ -1,4 +1,4 @@
-"""Checkpoints as their authors published them: the same model, prompt and pixels as their twins of today's layout."""
+"""Checkpoints in the layout of their first release give the same model, prompt and pixels as in today's layout."""
 
 import json
 import shutil
@@ -22,8 +22,8 @@ from sttm.models.pixel_bounds import PixelBounds
 
 QWEN = tuple(name for name in FAMILIES if name.startswith("qwen"))
 LLAVA = tuple(name for name in FAMILIES if name not in QWEN)
-OF_IMAGES = ("qwen2_vl", "qwen2_5_vl")  # say nothing of videos
-TOKEN = {"qwen2_vl": 28**2, "qwen2_5_vl": 28**2, "qwen3_vl": 32**2}  # pixels
+OF_IMAGES = ("qwen2_vl", "qwen2_5_vl")  # their checkpoints describe the preprocessing of images only
+TOKEN = {"qwen2_vl": 28**2, "qwen2_5_vl": 28**2, "qwen3_vl": 32**2}  # pixels of one token
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def opened(folder: Path, frame_pixels: int | None = None) -> Checkpoint:
 
 
 def side_tokens(family: Family, pixels: np.ndarray) -> int:
-    """Tokens of one grid frame."""
+    """Number of tokens of one grid frame."""
     _, h, w = family.preprocess(pixels, np.arange(len(pixels)) / 2).grid
     return h * w
 
@@ -75,7 +75,7 @@ def test_published_layout_equals_its_twin(name: str, folders: dict[str, Path]) -
 def test_template_in_a_file_of_its_own_goes_before_others(
     folders: dict[str, Path], tmp_path: Path, vision_file: str, text_files: tuple[str, ...]
 ) -> None:
-    """Before that of tokenizer_config.json, and JSON before Jinja, as transformers' processors have it."""
+    """A template file goes before tokenizer_config.json, and JSON before Jinja, as in transformers' processors."""
     folder = Path(shutil.copytree(folders["qwen2_5_vl"], tmp_path / "copy"))
     whole = (folder / "chat_template.json").read_text()
     (folder / "chat_template.json").unlink()
@@ -95,13 +95,13 @@ def test_template_of_text_alone_is_refused_before_any_video(folders: dict[str, P
 
 @pytest.mark.parametrize("name", OF_IMAGES)
 def test_limits_of_images_do_not_count_for_videos(folders: dict[str, Path], name: str) -> None:
-    """Qwen's own bounds of videos: 128 to 768 tokens two frames, 24,576 a video of up to 366 frames."""
+    """Qwen's own bounds count: 128 to 768 tokens for two frames, and 24,576 for a video of up to 366 frames."""
     family = opened(folders[name]).family()
     assert 700 < side_tokens(family, np.zeros((2, 1080, 1920, 3), np.uint8)) <= 768
     assert 128 <= side_tokens(family, np.zeros((2, 60, 80, 3), np.uint8)) < 160
     assert family.pixel_bounds is not None
     for frames, most in ((64, 768), (128, 384), (256, 192), (1024, 134.4)):
-        assert family.pixel_bounds.of(frames) == (128 * 28**2, int(most * 28**2))
+        assert family.pixel_bounds.for_video(frames) == (128 * 28**2, int(most * 28**2))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -136,7 +136,7 @@ def test_frame_pixels_mean_nothing_where_frames_have_one_size(folders: dict[str,
 def test_cap_of_transformers_is_what_the_checkpoint_says_and_off_by_default(
     folders: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
-    """Its default is about to change, and would change the grids of an index with it."""
+    """The default of transformers is about to change, which would change the grids of an index."""
     assert opened(folders[name]).family().processor.cap_pixels_per_frame is False
     folder = Path(shutil.copytree(Setup.of(name).folder, tmp_path / "copy"))
     path = folder / "video_preprocessor_config.json"
@@ -146,6 +146,6 @@ def test_cap_of_transformers_is_what_the_checkpoint_says_and_off_by_default(
 
 def test_bounds_leave_a_frame_its_least() -> None:
     bounds = PixelBounds(100, 500, 2000)
-    assert [bounds.of(frames) for frames in (1, 4, 8, 100)] == [(100, 500), (100, 500), (100, 250), (100, 105)]
-    assert bounds.asked(60) == PixelBounds(60, 60)
-    assert replace(bounds, total=None).of(100) == (100, 500)
+    assert [bounds.for_video(frames) for frames in (1, 4, 8, 100)] == [(100, 500), (100, 500), (100, 250), (100, 105)]
+    assert bounds.with_frame_pixels(60) == PixelBounds(60, 60)
+    assert replace(bounds, total=None).for_video(100) == (100, 500)

@@ -1,4 +1,4 @@
-"""Shapes for benchmarks: the true architecture, with the layers where they belong, however many devices there are."""
+"""The benchmarks' models have the true architecture and lie on the right devices, however many devices there are."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 def test_a_shape_is_the_model_of_its_config(
     name: str, devices: tuple[torch.device, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parameters, buffers and layer numbers as transformers itself makes them; random weights of the same spread."""
+    """Parameters, buffers and layer numbers equal those of transformers, and random weights have the same spread."""
     setup = Setup.of(name)
     monkeypatch.setitem(shapes.SHAPES, "small", lambda: (setup.family.config, setup.family.processor))
     model, _ = build_shape("small", devices, torch.float32)

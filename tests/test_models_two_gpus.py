@@ -1,4 +1,4 @@
-"""A model spread over two GPUs computes what it computes on one, from pixels to answers from a stored cache."""
+"""A model spread over two GPUs computes what it computes on one GPU, from pixels to answers from a stored cache."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def first_logits(model: LanguageModel, cache: KVCache, questions: list[list[int]
 def test_two_gpus_compute_what_one_does(
     name: str, dtype: str, tolerance: float, merge_layer: int, proportional: bool, chunk: int | None
 ) -> None:
-    """From pixels to stored answers: cache, logits and answers, with layers on both GPUs."""
+    """Cache, logits and answers are compared, with layers on both GPUs."""
     setup = Setup.of(name, dtype)
     settings = PrefillConfig(merge_layer=merge_layer, proportional_attention=proportional, chunk_tokens=chunk)
 

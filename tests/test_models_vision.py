@@ -1,4 +1,4 @@
-"""The faster vision tower equals the plain one, for every family."""
+"""The vision tower with its replaced modules equals the tower of transformers, for every family."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def any_name(request: pytest.FixtureRequest) -> str:
 
 
 def outputs(setup: Setup) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Features (with separators) and deepstack levels of our tower and of the plain one."""
+    """Features (with separators) and deepstack levels, of our tower and of the tower of transformers."""
     official = setup.official
     with torch.inference_mode():
         ours, levels = setup.family.encode(setup.full, setup.inputs)
@@ -67,7 +67,7 @@ def test_bfloat16_tower_is_no_further_from_float32_than_the_plain_one(any_name: 
 
 
 def test_one_attention_call_a_layer_and_segment_length(name: str) -> None:
-    """However many frames: 4 here, and in Qwen2.5-VL's two window layers 6 windows a frame of two sizes."""
+    """The number of frames (4 here) does not matter. Qwen2.5-VL has two window layers with windows of two sizes."""
     setup = Setup.of(name)
     blocks = setup.full.model.visual.blocks
     assert all(isinstance(block.attn, FrameAttention) for block in blocks)
@@ -120,7 +120,7 @@ def test_patch_embedding_shares_the_weights(name: str) -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_frame_embedding_reads_what_the_convolution_reads(channels_last: bool) -> None:
-    """Also of frames with a rest of less than a patch, which 384 pixels have at 14 a patch."""
+    """Also if a part of a patch is left over at the border, as with 384 pixels and patches of 14."""
     generator = torch.Generator().manual_seed(0)
     convolution = torch.nn.Conv2d(3, 8, kernel_size=14, stride=14, padding="valid").requires_grad_(False)
     frames = torch.randn(2, 3, 34, 48, generator=generator)
@@ -128,7 +128,7 @@ def test_frame_embedding_reads_what_the_convolution_reads(channels_last: bool) -
         frames = frames.contiguous(memory_format=torch.channels_last)
     ours = LinearFrameEmbedding(convolution)(frames)
     torch.testing.assert_close(ours, convolution(frames), rtol=1e-5, atol=1e-5)
-    assert ours.flatten(2).transpose(1, 2).is_contiguous()  # what a tower makes of it costs no copy
+    assert ours.flatten(2).transpose(1, 2).is_contiguous()  # so that the tower's next step needs no copy
 
 
 @pytest.mark.parametrize("wanted", [-2, [0, 2, -1], 3])
@@ -152,7 +152,7 @@ def test_overlapping_convolution_is_refused() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gpu_prompt_and_prefill_equal_the_cpus(name: str) -> None:
-    """Nothing is left behind on the wrong device; float32 differs by the order of sums."""
+    """No tensor stays on the wrong device. Results in float32 differ only by the order of sums."""
     setup = Setup.of(name)
     full = setup.checkpoint.load_model("cuda")
     prompt = setup.family.prompt(full, setup.inputs)

@@ -10,6 +10,7 @@ from chromium import CHROMIUM, Browser, browsing
 from indexed import index_clips
 from service import Service, serving
 
+from sttm.models.checkpoint import BUILT_IN, BUILT_IN_NOTICE
 from sttm.store.store import Store
 
 PAGE = Path(__file__).parent.parent / "jobs" / "serving" / "page"
@@ -30,9 +31,16 @@ def store(tmp_path_factory: pytest.TempPathFactory, qwen2_vl_folder: Path) -> St
     return Store.open(index_clips(tmp_path_factory.mktemp("shown"), qwen2_vl_folder, count=2))
 
 
+@pytest.fixture
+def built_in(tmp_path: Path) -> Iterator[Service]:
+    """A service with the built-in model."""
+    with serving(index_clips(tmp_path, BUILT_IN, count=1)) as running:
+        yield running
+
+
 @pytest.fixture(scope="module")
 def service(store: Store) -> Iterator[Service]:
-    with serving(store.storage.url, "--frames", key="page-key") as running:
+    with serving(store.storage.url, "--set", "serve.shows_frames=true", key="page-key") as running:
         yield running
 
 
@@ -83,6 +91,16 @@ def ask(page: Browser, folder: Path) -> None:
         assert turns[-1][1]
         shown = page.evaluate("[...document.querySelectorAll('.turn')].map((box) => box.textContent)")
         assert shown == [content for _, content in turns]
+
+
+@needs_chromium
+def test_the_page_says_what_the_built_in_model_knows(built_in: Service, tmp_path: Path) -> None:
+    with browsing(tmp_path / "profile") as page:
+        page.send("Page.navigate", url=built_in.url)
+        page.wait("document.getElementById('notice') && !document.getElementById('notice').hidden")
+        assert page.evaluate("document.getElementById('notice').textContent") == BUILT_IN_NOTICE
+        page.screenshot(Path(os.environ.get("STTM_SCREENSHOTS") or tmp_path) / "built_in.png")
+    assert BUILT_IN_NOTICE in built_in.stop()[1]
 
 
 @needs_chromium

@@ -1,4 +1,4 @@
-"""Each peer equals a plain version of itself, and keeps the promises of `Merged` at every budget."""
+"""Each peer method equals a plain version of itself and keeps the guarantees of `Merged` at every budget."""
 
 from typing import get_args
 
@@ -203,7 +203,7 @@ def whole_at(roots: list[tuple], threshold: float) -> dict[frozenset, np.ndarray
 def test_octree_lies_between_the_plain_trees_around_its_threshold(
     shape: tuple[int, int, int], levels: int, budget: float
 ) -> None:
-    """Its last node may be merged in part, to hit the count: so it need not equal the tree at its threshold."""
+    """To hit the count its last node may be merged in part, so it need not equal the tree at its threshold."""
     x = video(*shape)
     merged = merge(x, MergeConfig(method="octree", budget=budget, root_level=0))
     roots = plain_octree(x.double().numpy(), levels)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.answering.questions import read_questions
-from sttm.evaluation.questions import QuestionsError
+from sttm.tables import TableError
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from sttm.evaluation.questions import QuestionsError
 )
 def test_the_file_and_its_fault_are_named(tmp_path: Path, name: str, text: str, says: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(QuestionsError, match=says) as found:
+    with pytest.raises(TableError, match=says) as found:
         read_questions(str(tmp_path / name))
     assert str(found.value).startswith(str(tmp_path / name))
 
@@ -28,5 +28,5 @@ def test_a_row_that_lacks_a_value_costs_no_other(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text(
         '{"video": "a", "question": "?"}\n{"video": "b"}\n{"video": "c", "question": "\\ud800"}'
     )
-    causes = [row.error for row in read_questions(str(tmp_path / "q.jsonl"))]
+    causes = [row.fault for row in read_questions(str(tmp_path / "q.jsonl"))]
     assert causes == ["", "no question", r"'\ud800' is not valid Unicode; write it in UTF-8"]

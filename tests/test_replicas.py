@@ -1,4 +1,4 @@
-"""Two replicas on a real Ray Serve: the same API, each video at one replica, and a killed replica replaced."""
+"""Two replicas on a real Ray Serve: each video is asked about at one of them, and a killed replica is replaced."""
 
 import re
 import signal
@@ -17,7 +17,8 @@ from service import Service, serving
 
 from sttm.engine.sampling import SamplingConfig
 from sttm.query.checkpoint import open_checkpoint
-from sttm.query.worker import Query, QueryWorker
+from sttm.query.question import Query
+from sttm.query.worker import QueryWorker
 from sttm.store.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -31,8 +32,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, qwen2_vl_folder: Path) -> St
 
 @pytest.fixture(scope="module")
 def service(store: Store) -> Iterator[Service]:
-    options = ("--replicas", "2", "--max-rows", "1", "--max-tokens", "4000", "--drain-s", "30")
-    with serving(store.storage.url, *options, key=KEY) as running:
+    settings = ("serve.replicas=2", "serve.max_rows=1", "serve.max_tokens=4000", "serve.drain_s=30")
+    with serving(store.storage.url, *(word for one in settings for word in ("--set", one)), key=KEY) as running:
         yield running
 
 
@@ -43,7 +44,7 @@ def client(service: Service) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def expected(store: Store) -> list[str]:
-    """What the engine says of each video in this process."""
+    """The engine's answer about each video, computed in this process."""
     worker = QueryWorker(store, open_checkpoint(store.manifest(store.find("clip-0.mp4").identity)), "cpu")
     texts = []
     for number in range(VIDEOS):
@@ -110,7 +111,7 @@ def test_limits_keys_and_errors_are_those_of_one_process(service: Service) -> No
 
 
 def test_a_client_that_leaves_frees_its_place_at_the_replica(service: Service) -> None:
-    """One place a replica: were answers nobody waits for not cut, the last would wait for tens of seconds."""
+    """Each replica answers one question at a time. If cancelled answers went on, the last would wait for a minute."""
     for _ in range(6):
         with httpx.stream(
             "POST",
@@ -128,7 +129,7 @@ def test_a_client_that_leaves_frees_its_place_at_the_replica(service: Service) -
 
 
 def test_a_killed_replica_loses_no_request_of_which_nothing_was_heard(service: Service, expected: list[str]) -> None:
-    """Half of the questions are asked while a replica hangs, which is then killed; the others come later."""
+    """Half of the questions are asked while a replica hangs. Then it is killed, and the others are asked."""
     before = {process.pid for process in replicas(service)}
     assert len(before) == 2
     victim = psutil.Process(min(before))
@@ -176,7 +177,7 @@ def test_a_death_ends_the_answer_under_way_and_the_waiting_question_is_asked_aga
 
 
 def wait_for_two(service: Service, before: set[int]) -> None:
-    """Until Ray Serve has replaced what died."""
+    """Wait until Ray Serve has replaced the replica that died."""
     deadline = time.monotonic() + 120
     while len({p.pid for p in replicas(service)} - before) == 0 and time.monotonic() < deadline:
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""The scheduler with a real model: questions that wait together are answered together, and nothing is forgotten."""
+"""The scheduler with a real model: it answers questions that wait together in one batch, and it answers every one."""
 
 import queue
 import threading
@@ -19,9 +19,10 @@ from sttm.engine.sampling import SamplingConfig
 from sttm.errors import QuestionError
 from sttm.query.cache_tier import CacheConfig, CacheTier
 from sttm.query.checkpoint import open_checkpoint
-from sttm.query.scheduler import BusyError, ScheduleConfig, Scheduler
-from sttm.query.ticket import Ended, Piece
-from sttm.query.worker import Query, QueryWorker, joined
+from sttm.query.question import Query
+from sttm.query.request import Ended, Piece
+from sttm.query.scheduler import BusyError, Scheduler
+from sttm.query.worker import QueryWorker
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store
 
@@ -34,12 +35,12 @@ def worker(tmp_path_factory: pytest.TempPathFactory, qwen2_vl_folder: Path) -> Q
 
 @pytest.fixture
 def gated(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """No video is at hand, and they load only once the event is set."""
+    """No video is loaded, and videos load only once the event is set."""
     gate, get = threading.Event(), worker.videos.get
 
-    def wait_and_load(identity: str) -> Any:
+    def wait_and_load(identities: tuple[str, ...]) -> Any:
         gate.wait(30)
-        return get(identity)
+        return get(*identities)
 
     monkeypatch.setattr(worker, "videos", CacheTier(wait_and_load, "cpu", 1 << 30))
     yield gate
@@ -48,7 +49,7 @@ def gated(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> Iterator[thre
 
 @pytest.fixture
 def started(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the batches that were begun, or tried."""
+    """Sizes of the batches that were begun, and of those that failed to begin."""
     sizes: list[int] = []
     start = worker.start
 
@@ -56,8 +57,8 @@ def started(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def identity(worker: QueryWorker, number: int = 0) -> str:
-    return worker.store.find(f"clip-{number}.mp4").identity
+def identities(worker: QueryWorker, number: int = 0) -> tuple[str, ...]:
+    return (worker.store.find(f"clip-{number}.mp4").identity,)
 
 
 def query(text: str, max_tokens: int = 6) -> Query:
@@ -65,14 +66,14 @@ def query(text: str, max_tokens: int = 6) -> Query:
 
 
 def alone(worker: QueryWorker, video: int, asked: Query) -> str:
-    answers = worker.start(worker.videos.get(identity(worker, video)), [asked])
+    answers = worker.start(worker.videos.get(*identities(worker, video)), [asked])
     while answers.is_running:
         answers.step()
     return answers.texts[0]
 
 
-def heard(events: "queue.Queue[Any]") -> tuple[str, Any]:
-    """The text up to the end, and the end."""
+def received(events: "queue.Queue[Any]") -> tuple[str, Any]:
+    """The text of an answer, and its last event."""
     text = ""
     while isinstance(event := events.get(timeout=60), Piece):
         text += event.text
@@ -82,13 +83,13 @@ def heard(events: "queue.Queue[Any]") -> tuple[str, Any]:
 def test_questions_of_two_videos_and_lengths_each_get_their_own_answer(
     worker: QueryWorker, gated: threading.Event, started: list[int]
 ) -> None:
-    scheduler = Scheduler(worker, ScheduleConfig(loaders=32))
+    scheduler = Scheduler(worker, loaders=32)
     asked = [(n % 2, query("What is it?" + " Why?" * (n % 3), 4 + n % 5)) for n in range(24)]
     replies: list[queue.Queue[Any]] = [queue.Queue() for _ in asked]
     for (video, one), reply in zip(asked, replies, strict=True):
-        scheduler.submit(identity(worker, video), one, reply.put)
+        scheduler.submit(identities(worker, video), one, reply.put)
     gated.set()
-    results = [heard(reply) for reply in replies]
+    results = [received(reply) for reply in replies]
     scheduler.close()
     assert len(started) < 24  # some were answered together
     for (video, one), (text, ended) in zip(asked, results, strict=True):
@@ -99,51 +100,51 @@ def test_questions_of_two_videos_and_lengths_each_get_their_own_answer(
 
 
 def test_too_many_are_refused_and_a_cancelled_one_is_never_begun(worker: QueryWorker, gated: threading.Event) -> None:
-    scheduler = Scheduler(worker, ScheduleConfig(max_waiting=2))
+    scheduler = Scheduler(worker, max_waiting=2)
     kept: queue.Queue[Any] = queue.Queue()
     dropped: queue.Queue[Any] = queue.Queue()
-    scheduler.submit(identity(worker), query("What?"), kept.put)
-    ticket = scheduler.submit(identity(worker), query("Why?"), dropped.put)
+    scheduler.submit(identities(worker), query("What?"), kept.put)
+    request = scheduler.submit(identities(worker), query("Why?"), dropped.put)
     with pytest.raises(BusyError, match="2 questions are waiting"):
-        scheduler.submit(identity(worker), query("How?"), kept.put)
-    ticket.cancel()
+        scheduler.submit(identities(worker), query("How?"), kept.put)
+    request.cancel()
     gated.set()
-    assert isinstance(heard(kept)[1], Ended)
+    assert isinstance(received(kept)[1], Ended)
     scheduler.close()
     assert dropped.empty()
     with pytest.raises(BusyError):
-        scheduler.submit(identity(worker), query("Too late?"), kept.put)
+        scheduler.submit(identities(worker), query("Too late?"), kept.put)
     assert not scheduler.is_alive
 
 
-def test_what_cannot_be_loaded_or_asked_is_heard_and_costs_no_other(worker: QueryWorker) -> None:
+def test_what_cannot_be_loaded_or_asked_is_an_error_and_costs_no_other(worker: QueryWorker) -> None:
     scheduler = Scheduler(worker)
     missing, bad, good = (queue.Queue[Any]() for _ in range(3))
-    scheduler.submit("0" * 64, query("What?"), missing.put)
-    scheduler.submit(identity(worker), Query(("question", "answer")), bad.put)
-    scheduler.submit(identity(worker), query("What?"), good.put)
-    assert isinstance(heard(missing)[1], MissingObjectError)
-    assert isinstance(heard(bad)[1], ValueError)
-    assert heard(good)[0] == alone(worker, 0, query("What?"))
+    scheduler.submit(("0" * 64,), query("What?"), missing.put)
+    scheduler.submit(identities(worker), Query(("question", "answer")), bad.put)
+    scheduler.submit(identities(worker), query("What?"), good.put)
+    assert isinstance(received(missing)[1], MissingObjectError)
+    assert isinstance(received(bad)[1], ValueError)
+    assert received(good)[0] == alone(worker, 0, query("What?"))
     scheduler.close()
 
 
 def test_closing_answers_what_was_accepted(worker: QueryWorker) -> None:
     scheduler, reply = Scheduler(worker), queue.Queue[Any]()
-    scheduler.submit(identity(worker), query("What?", 40), reply.put)
+    scheduler.submit(identities(worker), query("What?", 40), reply.put)
     scheduler.close()
-    assert heard(reply)[1].completion_tokens == 40
+    assert received(reply)[1].completion_tokens == 40
 
 
 def ask_all(worker: QueryWorker, gate: threading.Event, asked: list[Query]) -> list[tuple[str, Any]]:
-    """What is heard of questions about one video that wait together."""
+    """The texts and last events of questions about one video that wait together."""
     scheduler = Scheduler(worker)
     replies: list[queue.Queue[Any]] = [queue.Queue() for _ in asked]
     for one, reply in zip(asked, replies, strict=True):
-        scheduler.submit(identity(worker), one, reply.put)
+        scheduler.submit(identities(worker), one, reply.put)
     time.sleep(0.05)
     gate.set()
-    results = [heard(reply) for reply in replies]
+    results = [received(reply) for reply in replies]
     scheduler.close()
     return results
 
@@ -192,29 +193,29 @@ def test_after_an_error_that_a_gpu_does_not_recover_from_it_is_not_alive(
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
     monkeypatch.setattr(worker, "start", fail)
-    scheduler = Scheduler(worker, ScheduleConfig(max_rows=1))
+    scheduler = Scheduler(worker, max_rows=1)
     replies: list[queue.Queue[Any]] = [queue.Queue() for _ in range(3)]
     for number, reply in enumerate(replies):
-        scheduler.submit(identity(worker, number % 2), query("What?"), reply.put)
+        scheduler.submit(identities(worker, number % 2), query("What?"), reply.put)
     assert scheduler.is_alive
     gated.set()
     for reply in replies:
-        assert isinstance(heard(reply)[1], torch.AcceleratorError)
+        assert isinstance(received(reply)[1], torch.AcceleratorError)
     assert not scheduler.is_alive
     with pytest.raises(BusyError):
-        scheduler.submit(identity(worker), query("What?"), replies[0].put)
+        scheduler.submit(identities(worker), query("What?"), replies[0].put)
     scheduler.close()
     assert scheduler.waiting == 0
 
 
 @pytest.fixture
 def forgetful(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> tuple[QueryWorker, list[int]]:
-    """A worker that keeps no video, and how many were alive after each load."""
+    """A worker that keeps no video, and the number of videos that were in memory after each load."""
     small = QueryWorker(worker.store, worker.checkpoint, "cpu", CacheConfig(device_gb=0))
     load, loaded, alive = small.load, list[Any](), list[int]()
 
-    def counting(identities: str) -> Any:
-        video = load(identities)
+    def counting(*identities: str) -> Any:
+        video = load(*identities)
         loaded.append(weakref.ref(video))
         alive.append(sum(ref() is not None for ref in loaded))
         return video
@@ -223,28 +224,28 @@ def forgetful(worker: QueryWorker, monkeypatch: pytest.MonkeyPatch) -> tuple[Que
     return small, alive
 
 
-def many_videos(worker: QueryWorker) -> list[str]:
-    """Fourteen, made of two."""
-    names = [identity(worker, number) for number in (0, 1)]
-    return [joined(some) for count in (1, 2, 3) for some in product(names, repeat=count)]
+def many_videos(worker: QueryWorker) -> list[tuple[str, ...]]:
+    """Fourteen videos, put together from two artifacts."""
+    names = [identities(worker, number)[0] for number in (0, 1)]
+    return [some for count in (1, 2, 3) for some in product(names, repeat=count)]
 
 
 def test_questions_that_wait_hold_no_video(forgetful: tuple[QueryWorker, list[int]]) -> None:
-    """Videos on the device: the one asked about, and those loaded for the next questions."""
+    """Only the video that is asked about and those loaded for the next questions are on the device."""
     small, alive = forgetful
-    scheduler = Scheduler(small, ScheduleConfig(max_rows=1, loaders=2))
+    scheduler = Scheduler(small, max_rows=1, loaders=2)
     videos = many_videos(small)
     replies: list[queue.Queue[Any]] = [queue.Queue() for _ in videos]
     for video, reply in zip(videos, replies, strict=True):
         scheduler.submit(video, query("What?", 20), reply.put)
-    assert all(isinstance(heard(reply)[1], Ended) for reply in replies)
+    assert all(isinstance(received(reply)[1], Ended) for reply in replies)
     scheduler.close()
     assert len(alive) == len(videos) == 14
     assert max(alive) <= 4
 
 
 class Patient(Scheduler):
-    """Takes no turn before four batches have begun, however slow their videos load."""
+    """A scheduler that makes no step before four batches have begun, however slowly their videos load."""
 
     has_begun = False
 
@@ -257,21 +258,21 @@ class Patient(Scheduler):
 
 
 def test_a_video_that_is_asked_about_is_not_loaded_again(forgetful: tuple[QueryWorker, list[int]]) -> None:
-    """Neither while there is no room for more questions, nor once there is."""
+    """It is not loaded while there is no room for more questions, nor when there is room again."""
     small, alive = forgetful
     videos = many_videos(small)[:4]
-    scheduler, again = Patient(small, ScheduleConfig(max_rows=4, loaders=1)), queue.Queue[Any]()
+    scheduler, again = Patient(small, max_rows=4, loaders=1), queue.Queue[Any]()
 
     for video in videos:
-        asked = list[str]()
+        asked = list[tuple[str, ...]]()
 
-        def hear(event: Any, video: str = video, asked: list[str] = asked) -> None:
+        def on_event(event: Any, video: tuple[str, ...] = video, asked: list[tuple[str, ...]] = asked) -> None:
             if isinstance(event, Piece) and not asked:
                 asked.append(video)
                 scheduler.submit(video, query("Why?"), again.put)
 
-        scheduler.submit(video, query("What?", 60), hear)
-    ends = [heard(again)[1] for _ in videos]
+        scheduler.submit(video, query("What?", 60), on_event)
+    ends = [received(again)[1] for _ in videos]
     scheduler.close()
     assert all(isinstance(end, Ended) for end in ends)
     assert len(alive) == 4
@@ -280,7 +281,7 @@ def test_a_video_that_is_asked_about_is_not_loaded_again(forgetful: tuple[QueryW
 def test_a_question_about_a_video_at_hand_begins_with_the_next_turn(
     worker: QueryWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its first token is no turn of the others later than it must be."""
+    """The other batches make no step between the submission and the begin of its batch."""
     begun, start, reply = list[Any](), worker.start, queue.Queue[Any]()
     turns = list[int]()
 
@@ -289,17 +290,17 @@ def test_a_question_about_a_video_at_hand_begins_with_the_next_turn(
         begun.append(start(*args))
         return begun[-1]
 
-    worker.load(identity(worker, 1))
+    worker.load(*identities(worker, 1))
     monkeypatch.setattr(worker, "start", noting)
     scheduler = Scheduler(worker)
 
-    def hear(event: Any) -> None:
+    def on_event(event: Any) -> None:
         if isinstance(event, Piece) and not turns:
             turns.append(begun[0].completion_tokens[0])
-            scheduler.submit(identity(worker, 1), query("Why?"), reply.put)
+            scheduler.submit(identities(worker, 1), query("Why?"), reply.put)
 
-    scheduler.submit(identity(worker), query("What?", 40), hear)
-    assert isinstance(heard(reply)[1], Ended)
+    scheduler.submit(identities(worker), query("What?", 40), on_event)
+    assert isinstance(received(reply)[1], Ended)
     scheduler.close()
     submitted, started = turns
     assert started == submitted
@@ -308,7 +309,7 @@ def test_a_question_about_a_video_at_hand_begins_with_the_next_turn(
 def test_no_more_batches_about_a_video_than_allowed_and_the_oldest_question_first(
     worker: QueryWorker, gated: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many batches the questions that wait together make."""
+    """The limit holds however many batches the waiting questions make."""
     monkeypatch.setattr(batching, "_MOST_TOKENS", 1)
     begun, texts, start, at_once = list[Any](), list[str](), worker.start, list[int]()
 
@@ -319,13 +320,13 @@ def test_no_more_batches_about_a_video_than_allowed_and_the_oldest_question_firs
         return begun[-1]
 
     monkeypatch.setattr(worker, "start", noting)
-    scheduler, reply = Scheduler(worker, ScheduleConfig(max_batches=2)), queue.Queue[Any]()
+    scheduler, reply = Scheduler(worker, max_batches=2), queue.Queue[Any]()
     asked = [query("why? " * count, 4) for count in range(8, 0, -1)]
     for one in asked:
-        scheduler.submit(identity(worker), one, reply.put)
-    scheduler.submit(identity(worker), query("Which?"), reply.put, ["red", "blue"])
+        scheduler.submit(identities(worker), one, reply.put)
+    scheduler.submit(identities(worker), query("Which?"), reply.put, ["red", "blue"])
     gated.set()
-    ends = [heard(reply)[1] for _ in range(9)]
+    ends = [received(reply)[1] for _ in range(9)]
     scheduler.close()
     assert all(isinstance(end, Ended) for end in ends)
     assert max(at_once) == 2
@@ -340,27 +341,27 @@ def test_a_choice_feeds_no_more_rows_than_allowed(worker: QueryWorker, monkeypat
         return run(self, ids, *rest)
 
     monkeypatch.setattr(Continuation, "_hidden", counting)
-    scheduler = Scheduler(worker, ScheduleConfig(max_rows=2))
-    scheduler.submit(identity(worker), query("Which?"), chosen.put, [f"option {number}" for number in range(8)])
-    assert isinstance(heard(chosen)[1], Ended)
+    scheduler = Scheduler(worker, max_rows=2)
+    scheduler.submit(identities(worker), query("Which?"), chosen.put, [f"option {number}" for number in range(8)])
+    assert isinstance(received(chosen)[1], Ended)
     scheduler.close()
     assert max(rows) == 2
 
 
 def test_questions_given_up_leave_their_places_while_a_load_hangs(worker: QueryWorker, gated: threading.Event) -> None:
-    scheduler, reply = Scheduler(worker, ScheduleConfig(max_waiting=2)), queue.Queue[Any]()
-    tickets = [scheduler.submit(identity(worker), query("What?"), reply.put) for _ in range(2)]
+    scheduler, reply = Scheduler(worker, max_waiting=2), queue.Queue[Any]()
+    requests = [scheduler.submit(identities(worker), query("What?"), reply.put) for _ in range(2)]
     while len(scheduler._queue) < 2:
         time.sleep(0.01)
     time.sleep(0.05)  # the answer thread now waits for the load
-    for ticket in tickets:
-        ticket.cancel()
+    for request in requests:
+        request.cancel()
     until = time.monotonic() + 10
     while scheduler.waiting and time.monotonic() < until:
         time.sleep(0.01)
-    scheduler.submit(identity(worker), query("Why?"), reply.put)
+    scheduler.submit(identities(worker), query("Why?"), reply.put)
     gated.set()
-    assert isinstance(heard(reply)[1], Ended)
+    assert isinstance(received(reply)[1], Ended)
     scheduler.close()
     assert reply.empty()
 
@@ -368,7 +369,7 @@ def test_questions_given_up_leave_their_places_while_a_load_hangs(worker: QueryW
 def test_a_choice_takes_turns_and_can_be_given_up(
     worker: QueryWorker, gated: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Long options stop neither other answers nor the end of the service."""
+    """While long options are scored, other answers go on, and the service can end."""
     monkeypatch.setattr(answer, "_TOKENS_AT_ONCE", 8)
     choosing, turns = worker.choosing, 0
 
@@ -384,27 +385,27 @@ def test_a_choice_takes_turns_and_can_be_given_up(
 
     monkeypatch.setattr(worker, "choosing", counting)
     scheduler, chosen, other = Scheduler(worker), queue.Queue[Any](), queue.Queue[Any]()
-    long = scheduler.submit(identity(worker), query("Which?"), chosen.put, ["red " * 300, "blue"])
+    long = scheduler.submit(identities(worker), query("Which?"), chosen.put, ["red " * 300, "blue"])
 
-    def hear(event: Any) -> None:
+    def on_event(event: Any) -> None:
         other.put(event)
         if isinstance(event, Ended):
             long.cancel()
 
-    scheduler.submit(identity(worker), query("What?"), hear)
+    scheduler.submit(identities(worker), query("What?"), on_event)
     gated.set()
-    text, _ = heard(other)
-    assert heard(chosen)[1].reason == "cut"
+    text, _ = received(other)
+    assert received(chosen)[1].reason == "cut"
     scheduler.close()
     assert text == alone(worker, 0, query("What?"))
-    assert 5 <= turns <= 7  # of some 150
+    assert 5 <= turns <= 7  # of about 150 steps
 
 
 def test_options_without_hurry_are_chosen_as_the_worker_chooses(worker: QueryWorker) -> None:
     scheduler, chosen = Scheduler(worker), queue.Queue[Any]()
     options = ("red", "a much longer answer", "blue")
-    scheduler.submit(identity(worker), query("Which?"), chosen.put, options)
-    text, ended = heard(chosen)
+    scheduler.submit(identities(worker), query("Which?"), chosen.put, options)
+    text, ended = received(chosen)
     scheduler.close()
-    (choice,) = worker.choose(worker.load(identity(worker)), [["Which?"]], [options])
+    (choice,) = worker.choose(worker.load(*identities(worker)), [["Which?"]], [options])
     assert (text, ended.choice) == (options[choice.index], choice)

@@ -1,6 +1,7 @@
 """The service as its users see it: a real process, the official client, and requests nobody should send."""
 
 import asyncio
+import signal
 import socket
 import threading
 import time
@@ -21,15 +22,17 @@ from service import Service, serving
 
 from jobs.serve import serve, url_of
 from jobs.serving.app import Service as Handlers
-from jobs.serving.app import ServiceConfig, create_app
+from jobs.serving.app import create_app
 from jobs.serving.connection import Connection
-from jobs.serving.guard import Guard, GuardConfig
+from jobs.serving.guard import Guard
+from jobs.serving.settings import ServeConfig
 from sttm.engine.ready_video import ReadyVideo
 from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ConfigError
 from sttm.query.checkpoint import open_checkpoint
+from sttm.query.question import Query
 from sttm.query.scheduler import Scheduler
-from sttm.query.worker import Query, QueryWorker, joined
+from sttm.query.worker import QueryWorker
 from sttm.store.store import Store
 
 KEY = "test-key-1"
@@ -239,7 +242,7 @@ def test_two_videos_are_answered_together_when_approximate_is_asked_for(
         model=MODEL, messages=messages, max_tokens=8, extra_body={"approximate": True}
     )
     rows = [worker.store.find(name) for name in ("clip-0.mp4", "clip-1.mp4")]
-    together = worker.load(joined([row.identity for row in rows]))
+    together = worker.load(*(row.identity for row in rows))
     both = worker.start(together, [Query(("What?",), SamplingConfig(max_tokens=8))])
     while both.is_running:
         both.step()
@@ -355,7 +358,8 @@ def test_limits_a_damaged_video_and_a_graceful_end(store: Store, tmp_path: Path,
     data = bytearray(opened.storage.read(damaged))
     data[len(data) // 2] ^= 1
     opened.storage.put(damaged, data)
-    with serving(url, "--requests-per-minute", "60", "--timeout-s", "3", "--max-tokens", "100000") as service:
+    limits = ("serve.requests_per_minute=60", "serve.timeout_s=3", "serve.max_tokens=100000")
+    with serving(url, *(word for limit in limits for word in ("--set", limit))) as service:
         for _ in range(2):
             answer = service.post(body(video="clip-1.mp4"))
             assert (answer.status_code, answer.json()["error"]["code"]) == (502, "bad_artifact")
@@ -384,6 +388,44 @@ def test_limits_a_damaged_video_and_a_graceful_end(store: Store, tmp_path: Path,
         assert "Traceback" not in out
 
 
+def test_a_service_shows_and_asks_the_videos_of_one_recipe(tmp_path: Path, qwen2_vl_folder: Path) -> None:
+    url = index_clips(tmp_path, qwen2_vl_folder, count=2)
+    old = Store.open(url).catalog.rows()
+    index_clips(tmp_path, qwen2_vl_folder, count=2, scheme="exact")
+    new = [row for row in Store.open(url).catalog.rows() if row.recipe_digest != old[0].recipe_digest]
+    notice = "2 recipes in this store: taking the newest"
+    for options, rows, has_notice in (((), new, True), (("--recipe", old[0].recipe_digest[:8]), old, False)):
+        with serving(url, *options) as service:
+            shown = {video["identity"] for video in service.get("/videos").json()["data"]}
+            assert shown == {row.identity for row in rows}
+            asked = service.post(body(max_tokens=2)).json()["sttm"]["identity"]
+            assert asked == next(row.identity for row in rows if row.name == "clip-0.mp4")
+            assert (notice in service.stop()[1]) == has_notice
+
+
+def test_ctrl_c_finishes_and_ends_with_130(store: Store) -> None:
+    with serving(store.storage.url) as service:
+        assert service.post(body(max_tokens=2)).status_code == 200
+        service.process.send_signal(signal.SIGINT)
+        out, _ = service.process.communicate(timeout=30)
+        assert service.process.returncode == 130
+        assert "Traceback" not in out
+
+
+def test_an_address_that_cannot_be_used_is_refused_before_a_model_is_loaded(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STTM_API_KEYS", KEY)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(ConfigError, match=r"cannot listen on http://127.0.0.1:\d+: Address already in use; choose"),
+    ):
+        serve(store.storage.url, port=other.getsockname()[1])
+    with pytest.raises(ConfigError, match=r"cannot listen on http://no-such-host.invalid:8000: Name or service"):
+        serve(store.storage.url, host="no-such-host.invalid")
+    assert "loading" not in capsys.readouterr().out
+
+
 def test_refuses_to_be_public_without_keys(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STTM_API_KEYS", raising=False)
     with pytest.raises(ConfigError, match="STTM_API_KEYS"):
@@ -403,7 +445,7 @@ def test_a_slow_body_does_not_hold_a_place_for_ever() -> None:
 
     headers = [(b"content-type", b"application/json")]
     scope = {"type": "http", "path": "/", "method": "POST", "headers": headers, "client": ("127.0.0.1", 1)}
-    guard = Guard(None, GuardConfig(body_timeout_s=0.1), (), lambda _: False, lambda *_: None)
+    guard = Guard(None, (), lambda _: False, lambda *_: None, body_timeout_s=0.1)
     asyncio.run(guard(scope, receive, send))
     assert sent[0]["status"] == 408
 
@@ -451,7 +493,7 @@ def test_nothing_is_left_to_encode_in_the_event_loop(store: Store, worker: Query
         return [await handlers.models(), await handlers.videos(), await handlers.video("clip-0.mp4")]
 
     scheduler = Scheduler(worker)
-    handlers = Handlers(store, MODEL, scheduler, ServiceConfig())
+    handlers = Handlers(store, MODEL, scheduler, ServeConfig())
     assert all(isinstance(answer, Response) for answer in asyncio.run(answers()))
     scheduler.close()
 
@@ -459,7 +501,7 @@ def test_nothing_is_left_to_encode_in_the_event_loop(store: Store, worker: Query
 class LostGPU(QueryWorker):
     """A worker as it is after an error that CUDA does not recover from."""
 
-    def load(self, identity: str) -> ReadyVideo:
+    def load(self, *identities: str) -> ReadyVideo:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
 
@@ -471,7 +513,7 @@ def test_health_tells_when_nothing_is_answered_any_more(store: Store, worker: Qu
     checkpoint = open_checkpoint(store.manifest(store.find("clip-0.mp4").identity))
     for one, status in ((worker, 200), (LostGPU(store, checkpoint, "cpu"), 500)):
         scheduler = Scheduler(one)
-        app = create_app(store, MODEL, scheduler, ServiceConfig())
+        app = create_app(store, MODEL, scheduler, ServeConfig())
         replica = object.__new__(Replica)  # whose constructor needs Ray Serve
         replica._scheduler = scheduler
         assert asyncio.run(asked(app, "GET", "/healthz")).status_code == 200

@@ -1,4 +1,4 @@
-"""Decode steps replayed as a CUDA graph say what steps launched kernel by kernel say."""
+"""Decode steps replayed as a CUDA graph give the same tokens as steps launched kernel by kernel."""
 
 import threading
 from collections.abc import Sequence
@@ -13,9 +13,8 @@ from sttm.engine.ready_video import ReadyVideo, ready
 from sttm.engine.sampling import SamplingConfig
 from sttm.engine.step_graph import captured
 from sttm.models.language_model import LanguageModel
-from sttm.query.conversation import Conversation
 
-LONG = SamplingConfig(max_tokens=150)  # over more than two sizes of the own tokens' buffers
+LONG = SamplingConfig(max_tokens=150)  # over more than two sizes of the buffers of the question cache
 
 
 def on_gpu(family: str) -> tuple[Setup, LanguageModel, ReadyVideo]:
@@ -27,7 +26,7 @@ def on_gpu(family: str) -> tuple[Setup, LanguageModel, ReadyVideo]:
 def launched(
     model: LanguageModel, video: ReadyVideo, questions: Sequence[Sequence[int]], count: int
 ) -> list[list[int]]:
-    """Greedy tokens without a graph: with no room announced there is nothing that one would repay."""
+    """Greedy tokens without a graph. No room is announced, so that no graph would repay its capture."""
     continuation = Continuation(model, video, questions, 0)
     tokens, steps = continuation.start().argmax(-1), []
     for _ in range(count):
@@ -83,19 +82,8 @@ def test_rows_that_end_leave_the_others_as_they_are() -> None:
 
 
 @pytest.mark.gpu
-def test_follow_up_turns_after_replayed_ones() -> None:
-    setup, model, video = on_gpu("qwen2_vl")
-    talk, turn = Conversation(model, video, setup.family, frozenset()), SamplingConfig(max_tokens=40)
-    for question in ("What is it?", "And why?", "the colour of the sea, please?"):
-        ids = [*talk._ids]
-        said = list(talk.ask(question, turn))
-        asked = [*ids, *talk._ids[len(ids) : len(talk._ids) - len(said)]]
-        assert said == launched(model, video, [asked], 40)[0]
-
-
-@pytest.mark.gpu
 def test_batches_take_turns_while_other_threads_load_videos() -> None:
-    """Graphs share memory; and what other threads do on the device must not spoil a capture."""
+    """Graphs share memory, and the work of other threads on the device must not spoil a capture."""
     setup, model, video = on_gpu("qwen2_vl")
     cache, questions, over = setup.prefill(HALF).cache, setup.questions(), threading.Event()
     expected = launched(model, video, questions, 100)

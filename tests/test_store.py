@@ -10,7 +10,8 @@ import torch
 from store_samples import make_cache, make_tokens, publish, recipe_for, source_for
 
 from sttm.errors import StoreError
-from sttm.store.artifact import Facts, utc_now
+from sttm.store.artifact import utc_now
+from sttm.store.facts import Facts
 from sttm.store.key import identity
 from sttm.store.kv.file import encode_kv
 from sttm.store.sealed import seal

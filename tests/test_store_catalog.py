@@ -15,14 +15,15 @@ import pytest
 from store_samples import make_cache, make_tokens, publish, recipe_for, source_for
 
 from sttm.errors import ArtifactError, StoreError
-from sttm.store.artifact import Facts
+from sttm.store.artifact import manifest_key
 from sttm.store.catalog import catalog as catalog_module
 from sttm.store.catalog.catalog import Catalog
 from sttm.store.catalog.history import split_history, without_repeats
 from sttm.store.catalog.row import CatalogRow
+from sttm.store.facts import Facts
 from sttm.store.kv.file import encode_kv
 from sttm.store.maintenance import find_garbage, verify
-from sttm.store.sealed import digest_of, seal
+from sttm.store.sealed import digest_of, read_sealed, seal
 from sttm.store.storage import Storage
 from sttm.store.store import Store
 
@@ -339,12 +340,16 @@ def test_one_bad_manifest_stops_neither_repair_nor_gc(
 
 def test_nonsense_in_the_notes_of_a_manifest_is_left_out_of_its_row(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path), create=True)
-    details = {"sampling": {"duration_s": "long"}, "certificate": [1]}
-    cache = make_cache()
-    kv, facts = encode_kv(cache, "int8"), Facts(210, 63, details=details)
-    lost = store.publish(recipe_for(), "content", source_for("a"), kv, make_tokens(cache), facts)
-    assert store.catalog.repair() == [lost]
-    assert (lost.duration_s, lost.kl_mean) == (0.0, None)
+    row = publish(store, "a")
+    key = manifest_key(row.identity)
+    body = read_sealed(store.storage, key, "")
+    details = {"sampling": {"duration_s": "long", "decoder": "pyav"}, "certificate": [1], "provenance": "nobody"}
+    store.storage.put(key, seal({**body, "facts": {**body["facts"], "details": details}}))
+    for part in store.storage.keys("catalog"):
+        store.storage.delete(part)
+    (repaired,) = store.catalog.repair()
+    assert (repaired.identity, repaired.duration_s, repaired.kl_mean) == (row.identity, 0.0, None)
+    assert store.manifest(row.identity).facts.sampling.decoder == "pyav"
 
 
 def test_a_name_that_is_not_utf_8_blocks_no_row(catalog: Catalog) -> None:

@@ -7,6 +7,7 @@ import pytest
 from store_samples import publish
 
 from sttm.errors import StoreError
+from sttm.store.catalog.catalog import Catalog
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.catalog.view import CatalogView, UnknownVideoError
 from sttm.store.store import Store
@@ -69,3 +70,16 @@ def test_search_is_paged_newest_first_and_shows_usable_videos_only(store: Store)
     failed = replace(named(view.rows()[0], "broken"), status="error", identity="")
     store.catalog.append([failed])
     assert view.search("broken", 0, 9) == ([], 0)
+
+
+def test_a_view_cannot_write() -> None:
+    assert not {name for name in vars(CatalogView) if not name.startswith("_")} - {"rows", "find", "search"}
+    assert not issubclass(CatalogView, Catalog)
+
+
+def test_a_video_of_another_recipe_is_named_with_its_recipes(store: Store) -> None:
+    row = store.find("alpha")
+    for find in (store.find, CatalogView(store.storage).find):
+        expected = f"no video 'alpha' with recipe 000000000000 .* with recipe {row.recipe_digest[:12]}"
+        with pytest.raises(StoreError, match=expected):
+            find("alpha", "0" * 64)

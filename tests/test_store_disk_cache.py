@@ -1,6 +1,6 @@
-"""The copies of remote files on a local disk: bounded for all processes together, and never ahead of the disk.
+"""Copies of remote files on a local disk stay within one limit for all processes, and within the speed of the disk.
 
-What they are good for, and that no damaged one is used, `test_cache_tier.py` shows.
+`test_cache_tier.py` tests that copies answer for the remote files and that damaged ones are not used.
 """
 
 import threading

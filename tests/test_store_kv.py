@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from store_samples import make_cache
 
 from sttm.errors import ArtifactError, StoreError
-from sttm.kv_cache import alike
+from sttm.kv_cache import group_layers
 from sttm.store.kv.file import EncodedKV, decode_kv, encode_kv, read_header, read_kv, read_survivors
 from sttm.store.kv.header import PAGE_BYTES, parse_header
 from sttm.store.kv.read_buffer import ReadBuffer
@@ -344,6 +344,6 @@ def test_layers_of_unlike_shapes_schemes_and_sizes_come_back(monkeypatch: pytest
 
 
 def test_runs_of_like_layers_are_bounded() -> None:
-    assert alike("aaab", [1, 1, 1, 1], 2) == [range(0, 2), range(2, 3), range(3, 4)]
-    assert alike("abb", [9, 1, 1], 2) == [range(0, 1), range(1, 3)]
-    assert alike("", [], 2) == []
+    assert group_layers("aaab", [1, 1, 1, 1], 2) == [range(0, 2), range(2, 3), range(3, 4)]
+    assert group_layers("abb", [9, 1, 1], 2) == [range(0, 1), range(1, 3)]
+    assert group_layers("", [], 2) == []

@@ -10,7 +10,8 @@ from store_samples import make_cache, make_tokens, publish, recipe_for, source_f
 
 from sttm.errors import StoreError
 from sttm.store import maintenance
-from sttm.store.artifact import Facts, manifest_key, utc_now
+from sttm.store.artifact import manifest_key, utc_now
+from sttm.store.facts import Facts
 from sttm.store.key import source_key
 from sttm.store.kv.file import encode_kv
 from sttm.store.maintenance import collect_garbage, count, find_garbage, remove, superseded, verify
@@ -247,6 +248,6 @@ def test_a_converted_artifact_is_the_one_a_fresh_index_would_give(store: Store) 
     pairs = zip(fresh.keys + fresh.values, converted.keys + converted.values, strict=True)
     assert all(torch.equal(*pair) for pair in pairs)
     assert row.kv_bytes < exact.kv_bytes
-    assert store.manifest(row.identity).facts.details["converted_from"] == exact.identity
+    assert store.manifest(row.identity).facts.converted_from == exact.identity
     with pytest.raises(StoreError, match="stored as int8; only an exact one"):
         requantise(store, row, "int4")

@@ -6,10 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sttm.errors import StoreError
-from sttm.store.kv.quantize import LayerShape, _below, pack, parts_of, unpack
+from sttm.store.kv.quantize import LayerShape, _below, pack_unchecked, parts_of, require_storable, unpack
 from sttm.store.kv.scheme import SCHEMES
 
 LOSSY = ["int8", "k8v4", "int4"]
+
+
+def pack(key: torch.Tensor, value: torch.Tensor, shape: LayerShape) -> tuple[torch.Tensor, ...]:
+    """The parts of one layer [H, N, D], checked as a writer checks them."""
+    parts, extremes = pack_unchecked(key[None], value[None], shape)
+    require_storable(extremes[0].cpu(), shape)
+    return tuple(part[0] for part in parts)
 
 
 def round_trip(key: torch.Tensor, value: torch.Tensor, scheme: str, ends: tuple[int, int] = (0, 0)):

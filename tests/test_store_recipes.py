@@ -79,7 +79,10 @@ def test_a_store_of_one_recipe_needs_no_notice_and_an_empty_one_is_refused(tmp_p
 
 def test_only_recipes_of_the_video_asked_for_are_chosen_from(store: Store) -> None:
     assert choose_recipe(store, None, video="b").recipe.kv_scheme == "int8"
-    int4 = stored_recipes(store)[0]
+    assert str(choose_recipe(store, None, video="a").notice).startswith("2 recipes in this store: ")
+    publish(store, "c", budget=0.5)
+    assert str(choose_recipe(store, None, video="a").notice).startswith("2 recipes of a: taking the newest, ")
+    int4 = choose_recipe(store, None, video="a").recipe
     with pytest.raises(StoreError, match=f"no recipe '{int4.name}' in .* for b; it has"):
         choose_recipe(store, int4.name, video="b")
 

@@ -178,9 +178,10 @@ def test_credentials_never_show() -> None:
     assert shown == "s3://bucket/path"
 
 
-def test_storage_without_atomic_create_is_refused() -> None:
-    with pytest.raises(StoreError, match="use a local folder, s3:// or gs://"):
-        Storage("http://host/store")
+@pytest.mark.parametrize("url", ["http://host/store", "gs://bucket/store"])
+def test_storage_whose_exclusive_create_is_untested_is_refused(url: str) -> None:
+    with pytest.raises(StoreError, match=f"cannot keep a store at {url}: use a local folder or s3://bucket/path"):
+        Storage(url)
 
 
 def test_an_empty_name_is_not_the_current_folder() -> None:

@@ -1,4 +1,4 @@
-"""Synthetic clips: the same seed gives the same clip, and every answer follows from what is drawn."""
+"""Synthetic clips: the same seed gives the same clip, and every answer follows from the drawn scene."""
 
 import collections
 import random
@@ -111,7 +111,7 @@ def test_the_flash_is_seen_in_its_frames_only() -> None:
 
 
 def test_still_scenes_stay_equal_from_frame_to_frame() -> None:
-    """The codec is a function of the frame: redundancy looks like redundancy."""
+    """The simulated codec depends on the frame alone, so equal frames stay equal and can be merged."""
     for scene in sample_scenes(11, 60, size=SIZE):
         calm = not scene.noise and scene.drift == (0, 0) and scene.scroll == (0, 0) and len(scene.takes) == 1
         if calm and all(not o.direction and o.start == 0 and o.stop == 16 for o in scene.objects):

@@ -1,4 +1,4 @@
-"""Streamed text equals decoding all tokens at once, whatever the tokens cut in two."""
+"""Streamed text equals the text of all tokens decoded at once, wherever tokens split a character."""
 
 from checkpoints import make_tokenizer
 from hypothesis import given

@@ -1,6 +1,6 @@
-"""Reading videos: the right pixels at the right times, and a clear VideoError for every file that is not a good video.
+"""Reading videos gives the right pixels at the right times, and a clear VideoError for every file that is not usable.
 
-The reference is a plain PyAV loop that decodes every frame in order and keeps them all.
+The reference is a plain PyAV loop that decodes every frame in order and keeps all of them.
 """
 
 import io
@@ -27,7 +27,7 @@ from sttm.video.decode import Frames, VideoConfig, read_video
 
 
 def decode_all(data: bytes) -> tuple[list[np.ndarray], np.ndarray]:
-    """Every frame of a video, upright, and the seconds after the first."""
+    """Every frame of a video, upright, and its seconds after the first frame."""
     pixels, seconds = [], []
     with av.open(io.BytesIO(data)) as container:
         for frame in container.decode(video=0):
@@ -37,7 +37,7 @@ def decode_all(data: bytes) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def on_screen(seconds: np.ndarray, times: list[float]) -> list[int]:
-    """Numbers of the frames on screen at some times, each once."""
+    """Numbers of the frames that are on screen at some times, without repetition."""
     return sorted({max(i for i, s in enumerate(seconds) if s <= t + 1e-3) for t in times})
 
 
@@ -327,7 +327,7 @@ def outcomes_under_limits(path):
 def test_want_of_memory_is_never_the_videos_fault(write):
     large = {"size": (4096, 3072), "codec": "mjpeg", "pixel_format": "yuvj420p", "container": "avi"}
     path = write(encode_video(count=1, **large), "large.avi")
-    # In a process of its own: one that has run other tests holds memory that no limit counts.
+    # In a process of its own, because a process that ran other tests holds free memory that no limit counts.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
         assert {"av.error", "(1, 3072, 4096, 3)"} <= fresh.submit(outcomes_under_limits, path).result()
 

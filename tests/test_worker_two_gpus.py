@@ -9,7 +9,8 @@ from indexed import index_clips
 from sttm.engine.sampling import SamplingConfig
 from sttm.query.cache_tier import CacheConfig
 from sttm.query.checkpoint import open_checkpoint
-from sttm.query.worker import Query, QueryWorker
+from sttm.query.question import Query
+from sttm.query.worker import QueryWorker
 from sttm.store.store import Store
 
 pytestmark = [

@@ -1,206 +1,155 @@
-"""What answers on one GPU (or CPU): one model, the videos it has at hand, chunks of questions about one video."""
+"""The process that answers on one GPU (or CPU): it holds one model and a few videos and gets chunks of questions."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pydantic import Field
-
 from jobs.answering.answer_table import AnswerRow
-from jobs.answering.questions import AskedRow
+from jobs.answering.question_task import QuestionTask
+from jobs.answering.settings import AnswerSections
 from jobs.cluster.process_limits import ended_by_a_lost_gpu, killed_after
 from jobs.cluster.session import given_devices
 from sttm.engine.batching import batches
 from sttm.engine.ready_video import ReadyVideo
 from sttm.engine.sampling import SamplingConfig
-from sttm.errors import ArtifactError, ModelError, QuestionError
+from sttm.errors import ArtifactError, ModelError
 from sttm.models.placement import is_gpu_lost
-from sttm.query.cache_tier import CacheConfig
 from sttm.query.checkpoint import open_checkpoint
-from sttm.query.worker import Query, QueryWorker
-from sttm.settings import Settings
+from sttm.query.question import Query
+from sttm.query.worker import QueryWorker
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store
 
 
-class AnswerConfig(Settings):
-    """How questions are asked; all of it changes answers, and so counts in a row's key.
-
-    Attributes:
-        sampling: of every answer.
-        stop: texts that end an answer.
-    """
-
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
-    stop: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True)
-class Asked:
-    """A question to answer: the row of the table, its key, and the artifact it is about."""
+class _PreparedQuestion:
+    """A question that the model accepts, as token ids."""
 
-    key: str
-    row: AskedRow
-    video_id: str
-    identity: str
-
-    def error(self, code: str, message: str, run_id: str) -> AnswerRow:
-        """The row of a question that has no answer."""
-        return replace(self.answered(run_id), status="error", error_code=code, error_message=message[:1000])
-
-    def failed(self, error: Exception, run_id: str) -> AnswerRow:
-        """The row of a question that raised."""
-        code = "bad_question" if isinstance(error, QuestionError) else "failed"
-        return self.error(code, f"{type(error).__name__}: {error}", run_id)
-
-    def answered(self, run_id: str) -> AnswerRow:
-        """The row with what is known before the answer."""
-        row = self.row
-        return AnswerRow(
-            key=self.key,
-            id=row.id,
-            video=row.video,
-            question=row.question,
-            options=row.options,
-            video_id=self.video_id,
-            identity=self.identity,
-            run_id=run_id,
-        )
-
-
-@dataclass(frozen=True)
-class _Question:
-    """A question that can be asked, as token ids."""
-
-    asked: Asked
+    task: QuestionTask
     query: Query
     ids: list[int]
 
 
-_Answer = Callable[[ReadyVideo, list[_Question]], list[AnswerRow]]
+_Batch = list[_PreparedQuestion]
+_AnswerBatch = Callable[[ReadyVideo, _Batch], list[AnswerRow]]
 
 
 class AnswerActor:
-    """Two chunks at a time: one video is loaded while questions about the other are answered.
+    """Answers chunks of questions. Of two chunks at a time, one loads its video while the other one is answered.
 
     Args:
-        store_url: of the artifacts.
-        identity: of an artifact whose model is taken.
-        model: checkpoint, if not the one that artifact names.
-        config: how questions are asked.
-        run_id: of the job.
-        batch_rows: questions answered at once.
-        timeout_s: a chunk that takes longer kills the process.
-        device_bytes: memory for videos.
+        store_url: URL of the store.
+        identity: an artifact with a readable manifest, which names the model to load.
+        settings: the settings of the job.
+        run_id: the run that the rows are attributed to.
     """
 
-    def __init__(
-        self,
-        store_url: str,
-        identity: str,
-        model: str | None,
-        config: AnswerConfig,
-        run_id: str,
-        batch_rows: int,
-        timeout_s: float,
-        device_bytes: int,
-    ) -> None:
-        self._store_url, self._identity, self._model, self._device_bytes = store_url, identity, model, device_bytes
-        self._config, self._run_id, self._batch_rows, self._timeout_s = config, run_id, batch_rows, timeout_s
+    _worker: QueryWorker  # there is none before `load`
+
+    def __init__(self, store_url: str, identity: str, settings: AnswerSections, run_id: str) -> None:
+        self._store_url, self._identity, self._settings, self._run_id = store_url, identity, settings, run_id
         self._computing = threading.Lock()
 
     def load(self) -> None:
-        """Load the model."""
+        """Load the language model onto the devices that Ray gave this actor.
+
+        Raises:
+            ModelError: the checkpoint cannot be loaded, or is not the one that made the artifact.
+        """
         store = Store.open(self._store_url)
-        checkpoint = open_checkpoint(store.manifest(self._identity), self._model)
-        cache = CacheConfig(device_gb=self._device_bytes / 1e9)
-        self._worker = QueryWorker(store, checkpoint, given_devices(), cache)
+        checkpoint = open_checkpoint(store.manifest(self._identity), self._settings.model.path)
+        self._worker = QueryWorker(store, checkpoint, given_devices(), self._settings.cache)
 
-    def answer(self, asked: Sequence[Asked]) -> list[AnswerRow]:
-        """Rows for questions about one video, in any order. A bad artifact makes them all error rows."""
+    def answer(self, tasks: Sequence[QuestionTask]) -> list[AnswerRow]:
+        """One row for each of these questions about one video, in any order.
+
+        Where the artifact is damaged, missing, or of another model, all rows are error rows.
+        """
         with ended_by_a_lost_gpu():
-            return self._answer(asked)
+            return self._answer(tasks)
 
-    def _answer(self, asked: Sequence[Asked]) -> list[AnswerRow]:
+    def _answer(self, tasks: Sequence[QuestionTask]) -> list[AnswerRow]:
         started = time.perf_counter()
         try:
-            video = self._worker.load(asked[0].identity)
+            video = self._worker.load(tasks[0].identity)
         except (ArtifactError, MissingObjectError, ModelError) as error:
             code = "other_model" if isinstance(error, ModelError) else "bad_artifact"
-            return [one.error(code, str(error), self._run_id) for one in asked]
+            return [task.error_row(code, str(error), self._run_id) for task in tasks]
         load_s = time.perf_counter() - started
-        with self._computing, killed_after(self._timeout_s):
-            rows = list(self._rows(video, asked))
+        with self._computing, killed_after(self._settings.answer.timeout_s):
+            rows = list(self._rows(video, tasks))
         return [replace(row, load_s=load_s) for row in rows]
 
-    def _rows(self, video: ReadyVideo, asked: Sequence[Asked]) -> Iterator[AnswerRow]:
-        """What cannot be asked is found before it is in a batch with others; those with options go apart."""
-        questions = []
-        for one in asked:
-            spoken = self._config.sampling.model_copy(update={"stop": self._config.stop})
-            query = Query((one.row.question,), SamplingConfig(max_tokens=1) if one.row.options else spoken)
+    def _rows(self, video: ReadyVideo, tasks: Sequence[QuestionTask]) -> Iterator[AnswerRow]:
+        """Sort out questions that the model refuses; then answer the others, generated and chosen answers apart."""
+        generated: _Batch = []
+        chosen: _Batch = []
+        for task in tasks:
+            options = task.question.options
+            query = Query((task.question.text,), SamplingConfig(max_tokens=1) if options else self._settings.sampling)
             try:
-                questions.append(_Question(one, query, self._worker.question_ids(video, query)))
-            except Exception as error:  # as in `_tried`
+                prepared = _PreparedQuestion(task, query, self._worker.question_ids(video, query))
+                (chosen if options else generated).append(prepared)
+            except Exception as error:  # the boundary where one question's fault becomes its row
                 if is_gpu_lost(error):
                     raise
-                yield one.failed(error, self._run_id)
-        for answer, group in (
-            (self._say, [question for question in questions if not question.asked.row.options]),
-            (self._choose, [question for question in questions if question.asked.row.options]),
-        ):
-            for batch in batches([len(question.ids) for question in group], self._batch_rows):
-                yield from self._tried(answer, video, [group[row] for row in batch])
+                yield task.exception_row(error, self._run_id)
+        for answer, questions in ((self._generate, generated), (self._choose, chosen)):
+            for batch in batches([len(question.ids) for question in questions], self._settings.answer.batch_rows):
+                yield from self._in_halves(answer, video, [questions[index] for index in batch])
 
-    def _tried(self, answer: _Answer, video: ReadyVideo, questions: list[_Question]) -> list[AnswerRow]:
-        """Rows of one batch; if it fails, such as for want of memory, of its halves, down to an error row."""
+    def _in_halves(self, answer: _AnswerBatch, video: ReadyVideo, questions: _Batch) -> list[AnswerRow]:
+        """Answer a batch. If it fails (out of memory, say), answer its halves, down to one error row."""
         try:
             return answer(video, questions)
         except Exception as error:  # the boundary where one question's fault becomes its row
             if is_gpu_lost(error):
                 raise
             if len(questions) == 1:
-                return [questions[0].asked.failed(error, self._run_id)]
-        half = len(questions) // 2
-        return self._tried(answer, video, questions[:half]) + self._tried(answer, video, questions[half:])
+                return [questions[0].task.exception_row(error, self._run_id)]
+        middle = len(questions) // 2
+        halves = (questions[:middle], questions[middle:])
+        return [row for half in halves for row in self._in_halves(answer, video, half)]
 
-    def _say(self, video: ReadyVideo, questions: list[_Question]) -> list[AnswerRow]:
+    def _generate(self, video: ReadyVideo, questions: _Batch) -> list[AnswerRow]:
         started = time.perf_counter()
-        answers = self._worker.start(video, [one.query for one in questions], [one.ids for one in questions])
-        took = [0.0] * len(questions)
+        answers = self._worker.start(
+            video, [question.query for question in questions], [question.ids for question in questions]
+        )
+        ended_s = [0.0] * len(questions)
         while answers.is_running:
             answers.step()
             now = time.perf_counter() - started
-            took = [t or (now if answers.ended(row) else 0.0) for row, t in enumerate(took)]
+            ended_s = [before or (now if answers.ended(index) else 0.0) for index, before in enumerate(ended_s)]
         return [
             replace(
-                one.asked.answered(self._run_id),
-                text=answers.texts[row].strip(),
-                reason=answers.ended(row) or "",
-                prompt_tokens=answers.prompt_tokens[row],
-                completion_tokens=answers.completion_tokens[row],
+                question.task.row(self._run_id),
+                answer=answers.texts[index].strip(),
+                reason=answers.ended(index) or "",
+                prompt_tokens=answers.prompt_tokens[index],
+                completion_tokens=answers.completion_tokens[index],
                 kv_tokens=video.keys[-1].shape[1],
-                answer_s=took[row],
+                answer_s=ended_s[index],
             )
-            for row, one in enumerate(questions)
+            for index, question in enumerate(questions)
         ]
 
-    def _choose(self, video: ReadyVideo, questions: list[_Question]) -> list[AnswerRow]:
-        started, asked = time.perf_counter(), [one.asked for one in questions]
-        turns, options = [[one.row.question] for one in asked], [one.row.options for one in asked]
-        choices = self._worker.choose(video, turns, options, self._batch_rows)
-        took = time.perf_counter() - started
+    def _choose(self, video: ReadyVideo, questions: _Batch) -> list[AnswerRow]:
+        started, tasks = time.perf_counter(), [question.task for question in questions]
+        turns, options = [[task.question.text] for task in tasks], [task.question.options for task in tasks]
+        choices = self._worker.choose(video, turns, options, self._settings.answer.batch_rows)
+        answer_s = time.perf_counter() - started
         return [
             replace(
-                one.answered(self._run_id),
-                text=one.row.options[choice.index],
+                task.row(self._run_id),
+                answer=task.question.options[choice.index],
                 choice=choice.index,
                 probabilities=choice.probabilities,
                 reason="stop",
                 prompt_tokens=choice.prompt_tokens,
                 kv_tokens=video.keys[-1].shape[1],
-                answer_s=took,
+                answer_s=answer_s,
             )
-            for one, choice in zip(asked, choices, strict=True)
+            for task, choice in zip(tasks, choices, strict=True)
         ]

@@ -1,12 +1,13 @@
-"""What a run of the answer job has to do: every question looked up in the catalog and among the answers there are."""
+"""What a run of the answer job has to do: each question is looked up in the catalog and among the stored answers."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.answering.actor import AnswerConfig, Asked
 from jobs.answering.answer_table import AnswerRow, AnswerTable
-from jobs.answering.questions import AskedRow
+from jobs.answering.question_task import QuestionTask
+from jobs.answering.questions import Question
+from sttm.engine.sampling import SamplingConfig
 from sttm.errors import StoreError
 from sttm.store.catalog.view import CatalogView
 from sttm.store.key import canonical_json
@@ -18,50 +19,82 @@ class Plan:
     """What a run has to do.
 
     Attributes:
-        keys: of every question, in order; equal questions share a key.
-        known: rows that exist by key, errors found while planning included; the run adds to it.
-        todo: questions to ask, each key once.
+        questions: the rows of the question table, in order.
+        keys: the key of each question; equal questions share a key.
+        rows: the rows that exist, by key: answers of earlier runs and errors found while planning. The run adds to it.
+        todo: the questions to ask, each key once.
     """
 
+    questions: list[Question]
     keys: list[str]
-    known: dict[str, AnswerRow]
-    todo: list[Asked]
+    rows: dict[str, AnswerRow]
+    todo: list[QuestionTask]
+
+    def rows_in_order(self) -> list[AnswerRow | None]:
+        """The row of each question under the question's own id, in the order of the table; None where there is none."""
+        found = [self.rows.get(key) for key in self.keys]
+        return [row and replace(row, id=question.id) for row, question in zip(found, self.questions, strict=True)]
 
 
 def make_plan(
-    rows: list[AskedRow], store: Store, table: AnswerTable, config: AnswerConfig, retry_errors: bool, run_id: str
+    questions: list[Question],
+    store: Store,
+    table: AnswerTable,
+    sampling: SamplingConfig,
+    run_id: str,
+    recipe_digest: str | None = None,
+    retry_errors: bool = False,
 ) -> Plan:
-    """Look every question up in the catalog and among the answers there are; reads no artifact."""
+    """Look up every question in the catalog and among the stored answers. No artifact is read.
+
+    Args:
+        questions: the rows of the question table.
+        store: the store that is asked.
+        table: the answers of earlier runs.
+        sampling: how answers are generated; answers under other settings are not taken.
+        run_id: the run that error rows are attributed to.
+        recipe_digest: only artifacts of this recipe are asked; None takes the newest artifact of each video.
+        retry_errors: whether questions that failed in an earlier run are asked again. Those that were `lost` always
+            are, because an outage says nothing about the question.
+    """
     catalog = CatalogView(store.storage, max_age_s=float("inf"))
-    # `lost`: an outage, which says nothing of the question.
-    known = {
+    stored = {
         key: row
         for key, row in table.rows().items()
         if row.status == "ok" or not (retry_errors or row.error_code == "lost")
     }
     keys: list[str] = []
-    todo: dict[str, Asked] = {}
-    for row in rows:
-        asked, fault = _resolve(row, catalog, config)
-        keys.append(asked.key)
+    todo: dict[str, QuestionTask] = {}
+    for question in questions:
+        task, fault = _resolve(question, catalog, sampling, recipe_digest)
+        keys.append(task.key)
         if fault is not None:
-            known[asked.key] = asked.error(*fault, run_id)
-        elif asked.key not in known:
-            todo[asked.key] = asked
-    return Plan(keys, known, list(todo.values()))
+            stored[task.key] = task.error_row(*fault, run_id)
+        elif task.key not in stored:
+            todo[task.key] = task
+    return Plan(questions, keys, stored, list(todo.values()))
 
 
-def _resolve(row: AskedRow, catalog: CatalogView, config: AnswerConfig) -> tuple[Asked, tuple[str, str] | None]:
-    """The question with its artifact, or the code and message of why there is none."""
+def _resolve(
+    question: Question, catalog: CatalogView, sampling: SamplingConfig, recipe_digest: str | None
+) -> tuple[QuestionTask, tuple[str, str] | None]:
+    """The question with its artifact, or with the code and message that say why there is none."""
     video_id = identity = ""
-    fault = ("bad_row", row.error) if row.error else None
+    fault = ("bad_row", question.fault) if question.fault else None
     if fault is None:
         try:
-            found = catalog.find(row.video)
+            found = catalog.find(question.video, recipe_digest)
             video_id, identity = found.video_id, found.identity
         except StoreError as error:
-            fault = ("no_video", str(error))
-    about: dict[str, Any] = {"video": row.video, "question": row.question, "options": row.options}
-    about |= {"config": config.model_dump(mode="json"), "identity": identity, "row": row.id if fault else ""}
-    key = hashlib.sha256(canonical_json(about)).hexdigest()
-    return Asked(key, row, video_id, identity), fault
+            under = f" (asked under recipe {recipe_digest[:12]})" if recipe_digest else ""
+            fault = ("no_video", f"{error}{under}")
+    key = _key(question, sampling, identity, row_id=question.id if fault else "")
+    return QuestionTask(key, question, video_id, identity), fault
+
+
+def _key(question: Question, sampling: SamplingConfig, identity: str, row_id: str) -> str:
+    """Digest of everything that an answer depends on. It must never change: stored answers are found by it."""
+    config = {"sampling": sampling.model_dump(mode="json", exclude={"stop"}), "stop": list(sampling.stop)}
+    about: dict[str, Any] = {"video": question.video, "question": question.text, "options": question.options}
+    about |= {"config": config, "identity": identity, "row": row_id}
+    return hashlib.sha256(canonical_json(about)).hexdigest()

@@ -1,77 +1,62 @@
-"""The questions of a batch job: a table on any fsspec URL with columns video, question, and if you like id, options.
+"""The questions of a batch job: a table on any fsspec URL with columns video, question and, optionally, id and options.
 
-The table is not trusted: a row that cannot be asked becomes an error that names it and costs no other.
+The table is not trusted: a row that cannot be asked becomes a `Question` with a `fault` and costs no other row.
 """
 
-import posixpath
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from sttm.errors import CorpusError
-from sttm.evaluation.cells import text, texts
-from sttm.evaluation.questions import QuestionsError
-from sttm.evaluation.rows import read_rows
 from sttm.query.question import fault
-from sttm.urls import open_filesystem, redact_url
+from sttm.tables import Row, read_table, text, texts
 
 REQUIRED = ("video", "question")
+COLUMNS = (*REQUIRED, "id", "options")
 
 
 @dataclass(frozen=True)
-class AskedRow:
+class Question:
     """One row of the table.
 
     Attributes:
-        id: the row's own, else its number from 1 on.
-        video: id, URI or name of a stored video.
-        question: what to ask.
-        options: what to choose from; none for a free answer.
-        error: why it cannot be asked; empty if it can.
+        id: the row's own id, or its number from 1 on where the table gives none.
+        video: id, URI or file name of a stored video.
+        text: the question.
+        options: the answers to choose from; empty where the answer is generated.
+        fault: why the question cannot be asked; empty where it can.
     """
 
     id: str
     video: str
-    question: str
+    text: str
     options: tuple[str, ...] = ()
-    error: str = ""
+    fault: str = ""
 
 
-def read_questions(url: str, limit: int | None = None) -> list[AskedRow]:
-    """All rows of a Parquet, CSV, JSON lines or JSON file, in order.
+def read_questions(url: str, limit: int | None = None) -> list[Question]:
+    """Read the questions of a Parquet, CSV, JSON or JSON lines file, in order.
+
+    Args:
+        url: local path or fsspec URL of the table.
+        limit: how many rows to take from the top; None takes all.
 
     Raises:
-        CorpusError: the file is not there or cannot be read.
-        QuestionsError: it is not a table, or lacks a column.
+        CorpusError: no fsspec filesystem serves the URL.
+        TableError: the file cannot be read, is no table, or lacks a column.
     """
-    filesystem, path = open_filesystem(url)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, "questions" + posixpath.splitext(path)[1].lower())
-        try:
-            filesystem.get_file(path, str(copy))
-        except OSError as error:
-            raise CorpusError(f"cannot read {redact_url(url)}: {error.strerror or type(error).__name__}") from None
-        try:
-            rows, errors = read_rows(copy)
-        except QuestionsError as error:
-            raise QuestionsError(str(error).replace(str(copy), redact_url(url))) from None
-    columns = dict.fromkeys(str(name) for _, row in rows for name in row)
-    for name in REQUIRED:
-        if rows and name not in columns:
-            found = ", ".join(columns)[:500] or "none"
-            raise QuestionsError(f"{redact_url(url)} has no column {name!r}; columns found: {found}")
-    bad = [(error.row, AskedRow(str(error.row), "", "", error=error.cause)) for error in errors]
-    good = [(number, _asked(number, row)) for number, row in rows]
-    return [row for _, row in sorted([*bad, *good], key=lambda pair: pair[0])][:limit]
+    table = read_table(url, COLUMNS)
+    table.require(*REQUIRED)
+    bad = [(row.number, Question(str(row.number), "", "", fault=row.cause)) for row in table.bad_rows]
+    good = [(number, _question(number, row)) for number, row in table.rows]
+    return [question for _, question in sorted([*bad, *good], key=lambda pair: pair[0])][:limit]
 
 
-def _asked(number: int, row: dict[str, object]) -> AskedRow:
-    found = AskedRow(str(number), "", "")
+def _question(number: int, row: Row) -> Question:
+    """The question of one row. What was read before a faulty cell is kept, so that the error row shows it."""
+    found = Question(str(number), "", "")
     try:
         if row.get("id") not in (None, ""):
             found = replace(found, id=text(row, "id"))
         found = replace(found, video=text(row, "video"))
-        found = replace(found, question=text(row, "question"), options=texts(row, "options"))
-        return replace(found, error=fault(found.question, found.options))
+        found = replace(found, text=text(row, "question"), options=texts(row, "options"))
+        return replace(found, fault=fault(found.text, found.options))
     except ValueError as error:
-        return replace(found, error=str(error))
+        return replace(found, fault=str(error))

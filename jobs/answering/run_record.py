@@ -1,4 +1,4 @@
-"""What one run of the answer job did so far: rows of answers in parts, counts, and lines for a person."""
+"""What one run of the answer job has done so far: it writes rows in parts, counts them, and prints the progress."""
 
 import sys
 import time
@@ -12,45 +12,49 @@ FLUSH_EVERY_S, PRINT_EVERY_S = 10.0, 5.0
 
 
 class AnswerRecord:
-    """Hears rows, keeps them in parts, counts them, and tells a person now and then."""
+    """Takes rows as they are finished and adds them to the plan and to the table."""
 
     def __init__(self, table: AnswerTable, run_id: str, plan: Plan) -> None:
         self._table, self._run_id, self._plan = table, run_id, plan
-        self._rows: list[AnswerRow] = []
-        self._heard = self._parts = self._tokens = 0
+        self._unwritten: list[AnswerRow] = []
+        self._finished = self._parts = self._tokens = 0
         self._started = self._flushed = self._printed = time.monotonic()
 
-    def hear(self, rows: list[AnswerRow]) -> None:
-        """Take finished rows; if they cannot be written now, they wait for the next time."""
+    def on_rows(self, rows: list[AnswerRow]) -> None:
+        """Take finished rows. Rows that cannot be written now are kept and written with the next ones."""
         for row in rows:
-            self._plan.known[row.key] = row
-            self._heard += 1
+            self._plan.rows[row.key] = row
+            self._finished += 1
             self._tokens += row.completion_tokens
-        self._rows += rows
+        self._unwritten += rows
         now = time.monotonic()
         if now - self._flushed >= FLUSH_EVERY_S:
             try:
                 self.flush()
             except StoreError as error:
-                print(f"{len(self._rows)} answers wait to be written: {error}", file=sys.stderr, flush=True)
+                print(f"{len(self._unwritten)} answers wait to be written: {error}", file=sys.stderr, flush=True)
             self._flushed = time.monotonic()
-        if now - self._printed >= PRINT_EVERY_S:
-            self._printed = now
-            print(f"{self._heard} of {len(self._plan.todo)}  {self._heard / (now - self._started):.1f}/s", flush=True)
+        if self._finished and now - self._printed >= PRINT_EVERY_S:
+            self._printed, per_second = now, self._finished / (now - self._started)
+            print(f"{self._finished} of {len(self._plan.todo)}  {per_second:.1f}/s", flush=True)
 
     def flush(self) -> None:
-        """Write what has gathered.
+        """Write the rows that are not written yet.
 
         Raises:
-            StoreError: it cannot be written.
+            StoreError: they cannot be written.
         """
-        if self._rows:
-            self._table.add(f"{self._run_id}-{self._parts:06d}", self._rows)
-            self._rows, self._parts = [], self._parts + 1
+        if self._unwritten:
+            self._table.add(f"{self._run_id}-{self._parts:06d}", self._unwritten)
+            self._unwritten, self._parts = [], self._parts + 1
+
+    def failed_rows(self) -> list[AnswerRow]:
+        """The error row of each question that has one, under the id of that question, in the order of the table."""
+        return [row for row in self._plan.rows_in_order() if row is not None and row.status == "error"]
 
     def summary(self) -> dict[str, Any]:
-        """How each row of the table ended: answered by this run (`done`) or before (`skipped`), failed, or left."""
-        rows = [self._plan.known.get(key) for key in self._plan.keys]
+        """Counts of questions: answered by this run (`done`) or an earlier one (`skipped`), `failed`, and `left`."""
+        rows = self._plan.rows_in_order()
         answered = [row for row in rows if row is not None and row.status == "ok"]
         done = sum(row.run_id == self._run_id for row in answered)
         return {
@@ -58,7 +62,7 @@ class AnswerRecord:
             "total": len(rows),
             "done": done,
             "skipped": len(answered) - done,
-            "failed": sum(row is not None and row.status == "error" for row in rows),
+            "failed": len(self.failed_rows()),
             "left": rows.count(None),
             "completion_tokens": self._tokens,
             "seconds": round(time.monotonic() - self._started, 3),

@@ -1,12 +1,18 @@
-"""How the answer job works through a table of questions: the `answer` section of the settings."""
+"""The settings that the answer job reads: its own section, and the names of the sections that it shares."""
+
+from typing import Protocol
 
 from pydantic import Field
 
+from jobs.cluster.run_config import RunConfig
+from sttm.engine.sampling import SamplingConfig
+from sttm.models.checkpoint import ModelConfig
+from sttm.query.cache_tier import CacheConfig
 from sttm.settings import Settings
 
 
 class AnswerConfig(Settings):
-    """How questions are handed out. Nothing here changes an answer.
+    """How questions are handed out: the `answer` section. Nothing here changes an answer.
 
     Attributes:
         workers: actors that answer. None starts as many as the GPUs hold, or one on the CPU.
@@ -17,3 +23,27 @@ class AnswerConfig(Settings):
     workers: int | None = Field(default=None, ge=1)
     batch_rows: int = Field(default=64, ge=1)
     timeout_s: float = Field(default=900.0, gt=0)
+
+
+class AnswerSections(Protocol):
+    """The sections of `jobs.config.JobConfig` that the answer job reads."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """The checkpoint; a `path` of None means the model that made the caches."""
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How answers are generated."""
+
+    @property
+    def cache(self) -> CacheConfig:
+        """Memory and disk for the videos of each actor."""
+
+    @property
+    def answer(self) -> AnswerConfig:
+        """How questions are handed out."""
+
+    @property
+    def run(self) -> RunConfig:
+        """How the job runs on Ray."""

@@ -1,1 +1,1 @@
-"""The benchmarks behind `jobs.bench`, one file each."""
+"""The benchmarks of the command `bench`, and the videos, models and clocks that they share."""

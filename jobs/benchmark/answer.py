@@ -1,7 +1,8 @@
-"""Asking about a stored video: the first token from each tier, many questions together, one decode step.
+"""Time answers about a stored video: the first token from each cache tier, many questions at once, and a decode step.
 
-At a real model's shape (random weights, random question tokens), or with the built-in model. The video is read again
-for comparison: decoded from a real file where a decoder is installed, encoded, prefilled with and without the merge.
+The model has a real architecture with random weights, or is the built-in model; question tokens are random. For
+comparison the time without a store is measured too: decoding the video from a file (if a decoder is installed), running
+the vision tower, and prefilling with and without the merge.
 """
 
 import json
@@ -31,7 +32,8 @@ from sttm.merging import MergeConfig
 from sttm.models.base import Family, Prompt, VideoInputs
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
-from sttm.store.artifact import Facts, Source
+from sttm.store.artifact import Source
+from sttm.store.facts import Facts
 from sttm.store.key import make_recipe
 from sttm.store.kv.file import encode_kv
 from sttm.store.kv.read_buffer import ReadBuffer
@@ -47,7 +49,19 @@ Clock = Callable[[Callable[[], object]], Timing]
 
 @dataclass(frozen=True)
 class _Setup:
-    """What every measurement needs: the model, a video before and after its prefill, and questions."""
+    """What every measurement needs.
+
+    Attributes:
+        model: the whole model.
+        family: the adapter of the model.
+        text: the language model inside `model`.
+        inputs: a preprocessed video.
+        prompt: the prefix of this video.
+        merging: settings of the merge.
+        config: settings of the prefill.
+        questions: token ids of each question.
+        clock: times a step.
+    """
 
     model: Any
     family: Family
@@ -61,23 +75,33 @@ class _Setup:
 
 
 def bench_answer(
-    shape: Annotated[str | None, typer.Option(help=f"{', '.join(SHAPES)}; default the built-in model")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="sampled frames; default 128, built-in model 16")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help=f"architecture: {', '.join(SHAPES)}; default: the built-in model")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="sampled frames; default: 128, or 16 for the built-in model")
+    ] = None,
     budget: Annotated[float, typer.Option(help="share of the tokens to keep")] = 0.3,
-    merge_layer: Annotated[int, typer.Option(min=0, help="decoder layer to merge before")] = 2,
+    merge_layer: Annotated[int, typer.Option(min=0, help="the decoder layer before which tokens are merged")] = 2,
     video: Annotated[
         Path | None,
-        typer.Option(help="a file to decode; default two minutes of 720p made here"),
+        typer.Option(help="video file to decode; default: two minutes of 720p, which are generated"),
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="folder for the store; default a temporary one")] = None,
-    questions: Annotated[int, typer.Option(min=1, help="asked together")] = 64,
-    question_tokens: Annotated[int, typer.Option(min=1)] = 32,
-    answer_tokens: Annotated[int, typer.Option(min=1)] = 16,
-    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    store: Annotated[Path | None, typer.Option(help="folder for the store; default: a temporary folder")] = None,
+    questions: Annotated[int, typer.Option(min=1, help="number of questions asked at once")] = 64,
+    question_tokens: Annotated[int, typer.Option(min=1, help="tokens of a question")] = 32,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="tokens of an answer")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="how often each step is timed; the median counts")] = 5,
 ) -> None:
-    """Time first tokens from every tier, questions together and one at a time, and a decode step."""
+    """Time first tokens from every cache tier, questions at once and one by one, and a decode step.
+
+    The weights are random, so no checkpoint is needed; without --shape the built-in model is measured. Examples:
+
+        python -m jobs.bench answer
+        python -m jobs.bench answer --shape llava-video-7b --questions 64
+    """
     if shape is not None and shape not in SHAPES:
-        raise ConfigError(f"no shape {shape!r}; known: {', '.join(SHAPES)}")
+        raise ConfigError(f"no shape is named {shape!r}; choose one of {', '.join(SHAPES)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     frames = frames or (128 if shape else 16)
     model, family = _built(shape, device)
@@ -118,7 +142,7 @@ def _built(shape: str | None, device: torch.device) -> tuple[Any, Family]:
 
 
 def _reading_again(setup: _Setup, video: Path | None, frames: int) -> dict[str, float | str | None]:
-    """Seconds of each step from the file to the first token, without a store."""
+    """Seconds of each step from the video file to the first token if there is no store."""
     question = setup.questions[:1]
 
     def ask(merging: MergeConfig) -> None:
@@ -136,7 +160,11 @@ def _reading_again(setup: _Setup, video: Path | None, frames: int) -> dict[str, 
 
 
 def _decoding(setup: _Setup, video: Path, frames: int) -> tuple[float | None, str]:
-    """Seconds to sample, decode and resize the frames of a file; None, and why, where no decoder is installed."""
+    """Time sampling, decoding and resizing the frames of a file.
+
+    Returns:
+        Seconds and a description of the video; or None and the import error if no decoder is installed.
+    """
 
     try:
         started = time.perf_counter()
@@ -148,7 +176,7 @@ def _decoding(setup: _Setup, video: Path, frames: int) -> tuple[float | None, st
 
 
 def _made_video(folder: Path, shape: str | None) -> Path | None:
-    """Two minutes of 720p for a real shape, a small clip for the built-in model; None where PyAV is missing."""
+    """Write two minutes of 720p for a real shape, or a small clip for the built-in model; None if PyAV is missing."""
     path = folder / "video.mp4"
     try:
         if shape is None:
@@ -162,7 +190,11 @@ def _made_video(folder: Path, shape: str | None) -> Path | None:
 
 
 def _first_tokens(setup: _Setup, store: Store) -> tuple[dict[str, float], ReadyVideo]:
-    """Seconds to the first token from each tier and of the steps there; and the video, ready."""
+    """Time the first token from each cache tier, and the steps that lead to it.
+
+    Returns:
+        Seconds by name, with the size of the cache file as `bytes`; and the loaded video.
+    """
     text, question, buffer = setup.text, setup.questions[:1], ReadBuffer()
     result = prefill(text, setup.prompt, setup.merging, setup.config)
     identity, path = _published(store, result)
@@ -193,11 +225,11 @@ def _first_tokens(setup: _Setup, store: Store) -> tuple[dict[str, float], ReadyV
 
 
 def _published(store: Store, result: Prefilled) -> tuple[str, Path]:
-    """Identity and KV file of a new artifact."""
+    """Store an artifact and return its identity and the path of its KV file."""
     cache, merged = result.cache, result.merged
     features = merged.features.cpu()
     tokens = write_tokens(cache.boxes, cache.patches, merged.index.cpu(), cache.frame_seconds, features, cache.grid)
-    facts = Facts(len(cache.prefix_ids), len(cache.patches), details={"seconds": cache.frame_seconds.tolist()})
+    facts = Facts(len(cache.prefix_ids), len(cache.patches))
     recipe = make_recipe(model={"id": "bench"}, merge={}, store={"kv_scheme": "int8"})
     source = Source("file:///bench.mp4", "bench", "bench.mp4", 0, "0")
     row = store.publish(recipe, "bench", source, encode_kv(cache, "int8"), tokens, facts)
@@ -214,13 +246,16 @@ def _forget(path: Path) -> None:
 
 
 def _together(setup: _Setup, video: ReadyVideo, answer_tokens: int) -> dict[str, float]:
-    """All questions in one batch against one at a time; memory is the language model's, the video's, and on top."""
+    """Compare all questions in one batch with one question at a time.
+
+    Peak memory counts the language model, the video, and what the questions take beyond these.
+    """
     text, questions, sampling = setup.text, setup.questions, SamplingConfig(max_tokens=answer_tokens)
 
     def ask(batch: Sequence[Sequence[int]]) -> list[list[int]]:
         return answer(text, video, batch, frozenset(), sampling)
 
-    alone = questions[: min(16, len(questions))]  # the rate does not depend on how many
+    alone = questions[: min(16, len(questions))]  # the rate of single questions does not depend on their number
     timings = setup.clock(lambda: [ask([one]) for one in alone]), setup.clock(lambda: ask(questions))
     rates = [len(batch) / timing.seconds for batch, timing in zip((alone, questions), timings, strict=True)]
     held = video.size_bytes + sum(p.nbytes for part in (text.text, text.head) for p in part.parameters())
@@ -241,9 +276,10 @@ def _together(setup: _Setup, video: ReadyVideo, answer_tokens: int) -> dict[str,
 
 
 def _speed_ups(again: dict[str, Any], first: dict[str, float]) -> dict[str, float]:
-    """How much sooner the first token comes from each tier than from the video, prefilled merged or with all tokens.
+    """Time to the first token without a store, divided by the time from each cache tier.
 
-    Without decoding, too: the frames are at hand then. Where nothing was decoded, only that.
+    The time without a store contains a prefill with the merge (`merged`) or with all tokens (`full`), and once it
+    contains decoding and once not. If no decoder is installed, only the ratios without decoding are returned.
     """
     seen = {"_without_decoding": again["vision_s"]}
     if again["decode_s"] is not None:

@@ -1,7 +1,7 @@
-"""Encoded videos for the throughput benchmark: real H.264 files, cheap to make and to decode.
+"""Videos for the throughput benchmark: H.264 files that are cheap to write and to decode.
 
-A few synthetic scenes are encoded; every further file is one of them with an empty MP4 box of its own at the end, which
-decoders skip. So contents, and with them the artifacts' identities, all differ.
+A few synthetic scenes are encoded. All files are copies of them, each with its own number in an MP4 box `free` at the
+end, which decoders skip. So no two files have the same content, and all artifacts have different identities.
 """
 
 import os
@@ -15,7 +15,7 @@ from sttm.synthetic.scene import Scene
 
 
 def encode_scenes(count: int, frames: int) -> list[bytes]:
-    """Different clips of 392 x 392 pixels, `frames` frames at 2 frames a second."""
+    """Encode `count` different clips of 392 x 392 pixels with `frames` frames at 2 frames per second."""
 
     def encode(scene: Scene) -> bytes:
         return encode_clip(render([scene]).numpy()[0])
@@ -25,7 +25,13 @@ def encode_scenes(count: int, frames: int) -> list[bytes]:
 
 
 def write_clips(folder: Path, scenes: Sequence[bytes], count: int) -> None:
-    """Fill a new folder with `count` files whose contents all differ."""
+    """Write `count` files with different contents into a new folder.
+
+    Args:
+        folder: the folder, which must not exist yet.
+        scenes: encoded clips, which are used in turn.
+        count: number of files.
+    """
     folder.mkdir(parents=True)
     for number in range(count):
         free = (16).to_bytes(4, "big") + b"free" + number.to_bytes(8, "big")

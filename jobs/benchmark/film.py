@@ -1,7 +1,7 @@
-"""A film for the benchmarks: what a camera might have taken, encoded as cameras and sites do.
+"""Generate a film whose decoding costs about as much as that of a real video.
 
-Textures pan at the speed of a slow camera, things of their own texture cross them, grain lies over both, and every
-eight seconds another scene begins. So an encoder needs an ordinary bit rate for it, and a decoder ordinary work.
+A textured background pans slowly, textured things cross it, grain covers everything, and every eight seconds a new
+scene begins. So encoding takes an ordinary bit rate and decoding takes ordinary work.
 """
 
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SCENE_S = 8
-_MARGIN = 256  # pixels that a camera can move within a scene
+_MARGIN = 256  # pixels by which the camera can move within a scene
 _THINGS = 6
-_GRAIN = 3.0  # standard deviation, of 255 levels
+_GRAIN = 3.0  # standard deviation of the grain, in levels from 0 to 255
 
 Plane = NDArray[np.uint8]
 
@@ -21,13 +21,15 @@ Plane = NDArray[np.uint8]
 def write_film(
     path: Path, seconds: int = 120, width: int = 1280, height: int = 720, fps: int = 25, bits_per_s: int = 4_000_000
 ) -> None:
-    """Write an H.264 MP4; the same pictures for the same arguments.
+    """Write an H.264 MP4. The same arguments give the same pictures.
 
     Args:
-        path: a new file.
-        seconds, fps: how long, and how many frames a second.
-        width, height: in pixels, even.
-        bits_per_s: on average.
+        path: the file to write.
+        seconds: length of the film.
+        width: width of a frame in pixels, even.
+        height: height of a frame in pixels, even.
+        fps: frames per second.
+        bits_per_s: average bit rate.
     """
     import av
 
@@ -42,7 +44,7 @@ def write_film(
 
 
 def describe(path: Path) -> str:
-    """Length, size, codec and bit rate of a video file, in a line."""
+    """One line about a video file: length, frame size, codec, frame rate and bit rate."""
     import av
 
     with av.open(str(path)) as container:
@@ -54,7 +56,7 @@ def describe(path: Path) -> str:
 
 
 def _pictures(count: int, width: int, height: int, fps: int) -> Iterator[Plane]:
-    """Planes Y, U, V of each frame as PyAV takes them, uint8 [3/2 height, width]."""
+    """The planes Y, U and V of each frame, in the layout of PyAV's yuv420p, uint8 [3/2 height, width]."""
     generator = np.random.default_rng(0)
     grain = [np.rint(generator.normal(0, _GRAIN, (height, width))).astype(np.int16) for _ in range(8)]
     scene = None
@@ -68,7 +70,7 @@ def _pictures(count: int, width: int, height: int, fps: int) -> Iterator[Plane]:
 
 
 class _Scene:
-    """A textured place, larger than the picture, and things that cross it."""
+    """A textured background that is larger than the picture, and things that cross it."""
 
     def __init__(self, generator: np.random.Generator, width: int, height: int) -> None:
         self._size = height, width
@@ -76,11 +78,12 @@ class _Scene:
         self._tint = [
             (128 + (_texture(generator, (height + _MARGIN) // 2, (width + _MARGIN) // 2) - 128) // 4) for _ in range(2)
         ]
-        self._ways = generator.uniform(0, 1, (2, _THINGS + 1, 2))  # from where to where, of the camera and each thing
+        # Start and end of the movement of the camera and of each thing, as shares of the possible way.
+        self._ways = generator.uniform(0, 1, (2, _THINGS + 1, 2))
         self._things = [_texture(generator, height // 4, width // 6) for _ in range(_THINGS)]
 
     def luma(self, share: float) -> NDArray[np.int16]:
-        """int16 [height, width], with `share` of the scene over."""
+        """Brightness, int16 [height, width], after `share` (0 to 1) of the scene."""
         height, width = self._size
         y, x = self._at(0, share, _MARGIN, _MARGIN)
         picture = self._place[y : y + height, x : x + width].copy()
@@ -90,7 +93,7 @@ class _Scene:
         return picture
 
     def colour(self, share: float) -> Plane:
-        """Both colour planes, uint8 [2, height / 2, width / 2]."""
+        """Both colour planes, uint8 [2, height / 2, width / 2], after `share` (0 to 1) of the scene."""
         height, width = self._size
         y, x = (place // 2 for place in self._at(0, share, _MARGIN, _MARGIN))
         return np.stack([tint[y : y + height // 2, x : x + width // 2] for tint in self._tint]).astype(np.uint8)
@@ -101,7 +104,7 @@ class _Scene:
 
 
 def _texture(generator: np.random.Generator, height: int, width: int) -> NDArray[np.int16]:
-    """Noise of all sizes, each octave as strong as it is large, like most natural pictures; levels 16 to 235."""
+    """Noise of all scales with levels 16 to 235. The amplitude of an octave grows with its scale, as in photographs."""
     total = np.zeros((height, width), np.float32)
     for step in (64, 32, 16, 8, 4, 2):
         rows, columns = height // step + 2, width // step + 2
@@ -112,7 +115,7 @@ def _texture(generator: np.random.Generator, height: int, width: int) -> NDArray
 
 
 def _between(rows: NDArray[np.float32], at: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Linear interpolation between rows."""
+    """Interpolate linearly between rows."""
     low = at.astype(np.int64)
     share = (at - low).astype(np.float32)[:, None]
     return rows[low] * (1 - share) + rows[low + 1] * share

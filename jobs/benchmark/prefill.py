@@ -1,7 +1,8 @@
-"""Vision tower, merge and prefill of one video at a real model's shape: all tokens, and reduced ones.
+"""Time vision tower, merge and prefill of one video, with all tokens and with fewer tokens.
 
-A shape is a real architecture with random weights, so no checkpoint is needed, but one can be given; features are made
-to resemble video (smooth in space, drifting in time), so that the merge has something to decide.
+The model has a real architecture with random weights, so that no checkpoint is needed, or comes from a checkpoint. The
+features that are merged resemble video, because random features would give the merge nothing to decide: they are smooth
+in space and drift over time.
 """
 
 import json
@@ -27,12 +28,25 @@ from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
 from sttm.models.placement import first_gpus
 
-PREFIX_TOKENS = 24  # text before the video, as a chat template makes it
+PREFIX_TOKENS = 24  # text tokens before the video, about as many as a chat template makes
 
 
 @dataclass(frozen=True)
 class PrefillRow:
-    """One measured prefill. `speed_up` is against all tokens; `end_to_end_speed_up` has the vision tower in it."""
+    """One measured prefill.
+
+    Attributes:
+        merge_layer: the decoder layer before which tokens are merged.
+        budget: share of the visual tokens that is kept.
+        proportional: whether attention was proportional to the cells that a token stands for.
+        tokens: tokens in the last layer.
+        prefill_s: seconds of the prefill, including the merge.
+        merge_s: seconds of the merge alone.
+        peak_gb: memory that the prefill took beyond the model and its inputs.
+        tflops_per_s: matrix products of the prefill, per second.
+        speed_up: prefill time with all tokens, divided by this prefill time.
+        end_to_end_speed_up: the same ratio with the time of the vision tower added to both.
+    """
 
     merge_layer: int
     budget: float
@@ -47,22 +61,32 @@ class PrefillRow:
 
 
 def bench_prefill(
-    shape: Annotated[str, typer.Option(help=", ".join(SHAPES))] = "llava-video-7b",
-    model: Annotated[Path | None, typer.Option(help="folder of a checkpoint, instead of a shape")] = None,
+    shape: Annotated[str, typer.Option(help=f"architecture: {', '.join(SHAPES)}")] = "llava-video-7b",
+    model: Annotated[
+        Path | None, typer.Option(help="folder of a checkpoint to measure in place of --shape; default: none")
+    ] = None,
     frames: Annotated[int, typer.Option(min=1, help="sampled frames")] = 128,
-    budgets: Annotated[str, typer.Option(help="shares of the tokens to keep")] = "0.5,0.3",
-    merge_layers: Annotated[str, typer.Option(help="decoder layers to merge before")] = "0,2",
-    repeats: Annotated[int, typer.Option(min=1)] = 5,
-    gpus_per_model: Annotated[int, typer.Option(min=1, help="GPUs to spread the layers over")] = 1,
-    proportional: Annotated[bool, typer.Option(help="measure reduced rows with proportional attention, too")] = False,
-    profile: Annotated[bool, typer.Option(help="say where the time of vision tower and last row goes")] = False,
+    budgets: Annotated[str, typer.Option(help="shares of the tokens to keep, separated by commas")] = "0.5,0.3",
+    merge_layers: Annotated[
+        str, typer.Option(help="decoder layers before which tokens are merged, separated by commas")
+    ] = "0,2",
+    repeats: Annotated[int, typer.Option(min=1, help="how often each step is timed; the median counts")] = 5,
+    gpus_per_model: Annotated[int, typer.Option(min=1, help="GPUs over which the layers are spread")] = 1,
+    proportional: Annotated[bool, typer.Option(help="also measure with proportional attention")] = False,
+    profile: Annotated[bool, typer.Option(help="list the slowest kernels of vision tower and last row")] = False,
 ) -> None:
-    """Time vision tower, merge and prefill of one video."""
+    """Time vision tower, merge and prefill of one video, with all tokens and with fewer tokens.
+
+    The weights are random, so no checkpoint is needed; --model measures a checkpoint. Examples:
+
+        python -m jobs.bench prefill --shape qwen2-vl-7b --budgets 0.5,0.3 --merge-layers 0,2
+        python -m jobs.bench prefill --shape llava-video-72b --gpus-per-model 2 --merge-layers 0 --repeats 2
+    """
     devices = first_gpus(gpus_per_model)
     whole, family = _open(model, devices) if model else _build(shape, devices)
     inputs, prompt = sample_video(whole, family, frames)
     if devices[0].type == "cuda":
-        inputs = inputs.page_locked()  # as the index job hands them over
+        inputs = inputs.page_locked()  # the index job does the same
     clock = partial(measure, device=devices, repeats=repeats)
     vision = _inference(lambda: family.encode(whole, inputs))
     bench = _Bench(clock, LanguageModel.of(whole), prompt, clock(vision).seconds)
@@ -79,7 +103,7 @@ def bench_prefill(
 
 def _build(shape: str, devices: tuple[torch.device, ...]) -> tuple[Any, Family]:
     if shape not in SHAPES:
-        raise ConfigError(f"no shape {shape!r}; known: {', '.join(SHAPES)}")
+        raise ConfigError(f"no shape is named {shape!r}; choose one of {', '.join(SHAPES)}")
     return build_shape(shape, devices)
 
 
@@ -98,7 +122,7 @@ def _inference(step: Callable[[], object]) -> Callable[[], object]:
 
 
 def sample_video(model: Any, family: Family, frames: int) -> tuple[VideoInputs, Prompt]:
-    """Pixels for the vision tower, and a prompt whose visual tokens resemble video."""
+    """Make random pixels for the vision tower, and a prompt whose visual tokens resemble a video's."""
     pixels = np.random.default_rng(0).integers(0, 255, (frames, 392, 392, 3), dtype=np.uint8)
     inputs = family.preprocess(pixels, np.arange(frames, dtype=np.float64))
     embedding = model.get_input_embeddings().weight
@@ -114,7 +138,7 @@ def sample_video(model: Any, family: Family, frames: int) -> tuple[VideoInputs, 
 
 
 def video_like(T: int, H: int, W: int, C: int, device: torch.device) -> Tensor:
-    """float32 [T, H, W, C] of unit variance: a coarse picture, smooth in space, that drifts, with fine grain."""
+    """Make features float32 [T, H, W, C]: a picture, smooth in space, that drifts over time, with fine grain on top."""
     g = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -127,7 +151,14 @@ def video_like(T: int, H: int, W: int, C: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class _Bench:
-    """Measures prefills of one prompt. `clock` times a step, `vision_s` is what the vision tower takes."""
+    """Measures prefills of one prompt.
+
+    Attributes:
+        clock: times a step.
+        model: the language model.
+        prompt: the prompt to prefill.
+        vision_s: seconds that the vision tower takes.
+    """
 
     clock: Callable[[Callable[[], object]], Timing]
     model: LanguageModel
@@ -135,7 +166,7 @@ class _Bench:
     vision_s: float
 
     def rows(self, merge_layers: list[int], budgets: list[float], proportional: bool) -> list[PrefillRow]:
-        """All tokens first, then every reduced setting, with and without proportional attention if asked."""
+        """Measure all tokens first, then every merge layer and budget, if asked also with proportional attention."""
         rows = [self._row(merge_layers[0], 1.0, False, None)]
         for layer in merge_layers:
             for budget in budgets:
@@ -144,7 +175,7 @@ class _Bench:
         return rows
 
     def report(self, rows: list[PrefillRow], devices: tuple[torch.device, ...]) -> dict[str, Any]:
-        """What was found, and where."""
+        """The rows, the device, and measurements that belong to no row."""
         features = self.prompt.embeds[self.prompt.visual].view(*self.prompt.grid, -1)
         alone = self.clock(lambda: merge(features, MergeConfig(budget=0.3)))
         return {
@@ -162,7 +193,7 @@ class _Bench:
         }
 
     def step(self, layer: int, budget: float, proportional: bool) -> Callable[[], Prefilled]:
-        """One prefill, to be called any number of times."""
+        """A function that runs one prefill and can be called any number of times."""
         config = PrefillConfig(merge_layer=layer, proportional_attention=proportional)
         return lambda: prefill(self.model, self.prompt, _merging(budget), config)
 
@@ -193,7 +224,7 @@ def _merging(budget: float) -> MergeConfig:
 
 
 def _flops(model: LanguageModel, before: int, after: int, merge_layer: int) -> float:
-    """Products of one prefill: 2 a weight and token, and causal attention."""
+    """Floating-point operations of one prefill: 2 for each weight and token, plus causal attention."""
     layers = model.text.layers
     weights = sum(p.numel() for p in layers[0].parameters())
     width = model.text.config.num_attention_heads * layers[0].self_attn.head_dim
@@ -202,7 +233,7 @@ def _flops(model: LanguageModel, before: int, after: int, merge_layer: int) -> f
 
 
 def _matmul_ceiling(device: torch.device, size: int = 8192) -> float:
-    """TFLOP/s of one large bfloat16 product (float32 and small on a CPU)."""
+    """TFLOP/s of one large matrix product in bfloat16 (on a CPU, a small one in float32)."""
     size, dtype = (size, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / measure(lambda: a @ b, device, 5).seconds / 1e12

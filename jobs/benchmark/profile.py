@@ -1,4 +1,4 @@
-"""Where the time of a step goes: the GPU's kernels and copies by time, or on a CPU torch's operators."""
+"""Show in which kernels and copies of a GPU, or in which torch operators on a CPU, a step spends its time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +10,19 @@ from torch.profiler import ProfilerActivity, profile
 from jobs.benchmark.timing import synchronize
 from sttm.models.placement import Devices, as_devices
 
-_NAME_LETTERS = 110  # a kernel's name can have a thousand
+_NAME_LETTERS = 110  # names of kernels can have a thousand letters
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Time in one kernel, copy or operator: milliseconds in all, and its share of the whole step's."""
+    """Time in one kernel, copy or operator.
+
+    Attributes:
+        name: its name.
+        calls: number of calls.
+        ms: milliseconds of all calls together.
+        share: share of the whole step's time.
+    """
 
     name: str
     calls: int
@@ -24,7 +31,7 @@ class Spent:
 
 
 def profiled(step: Callable[[], object], devices: Devices, limit: int = 25) -> list[Spent]:
-    """Run a step twice, the second time watched: what took longest, at most `limit` entries."""
+    """Run a step twice and profile the second run: the `limit` entries that took longest."""
     is_cuda = as_devices(devices)[0].type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
     step()
@@ -44,7 +51,7 @@ def profiled(step: Callable[[], object], devices: Devices, limit: int = 25) -> l
 
 
 def seconds_by_sdpa_kernel(clock: Callable[[], float]) -> dict[str, float | None]:
-    """What `clock` says with each of SDPA's kernels forced; None where a kernel cannot do it."""
+    """The result of `clock` with each kernel of SDPA forced; None if a kernel does not support the step."""
     seconds: dict[str, float | None] = {}
     for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
         try:

@@ -1,6 +1,6 @@
-"""A checkpoint folder of a real architecture with random weights, which loads like a downloaded one.
+"""Write a checkpoint folder with a real architecture and random weights, which loads like a downloaded one.
 
-Tokenizer and chat template are the built-in model's; its ids are few, so any vocabulary holds them.
+Tokenizer and chat template come from the built-in model. Its few token ids exist in the vocabulary of any model.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,15 @@ _TINY_VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 
 
 def write_checkpoint(shape: Callable[[], tuple[Any, Any]], folder: Path, device: torch.device) -> Path:
-    """Write the folder, unless it is there from an earlier run.
+    """Write the checkpoint, unless the folder holds one from an earlier run.
 
     Args:
         shape: makes config and video processor; one of `jobs.benchmark.shapes.SHAPES`.
-        folder: gets bfloat16 safetensors, 15 GB for a 7B model.
-        device: where the weights are drawn.
+        folder: the folder to write; a 7B model takes 15 GB in bfloat16.
+        device: the device on which the weights are drawn.
+
+    Returns:
+        `folder`.
     """
     if (folder / "config.json").exists():
         return folder

@@ -1,4 +1,4 @@
-"""What each KV scheme loses, on the built-in model."""
+"""Compare the answers from caches stored with each KV scheme with the answers from the cache before storing."""
 
 import json
 from dataclasses import replace
@@ -10,9 +10,11 @@ import typer
 
 from jobs.benchmark.store import random_cache
 from jobs.benchmark.timing import show
+from jobs.command import ConfigOption, SetOption
 from jobs.config import JobConfig
+from sttm.certificate import Certificate
 from sttm.config import load_config
-from sttm.engine.fidelity import Certificate, certify
+from sttm.engine.fidelity import certify
 from sttm.engine.prefill import prefill
 from sttm.engine.ready_video import ready
 from sttm.models.checkpoint import Checkpoint
@@ -23,11 +25,17 @@ from sttm.synthetic import HELD_OUT_SEED, questions, render, sample_scenes
 
 
 def bench_schemes(
-    clips: Annotated[int, typer.Option(min=1, help="held-out synthetic clips")] = 16,
-    config: Annotated[str, typer.Option(help="YAML settings")] = "configs/tiny.yaml",
+    config: ConfigOption = "tiny",
+    set_: SetOption = None,
+    clips: Annotated[int, typer.Option(min=1, help="number of held-out synthetic clips")] = 16,
 ) -> None:
-    """Compare every KV scheme with the live cache: the clips' own questions, and keys with a bias like Qwen2's."""
-    settings = load_config(JobConfig, config)
+    """Compare answers from caches stored with each KV scheme with answers from the cache before storing.
+
+    The questions are those of the clips. It runs on the CPU. Example:
+
+        python -m jobs.bench schemes --clips 12 --set merge.budget=0.5
+    """
+    settings = load_config(JobConfig, config, set_ or [])
     checkpoint = Checkpoint.open(settings.model)
     family, model = checkpoint.family(), checkpoint.load_model("cpu")
     language_model = LanguageModel.of(model)
@@ -62,9 +70,10 @@ def bench_schemes(
 
 
 def _biased_attention_kl(scheme: str) -> float:
-    """Mean KL, nats, of attention over stored keys from attention over the keys themselves, before RoPE.
+    """Mean KL divergence in nats between attention over the original keys and attention over the stored keys.
 
-    Some channels carry a constant of a hundred and more, as the key projections of Qwen2 give them.
+    Some channels of the keys have a constant of about a hundred added, as the key projections of Qwen2 do. The keys are
+    taken before RoPE.
     """
     g = torch.Generator().manual_seed(0)
     cache = random_cache(1024, layers=1)
@@ -72,6 +81,6 @@ def _biased_attention_kl(scheme: str) -> float:
     bias[::16] = torch.tensor([180.0, -90.0, 60.0, -140.0, 30.0, 110.0, -45.0, 75.0])
     keys = (cache.keys[0].float() + bias).bfloat16()
     stored = decode_kv(encode_kv(replace(cache, keys=(keys,)), scheme).data).keys[0]
-    query = torch.randn(4, 64, 128, generator=g) * (bias == 0)  # as trained models: queries avoid the biased channels
+    query = torch.randn(4, 64, 128, generator=g) * (bias == 0)  # queries of trained models are 0 in biased channels
     logs = [(query @ k.float().mT / 128**0.5).log_softmax(-1) for k in (keys, stored)]
     return float((logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean())

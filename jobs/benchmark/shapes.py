@@ -1,4 +1,4 @@
-"""Real architectures with random weights, for benchmarks: no checkpoint, the true arithmetic."""
+"""Real architectures with random weights, for benchmarks: the speed of real models without their checkpoints."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -10,7 +10,7 @@ import torch
 from sttm.models import attention
 from sttm.models.base import Family
 from sttm.models.families import family_of
-from sttm.models.fused import fuse
+from sttm.models.fused_modules import fuse
 from sttm.models.placement import Devices, as_devices, place_model_layers
 from sttm.models.processor import import_torchvision
 
@@ -21,7 +21,7 @@ _QWEN2_7B = {
     "num_attention_heads": 28,
     "num_key_value_heads": 4,
     "vocab_size": 152064,
-    "max_position_embeddings": 1 << 20,  # of 32,768: random weights can be timed at any length
+    "max_position_embeddings": 1 << 20,  # the real models have 32,768; benchmarks may need more
 }
 _QWEN2_72B = {
     **_QWEN2_7B,
@@ -44,7 +44,7 @@ _SIGLIP_SO400M = {
 
 
 def _qwen2_vl(text: dict[str, Any]) -> tuple[Any, Any]:
-    """Config of Qwen/Qwen2-VL-*-Instruct, and its video processor at 392 x 392 pixels a frame."""
+    """The config of Qwen/Qwen2-VL-*-Instruct, and its video processor for frames of 392 x 392 pixels."""
     from transformers import Qwen2VLConfig, Qwen2VLVideoProcessor
 
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
@@ -63,7 +63,7 @@ def _qwen2_vl(text: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _llava_video(text: dict[str, Any]) -> tuple[Any, Any]:
-    """The shape of lmms-lab/LLaVA-Video-*-Qwen2: SigLIP at 384 pixels, 27x27 pooled to 14x14, a Qwen2."""
+    """The config of lmms-lab/LLaVA-Video-*-Qwen2 (SigLIP at 384 pixels, Qwen2), and its video processor."""
     from transformers import LlavaOnevisionConfig, LlavaOnevisionVideoProcessor
 
     rope = {"rope_type": "default", "rope_theta": 1e6}
@@ -85,12 +85,12 @@ SHAPES: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 
 def build_shape(name: str, devices: Devices, dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Family]:
-    """A model of this shape with random weights, made where they stay, and its adapter (without a tokenizer).
+    """Build a model with random weights directly on its devices, and its adapter without a tokenizer.
 
     Args:
-        name: in `SHAPES`.
-        devices: one, or several to spread the layers over: a 72B model has 145 GB.
-        dtype: of the weights.
+        name: a key of `SHAPES`.
+        devices: one device, or several over which the layers are spread; a 72B model has 145 GB of weights.
+        dtype: dtype of the weights.
 
     Raises:
         ModelError: there are more devices than layers.
@@ -107,7 +107,7 @@ def build_shape(name: str, devices: Devices, dtype: torch.dtype = torch.bfloat16
 
 
 def _random_model(config: Any, devices: tuple[torch.device, ...], dtype: torch.dtype) -> Any:
-    """A model of one decoder layer on the first device, then the other layers one by one on their own."""
+    """Build a model with one decoder layer on the first device, then add the other layers on their own devices."""
     from transformers import AutoModelForImageTextToText
 
     shallow = deepcopy(config)

@@ -1,4 +1,4 @@
-"""Each stage of the index job alone: what the pipeline's throughput is measured against."""
+"""Measure each stage of the index job alone, to compare the throughput of the whole job with its slowest stage."""
 
 import threading
 import time
@@ -15,20 +15,20 @@ from sttm.corpus import VideoRef
 from sttm.indexer import DecodedVideo
 from sttm.store.key import Recipe
 
-SAMPLE = 3  # decoded videos that the stages behind the decoding go over again and again
+SAMPLE = 3  # decoded videos with which the stages after decoding are measured again and again
 
 
 @dataclass(frozen=True)
 class StageRates:
-    """Videos a second of each stage with nothing else at work.
+    """Videos per second of each stage while nothing else runs.
 
     Attributes:
-        decode: by `decode_workers` processes.
-        decode_workers: as many as the pipeline may have at a time.
+        decode: decoding by `decode_workers` processes.
+        decode_workers: number of decoding processes that the job may run at a time.
         prefill: vision tower, prefill and packing by one actor.
-        publish: digests, token table and write of packed videos by one actor.
-        prefill_only: by one actor with nothing packed or stored, pixels laid ready as in the pipeline.
-        prefill_and_save: by one actor as the job calls it, everything stored.
+        publish: digests, token table and writing of packed videos by one actor.
+        prefill_only: vision tower and prefill by one actor, with pixels prepared as in the job, and nothing stored.
+        prefill_and_save: everything that one actor does in the job, with all results stored.
     """
 
     decode: float
@@ -40,19 +40,19 @@ class StageRates:
 
     @property
     def saving_overhead(self) -> float:
-        """Share of prefill's time that saving adds to it."""
+        """The time that saving adds to a prefill, as a share of the prefill's time."""
         return self.prefill_only / self.prefill_and_save - 1
 
 
 def measure_stages(
     job: JobConfig, recipe: Recipe, store_url: str, refs: Sequence[VideoRef], workers: int
 ) -> StageRates:
-    """Measure on the running Ray, one stage after the other.
+    """Measure one stage after the other on the Ray cluster that this process is connected to.
 
     Args:
-        job: settings.
-        recipe: of `job`.
-        store_url: an existing store, which is filled.
+        job: the settings.
+        recipe: the recipe that follows from `job`.
+        store_url: an existing store, into which the results are written.
         refs: videos to decode.
         workers: processes that decode.
     """
@@ -64,7 +64,7 @@ def measure_stages(
         return decoded
 
     with ThreadPoolExecutor(workers) as threads:
-        sample = list(threads.map(decode, refs[:workers]))[:SAMPLE]  # also starts the worker processes
+        sample = list(threads.map(decode, refs[:workers]))[:SAMPLE]  # this also starts the worker processes
         started = time.perf_counter()
         done = sum(1 for _ in threads.map(decode, refs))
         decode_rate = done / (time.perf_counter() - started)
@@ -85,7 +85,7 @@ class _Stages:
         self._in_flight = job.run.in_flight
 
     def measure(self, refs: Sequence[Any], repeats: int) -> dict[str, float]:
-        """Rates of all but the decoding, in videos a second."""
+        """Videos per second of all stages except decoding."""
         sample: list[DecodedVideo] = ray.get(list(refs))
         indexer, gpu = self._actor.indexer, threading.Lock()
 
@@ -102,12 +102,12 @@ class _Stages:
         names = iter(range(1 << 30))
 
         def another(number: int) -> DecodedVideo:
-            """The same pixels as another video, which is not stored yet."""
+            """Give the pixels of a sample a new digest, so that it counts as a video that is not stored yet."""
             return replace(sample[number % len(sample)], content_digest=f"{next(names):064x}")
 
         steps: dict[str, tuple[int, Callable[[int], object]]] = {
             "prefill": (1, lambda i: indexer.prefill(staged[i % len(staged)])),
-            "publish": (1, lambda i: indexer.publish(another(i), indexer.encode(prefilled[i % len(prefilled)]))),
+            "publish": (1, lambda i: indexer.publish(another(i), indexer.digest(prefilled[i % len(prefilled)]))),
             "prefill_only": (self._in_flight, lambda i: read_in(another(i))),
             "prefill_and_save": (self._in_flight, lambda i: self._actor.index(another(i))),
         }
@@ -115,9 +115,9 @@ class _Stages:
 
 
 def _rate(step: Callable[[int], object], repeats: int, threads: int) -> float:
-    """Calls a second of a step by so many threads, from the end of the warm calls to the end of the last one.
+    """Calls per second of a step by several threads, from the end of the warm-up calls to the end of the last call.
 
-    Where calls overlap, what one does while another has the GPU takes no time, as in the job.
+    The threads overlap as in the job: what one does while another uses the GPU costs no time.
     """
 
     def ended(number: int) -> float:

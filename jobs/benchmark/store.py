@@ -1,4 +1,4 @@
-"""Writing and reading a KV cache against a raw copy of as many bytes."""
+"""Compare writing and reading a KV cache with a raw copy of the same number of bytes."""
 
 import json
 import uuid
@@ -11,6 +11,7 @@ import typer
 from torch import Tensor
 
 from jobs.benchmark.timing import measure, show
+from jobs.command import StoreOption
 from sttm.kv_cache import KVCache
 from sttm.store.kv.file import encode_kv, read_kv
 from sttm.store.kv.read_buffer import ReadBuffer
@@ -18,11 +19,19 @@ from sttm.store.storage import Storage
 
 
 def bench_store(
-    store: Annotated[str, typer.Option(help="folder or URL to write to; what is written is deleted again")],
-    tokens: Annotated[int, typer.Option(min=1, help="reduced tokens of a 28-layer, 4x128 cache")] = 2048,
-    repeats: Annotated[int, typer.Option(min=1)] = 3,
+    store: StoreOption,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="tokens of the cache, which has 28 layers, 4 key heads and 128 channels a head")
+    ] = 2048,
+    repeats: Annotated[int, typer.Option(min=1, help="how often each step is timed; the median counts")] = 3,
 ) -> None:
-    """Time writing and reading a KV cache against a raw copy of as many bytes to and from the same storage."""
+    """Compare writing and reading a KV cache with a raw copy of the same number of bytes.
+
+    The benchmark deletes what it wrote. Examples:
+
+        python -m jobs.bench store --store /tmp/store --tokens 1024
+        python -m jobs.bench store --store s3://bucket/path
+    """
     storage, key = Storage(store), f"bench/{uuid.uuid4().hex}"
     cache, buffer = random_cache(tokens), ReadBuffer()
     rows = []
@@ -48,6 +57,7 @@ def bench_store(
 
 
 def random_cache(tokens: int, layers: int = 28, heads: int = 4, dim: int = 128) -> KVCache:
+    """A KV cache with random keys and values in bfloat16; every token is its own survivor."""
     g = torch.Generator().manual_seed(0)
 
     def numbers() -> tuple[Tensor, ...]:

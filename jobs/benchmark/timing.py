@@ -1,4 +1,4 @@
-"""Timing a step, and printing what was found."""
+"""Time a step, and print the results as a table."""
 
 import statistics
 import time
@@ -15,14 +15,22 @@ from sttm.models.placement import Devices, as_devices
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds of a step, and the most memory it took beyond what was held before (0 where unknown)."""
+    """The time and memory of a step.
+
+    Attributes:
+        seconds: median over all repeats.
+        peak_bytes: the most GPU memory that the step took beyond what was in use before; 0 on a CPU.
+    """
 
     seconds: float
     peak_bytes: int
 
 
 def measure(step: Callable[[], object], device: Devices, repeats: int) -> Timing:
-    """Run a step twice to warm up, then time it; the clock stops when all its GPUs have. Memory is of the fullest."""
+    """Run a step twice to warm up, then time it `repeats` times.
+
+    The clock stops when all GPUs have finished. With several GPUs, memory is that of the GPU that took most.
+    """
     gpus = [gpu for gpu in as_devices(device) if gpu.type == "cuda"]
     for _ in range(2):
         step()
@@ -42,14 +50,14 @@ def measure(step: Callable[[], object], device: Devices, repeats: int) -> Timing
 
 
 def synchronize(devices: Devices) -> None:
-    """Wait for all work of the GPUs among `devices`."""
+    """Wait until all GPUs among `devices` have finished their work."""
     for device in as_devices(devices):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Print rows as a table; all have the first one's columns."""
+    """Print rows as a table. All rows must have the columns of the first row."""
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))

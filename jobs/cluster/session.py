@@ -105,9 +105,7 @@ def work_on_ray(address: str | None, stopping: threading.Event, work: Callable[[
                 work()
             finally:
                 tolerated = math.inf
-    tolerated = (
-        2  # an impatient second Ctrl-C must not cost the caller its closing words, but a third one ends anything
-    )
+    tolerated = 2  # an impatient second Ctrl-C costs the caller no closing words, but a third one ends anything
     return signal.Signals(came[0]) if came else None
 
 

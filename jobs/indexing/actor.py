@@ -44,7 +44,7 @@ def decode_video(
     reader = _reader(config)
     with killed_after(timeout_s), allocating_at_most(memory_bytes):
         decoded = reader.read(ref)
-    return (decoded.inputs.pixels.nbytes, len(decoded.details["seconds"])), decoded
+    return (decoded.inputs.pixels.nbytes, len(decoded.sampling.seconds)), decoded
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class PrefillActor:
         staged = self.indexer.stage(decoded)
         with self._gpu, killed_after(self._timeout_s):
             prefilled = self.indexer.prefill(staged)
-        encoded = self.indexer.encode(prefilled)
+        encoded = self.indexer.digest(prefilled)
         if prefilled.live is not None:
             with self._gpu, killed_after(self._timeout_s):
                 encoded = self.indexer.certify(staged, prefilled, encoded)

@@ -81,7 +81,7 @@ def measured_rate(store: Store, recipe: Recipe) -> Rate | None:
         return None
     manifest, rows = min(found, key=lambda pair: (len(differences(pair[0].recipe, recipe)), -len(pair[1])))
     differs = tuple(f"{d.path} is {d.left}, asked for {d.right}" for d in differences(manifest.recipe, recipe))
-    return _rate(rows, manifest.recipe, manifest.facts.details.get("provenance", {}).get("device", "cpu"), differs)
+    return _rate(rows, manifest.recipe, manifest.facts.provenance.device or "cpu", differs)
 
 
 def forecast(refs: list[VideoRef], store: Store, recipe: Recipe, rate: Rate, gpus_per_model: int) -> Forecast:

@@ -1,0 +1,1 @@
+"""The HTTP service that `sttm serve` runs."""

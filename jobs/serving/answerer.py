@@ -1,41 +1,53 @@
-"""What answers the questions of a service: a scheduler in its own process, or replicas behind Ray Serve."""
+"""What the service needs of whatever answers its questions: a scheduler in this process, or replicas on Ray Serve."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from sttm.query.cache_tier import CacheState
-from sttm.query.ticket import Hear
-from sttm.query.worker import Query
+from sttm.query.cache_tier import CacheState, Identities
+from sttm.query.question import Query
+from sttm.query.request import OnEvent
 
 
-class Asked(Protocol):
-    """One question on its way."""
+class Cancellable(Protocol):
+    """A question that was submitted."""
 
     def cancel(self) -> None:
-        """Nobody waits for the answer any more."""
+        """Say that nobody waits for the answer any more."""
 
 
 class Answerer(Protocol):
-    """Answers questions. Every one that is not cancelled hears exactly one `Ended` or exception."""
+    """Answers questions. The last event of each that is not cancelled is exactly one `Ended` or exception."""
 
     @property
     def running(self) -> int:
-        """Questions being answered."""
+        """Questions that are being answered."""
 
     @property
     def waiting(self) -> int:
-        """Questions accepted and not begun."""
+        """Questions that were accepted and have not begun."""
 
     @property
     def is_alive(self) -> bool:
-        """Whether questions are still being answered."""
+        """Whether questions are being answered."""
 
     @property
     def caches(self) -> Mapping[str, CacheState]:
-        """What is at hand, by replica; a single process has the name ""."""
+        """The state of the caches by replica. A scheduler in this process has the name ""."""
 
-    def submit(self, identity: str, query: Query, hear: Hear, options: Sequence[str] = ()) -> Asked:
-        """Ask; arguments and errors as for `Scheduler.submit`."""
+    def submit(
+        self, identities: Identities, query: Query, on_event: OnEvent, options: Sequence[str] = ()
+    ) -> Cancellable:
+        """Ask about a video.
+
+        Args:
+            identities: the artifact that the query is about, or several that are shown one after the other.
+            query: the turns, and how the answer is generated.
+            on_event: takes the events of the answer, possibly from another thread.
+            options: answers of which the likeliest is chosen. None means that text is generated.
+
+        Raises:
+            BusyError: too many questions wait already, or the service is ending.
+        """
 
     def close(self) -> None:
-        """Refuse new questions, finish those accepted, end."""
+        """Refuse new questions, answer those that were accepted, then end."""

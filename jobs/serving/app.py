@@ -3,7 +3,7 @@
     POST /v1/chat/completions   GET /v1/models[/{id}]   GET /videos?q=   GET /videos/{id}   GET /videos/{id}/frames
     GET /healthz                GET /metrics            GET /            GET /page/{file}
 
-A video is only ever looked up in the catalog: no path, URL or key comes from a request.
+A name that a request gives for a video is looked up in the catalog. It never becomes a path, a URL or a key.
 """
 
 import asyncio
@@ -17,60 +17,50 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from jobs.serving.answerer import Answerer
-from jobs.serving.chat_api import ApiError, ChatRequest, Completion, invalid
+from jobs.serving.api_error import ApiError, api_error
+from jobs.serving.chat_api import ChatRequest, Completion
 from jobs.serving.frame_strip import frame_strip
-from jobs.serving.guard import Guard, GuardConfig
+from jobs.serving.guard import Guard
 from jobs.serving.metrics import ServiceMetrics
 from jobs.serving.reply import Reply
-from sttm.errors import ArtifactError, ModelError, QuestionError, StoreError, SttmError, VideoError
-from sttm.query.scheduler import BusyError
-from sttm.query.ticket import Ended, Piece
-from sttm.query.worker import joined
-from sttm.settings import Settings
+from jobs.serving.settings import ServeConfig
+from sttm.errors import SttmError
+from sttm.query.request import Ended, Piece
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.catalog.view import CatalogView, UnknownVideoError
-from sttm.store.storage import MissingObjectError, public_url
+from sttm.store.storage import public_url
 from sttm.store.store import Store
 
 _log = logging.getLogger(__name__)
 _PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {"page.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}
-_MORE = "the service's log says more"
 _ROUTES = ("/v1/chat/completions", "/v1/models", "/videos", "/healthz", "/metrics", "/page", "/")
 
 
-class ServiceConfig(Settings):
-    """One service.
-
-    Attributes:
-        guard: limits of every request.
-        timeout_s: a longer answer is cut off.
-        max_tokens, default_tokens: longest answer that may be asked for, and that of a request that does not say.
-        shows_frames: decode sources on demand for the page, each in a process of its own.
-    """
-
-    guard: GuardConfig = GuardConfig()
-    timeout_s: float = Field(default=120.0, gt=0)
-    max_tokens: int = Field(default=1024, ge=1)
-    default_tokens: int = Field(default=128, ge=1)
-    shows_frames: bool = False
-
-
-def create_app(store: Store, model: str, answerer: Answerer, config: ServiceConfig, keys: tuple[str, ...] = ()) -> Any:
+def create_app(
+    store: Store,
+    model: str,
+    answerer: Answerer,
+    config: ServeConfig,
+    keys: tuple[str, ...] = (),
+    recipe_digest: str | None = None,
+    notice: str = "",
+) -> Any:
     """The ASGI application.
 
     Args:
-        store: where the videos are.
-        model: what the one model is called in the API.
-        answerer: answers the questions; it ends with the application.
+        store: the store that holds the videos.
+        model: the name of the one model in the API.
+        answerer: answers the questions. It is closed when the application ends.
         config: limits.
-        keys: API keys; none lets everybody in, which is for this machine only.
+        keys: API keys. Without any, every request is let in, which suits this machine only.
+        recipe_digest: the recipe whose artifacts are served; None serves those of all recipes.
+        notice: a sentence about the model that the page shows; empty for none.
     """
-    service = Service(store, model, answerer, config)
+    service = Service(store, model, answerer, config, recipe_digest, notice)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -95,20 +85,38 @@ def create_app(store: Store, model: str, answerer: Answerer, config: ServiceConf
     app.add_exception_handler(Exception, _failed)
     for kind in (ApiError, SttmError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _failed)
-    return Guard(app, config.guard, keys, _is_open, service.count)
+    return Guard(app, keys, _is_open, service.count, config.requests_per_minute)
 
 
 def _is_open(path: str) -> bool:
-    """Whether a path needs no key: the page itself, which asks for one, and the health check."""
+    """Whether a path needs no key: the health check, and the page, which asks its user for the key."""
     return path in ("/", "/healthz") or path.startswith("/page/")
 
 
 class Service:
-    """The handlers, and what they share; arguments as for `create_app`."""
+    """The handlers of all routes.
 
-    def __init__(self, store: Store, model: str, answerer: Answerer, config: ServiceConfig) -> None:
+    Args:
+        store: the store that holds the videos.
+        model: the name of the one model in the API.
+        answerer: answers the questions.
+        config: limits.
+        recipe_digest: the recipe whose artifacts are served; None serves those of all recipes.
+        notice: a sentence about the model that the page shows; empty for none.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        model: str,
+        answerer: Answerer,
+        config: ServeConfig,
+        recipe_digest: str | None = None,
+        notice: str = "",
+    ) -> None:
         self._store, self._model, self._answerer, self._config = store, model, answerer, config
-        self._catalog = CatalogView(store.storage)
+        self._notice = notice
+        self._catalog = CatalogView(store.storage, recipe_digest=recipe_digest)
         self._metrics = ServiceMetrics(answerer)
         self._decoding = asyncio.Semaphore(2)
 
@@ -118,19 +126,19 @@ class Service:
         self._metrics.requests.labels(route, str(status)).inc()
 
     async def chat(self, request: Request) -> Response:
-        """Answer about a video, or several: whole, or streamed as server-sent events."""
-        asked = ChatRequest.parse(await request.body())
-        self._require_model(asked.model)
-        query = asked.query(self._config.max_tokens, self._config.default_tokens)
-        rows = [await self._find(name) for name in asked.asked_about]
+        """Answer a question about a video, or several, whole or streamed as server-sent events."""
+        chat = ChatRequest.parse(await request.body())
+        self._require_model(chat.model)
+        query = chat.query(self._config.max_tokens, min(self._config.default_tokens, self._config.max_tokens))
+        rows = [await self._find(name) for name in chat.video_names]
         videos = {row.identity: row.video_id for row in rows}
-        options, timeout_s = asked.options or (), self._config.timeout_s
-        reply = Reply(self._answerer, joined(tuple(videos)), query, options, self._metrics, timeout_s)
-        completion = Completion(asked, self._model, videos)
+        options, timeout_s = chat.options or (), self._config.timeout_s
+        reply = Reply(self._answerer, tuple(videos), query, options, self._metrics, timeout_s)
+        completion = Completion(chat, self._model, videos)
         is_streaming = False
         try:
-            event = await reply.next(request)  # an error before the first token has its own status
-            if asked.stream:
+            event = await reply.next(request)  # an error before the first token sets the HTTP status
+            if chat.stream:
                 is_streaming = True
                 stream = _stream(event, reply, completion)
                 return StreamingResponse(stream, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
@@ -152,45 +160,50 @@ class Service:
         return JSONResponse(self._about_model())
 
     async def videos(self, q: str = "", offset: int = 0, limit: int = 50) -> Response:
-        """A page of the usable videos with `q` in id, name or URI, newest first."""
+        """A page of the usable videos that have `q` in their id, name or URI, newest first."""
         if not (offset >= 0 and 1 <= limit <= 500 and len(q) <= 1000):
             raise ApiError(400, "offset from 0 on, limit from 1 to 500, q of at most 1000 characters", "bad_page")
         rows, total = await asyncio.to_thread(self._catalog.search, q, offset, limit)
         return JSONResponse({"object": "list", "total": total, "data": [_shown(row) for row in rows]})
 
     async def video(self, video: str) -> Response:
-        """One video: its row and where each reduced token comes from, rows of (t, y0, x0, y1, x1, cells)."""
+        """One video: its row, and the region of each token that was kept as (t, y0, x0, y1, x1, cells)."""
         return await asyncio.to_thread(self._about_video, await self._find(video))
 
     def _about_video(self, row: CatalogRow) -> Response:
-        """Made in a thread, to the last byte: a long video has tens of thousands of tokens, and streams must go on."""
+        """The whole response, made in a thread: long videos have thousands of tokens, and streams must not wait."""
         found = self._store.load_survivors(row.identity)
         boxes = [[*box, patches] for box, patches in zip(found.boxes.tolist(), found.patches.tolist(), strict=True)]
-        sampling = self._store.manifest(row.identity).facts.details.get("sampling", {})
-        about = {"grid": found.grid, "boxes": boxes, "seconds": sampling.get("seconds", [])}
+        sampling = self._store.manifest(row.identity).facts.sampling
+        about = {"grid": found.grid, "boxes": boxes, "seconds": sampling.seconds}
         return JSONResponse({**_shown(row), **about, "has_frames": self._config.shows_frames})
 
     async def frames(self, video: str) -> Response:
-        """The sampled frames below each other in one JPEG, decoded now from the source."""
+        """One JPEG of the sampled frames below each other, decoded now from the source."""
         if not self._config.shows_frames:
-            raise ApiError(404, "this service does not decode sources; start it with --frames", "no_frames")
+            raise ApiError(
+                404, "this service does not decode sources; start it with --set serve.shows_frames=true", "no_frames"
+            )
         row = await self._find(video)
         manifest = await asyncio.to_thread(self._store.manifest, row.identity)
         async with self._decoding:
             return Response(await frame_strip(manifest), media_type="image/jpeg")
 
     async def healthz(self) -> Response:
-        """Whether questions are being answered: 200 or 503."""
+        """Status 200 if questions are being answered, else 503."""
         is_alive = await asyncio.to_thread(lambda: self._answerer.is_alive)
         return JSONResponse({"status": "ok" if is_alive else "not answering"}, 200 if is_alive else 503)
 
     async def metrics_text(self) -> Response:
+        """The metrics in Prometheus' text format."""
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def page(self) -> Response:
+        """The web page."""
         return FileResponse(_PAGE / "index.html", media_type="text/html")
 
     async def page_file(self, name: str) -> Response:
+        """A file that the web page needs."""
         if name not in _PAGE_FILES:
             raise ApiError(404, "no such file", "not_found")
         return FileResponse(_PAGE / name, media_type=_PAGE_FILES[name])
@@ -200,7 +213,8 @@ class Service:
             raise ApiError(404, f"no model {name[:100]!r}; this service has {self._model!r}", "model_not_found")
 
     def _about_model(self) -> dict[str, Any]:
-        return {"id": self._model, "object": "model", "created": 0, "owned_by": "sttm"}
+        notice = {"notice": self._notice} if self._notice else {}
+        return {"id": self._model, "object": "model", "created": 0, "owned_by": "sttm", **notice}
 
     async def _find(self, video: str) -> CatalogRow:
         try:
@@ -210,7 +224,7 @@ class Service:
 
 
 async def _stream(event: Piece | Ended, reply: Reply, completion: Completion) -> AsyncIterator[bytes]:
-    """Server-sent events; the server closes this when the client has left."""
+    """Server-sent events. The server closes this iterator when the client has left."""
     try:
         yield _event(completion.first())
         while isinstance(event, Piece):
@@ -219,8 +233,8 @@ async def _stream(event: Piece | Ended, reply: Reply, completion: Completion) ->
         for chunk in completion.last(event):
             yield _event(chunk)
         yield b"data: [DONE]\n\n"
-    except Exception as error:  # the status is sent already
-        yield _event(_told("a stream", error).body)
+    except Exception as error:  # The status is sent already, so the error becomes an event.
+        yield _event(_logged("a stream", error).body)
     finally:
         reply.close()
 
@@ -230,44 +244,21 @@ def _event(data: dict[str, Any]) -> bytes:
 
 
 def _shown(row: CatalogRow) -> dict[str, Any]:
-    """A catalog row as everybody may see it."""
+    """A catalog row as clients may see it."""
     names = ("identity", "tokens_before", "tokens_after", "kv_bytes", "created_at")
     about = {name: getattr(row, name) for name in names}
     return {"id": row.video_id, "object": "video", "name": row.name, "uri": public_url(row.uri), **about}
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    found = _told(f"{request.method} {request.scope['path'][:200]}", error)
+    found = _logged(f"{request.method} {request.scope['path'][:200]}", error)
     headers = {"retry-after": "5"} if found.status in (429, 503) else None
     return JSONResponse(found.body, found.status, headers)
 
 
-def _told(where: str, error: Exception) -> ApiError:
-    """What the client is told; what is not told, or is no fault of the client's, is logged."""
-    found = _api_error(error)
+def _logged(where: str, error: Exception) -> ApiError:
+    """The error as the client sees it. Logs it, if it hides something from the client or is a fault of the service."""
+    found = api_error(error)
     if found.status >= 500 or found.code == "other_model":
         _log.error("%s: %s", where, error, exc_info=error if found.code == "internal" else None)
     return found
-
-
-def _api_error(error: Exception) -> ApiError:
-    """An error as the API reports it; of a fault of ours only that there is one, not where the store is."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, RequestValidationError):
-        return invalid(error.errors())
-    if isinstance(error, HTTPException):
-        return ApiError(error.status_code, str(error.detail), "http")
-    if isinstance(error, BusyError):
-        return ApiError(503, str(error), "busy")
-    if isinstance(error, QuestionError):
-        return ApiError(400, str(error), "bad_question")
-    if isinstance(error, VideoError):
-        return ApiError(422, str(error), error.code)
-    if isinstance(error, ModelError):
-        return ApiError(409, f"another model made this video's cache, or this one has no turns; {_MORE}", "other_model")
-    if isinstance(error, (ArtifactError, MissingObjectError)):
-        return ApiError(502, f"what is stored is damaged or gone; {_MORE}", "bad_artifact")
-    if isinstance(error, StoreError):
-        return ApiError(502, f"the store cannot be read; {_MORE}", "store")
-    return ApiError(500, f"internal error; {_MORE}", "internal")

@@ -1,52 +1,31 @@
-"""What the OpenAI chat API says, as far as a stored video can follow it: requests, chunks, errors.
+"""The part of the OpenAI chat API that stored videos can serve: requests, responses and chunks.
 
-What would change an answer and cannot be honoured is refused, never ignored; null says nothing, as if left out. Beyond
-the API: a video part (`{"type": "video_url", "video_url": {"url": id, URI or name}}` or `{"type": "video", "video":
-...}`), `options` to choose from, `approximate` to ask about several videos at once, and `sttm` in the response with
-times and the artifact's identity. What `approximate` costs is measured in `sttm.engine.compose`.
+A field that would change the answer and cannot be honoured is refused, never ignored. A field that is null counts as
+left out. The service extends the API by
+
+- a part of a message that names a video: `{"type": "video_url", "video_url": {"url": <id, URI or name>}}`, or
+  `{"type": "video", "video": <id, URI or name>}`;
+- `options`: texts of which the likeliest is chosen;
+- `approximate`: whether several videos may be named, whose caches are then put together. `sttm.engine.compose` measures
+  what that costs;
+- `sttm` in the response: times and the identity of the artifact.
 """
 
 import time
 import uuid
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from jobs.serving.api_error import ApiError, invalid
 from sttm.engine.sampling import SamplingConfig
-from sttm.query.question import MAX_CHARS, MAX_OPTIONS
-from sttm.query.ticket import Ended
-from sttm.query.worker import Query
+from sttm.query.question import MAX_CHARS, MAX_OPTIONS, Query
+from sttm.query.request import Ended
 
 MAX_MESSAGES, MAX_PARTS, MAX_STOPS, MAX_VIDEOS = 100, 32, 4, 8
 MAX_OPTION_CHARS = MAX_CHARS // MAX_OPTIONS
 _GENERATION = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop")
 _FINISH = {"stop": "stop", "length": "length", "cut": "stop"}
-
-
-class ApiError(Exception):
-    """A request that cannot be served, as the OpenAI API reports it.
-
-    Attributes:
-        status: HTTP status.
-        message: one sentence.
-        code: short stable word.
-    """
-
-    def __init__(self, status: int, message: str, code: str) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code = status, message, code
-
-    @property
-    def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
-
-
-def invalid(errors: Sequence[Any]) -> ApiError:
-    """What pydantic found wrong with a request: the first place, and why."""
-    place = ".".join(map(str, errors[0]["loc"]))[:200] or "body"
-    return ApiError(400, f"{place}: {errors[0]['msg'][:300]}", "invalid_request")
 
 
 class _Strict(BaseModel):
@@ -94,7 +73,7 @@ class _Message(_Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[_Part], Field(max_length=MAX_PARTS)] | None = None
-    # Fields of an answer, taken where they say nothing.
+    # An answer has these fields. They are accepted where they are empty.
     annotations: _Empty | None = None
     tool_calls: _Empty | None = None
 
@@ -131,7 +110,7 @@ _Option = Annotated[str, Field(min_length=1, max_length=MAX_OPTION_CHARS)]
 
 
 class ChatRequest(_Strict):
-    """The body of `/v1/chat/completions`. Without a temperature the likeliest answer is given, unlike OpenAI's 1."""
+    """The body of `/v1/chat/completions`. The default temperature is 0, the likeliest answer; OpenAI's is 1."""
 
     model: str
     messages: Annotated[list[_Message], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -145,13 +124,13 @@ class ChatRequest(_Strict):
     stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
     options: Annotated[list[_Option], Field(min_length=2, max_length=MAX_OPTIONS)] | None = None
     approximate: bool | None = None
-    # Taken with the value that changes nothing.
+    # These are accepted only with the value that changes nothing.
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
     presence_penalty: _Zero | None = None
     frequency_penalty: _Zero | None = None
     response_format: _TextFormat | None = None
-    # Taken, of no effect on the answer.
+    # These are accepted and have no effect on the answer.
     user: str | None = None
     safety_identifier: str | None = None
     metadata: dict[str, str] | None = None
@@ -160,7 +139,11 @@ class ChatRequest(_Strict):
 
     @staticmethod
     def parse(body: bytes) -> "ChatRequest":
-        """Read an untrusted body; an `ApiError` 400 names the field and what is wrong with it."""
+        """Read an untrusted body.
+
+        Raises:
+            ApiError: with status 400; the message names the field and its fault.
+        """
         try:
             request = ChatRequest.model_validate_json(body)
         except ValidationError as error:
@@ -174,8 +157,12 @@ class ChatRequest(_Strict):
         return request
 
     @property
-    def asked_about(self) -> list[str]:
-        """The videos all messages are about, in the order in which they are named; one, unless `approximate`."""
+    def video_names(self) -> list[str]:
+        """The videos that the messages name, each once, in their order: one, or up to 8 with `approximate`.
+
+        Raises:
+            ApiError: with status 400, if the messages name another number of videos.
+        """
         named = list(dict.fromkeys(name for message in self.messages for name in message.videos))
         if len(named) == 1 or (self.approximate and 1 < len(named) <= MAX_VIDEOS):
             return named
@@ -188,7 +175,15 @@ class ChatRequest(_Strict):
         )
 
     def query(self, max_tokens: int, default_tokens: int) -> Query:
-        """What to ask; the cached prefix ends with the video, so a system text goes before the first question."""
+        """The turns for the model. System texts go before the first question, because the cache ends with the video.
+
+        Args:
+            max_tokens: longest answer that may be asked for.
+            default_tokens: longest answer if the request names no length.
+
+        Raises:
+            ApiError: with status 400, if the answer may not be that long or the turns are out of order or too long.
+        """
         asked = self.max_completion_tokens or self.max_tokens or default_tokens
         if asked > max_tokens:
             raise ApiError(400, f"max_tokens: {asked} is over this service's {max_tokens}", "max_tokens_too_large")
@@ -211,7 +206,7 @@ class ChatRequest(_Strict):
             if (message.role == "user") != (len(turns) % 2 == 0):
                 if not turns or message.role == "assistant":
                     raise ApiError(400, "messages: an answer must follow a question", "turns_out_of_order")
-                turns[-1] += "\n" + message.text  # two user messages in a row are one
+                turns[-1] += "\n" + message.text  # Two user messages in a row count as one.
             else:
                 turns.append(message.text)
         if len(turns) % 2 == 0 or not turns[-1].strip():
@@ -223,42 +218,44 @@ class ChatRequest(_Strict):
 
 
 class Completion:
-    """The shapes of one answer: whole, or chunk by chunk.
+    """Forms the response to one request, whole or chunk by chunk.
 
     Args:
-        request: what was asked.
-        model: what it is called in the API.
-        videos: identity to id of the videos that answer, in their order.
+        request: the request.
+        model: the name of the model in the API.
+        videos: the identities of the artifacts and the ids of their videos, in the order of the videos.
     """
 
     def __init__(self, request: ChatRequest, model: str, videos: dict[str, str]) -> None:
         self._request, self._videos = request, videos
-        self._tells_usage = request.stream_options is not None and request.stream_options.include_usage
+        self._shows_usage = request.stream_options is not None and request.stream_options.include_usage
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def whole(self, text: str, ended: Ended) -> dict[str, Any]:
-        """The response without streaming."""
+        """The response to a request that does not stream."""
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": _FINISH[ended.reason], "logprobs": None}
         about = {"usage": _usage(ended), "sttm": self._about(ended)}
         return {**self._head, "object": "chat.completion", "choices": [choice], **about}
 
     def first(self) -> dict[str, Any]:
+        """The chunk that opens the answer."""
         return self._chunk({"role": "assistant", "content": ""})
 
     def piece(self, text: str) -> dict[str, Any]:
+        """A chunk with further text."""
         return self._chunk({"content": text})
 
     def last(self, ended: Ended) -> list[dict[str, Any]]:
-        """The chunk that ends the text, and the one with the usage if it was asked for."""
+        """The chunk that ends the answer, and the chunk with the usage if the request asked for it."""
         chunks = [{**self._chunk({}, _FINISH[ended.reason]), "sttm": self._about(ended)}]
-        if self._tells_usage:
+        if self._shows_usage:
             chunks.append({**self._chunk({}), "choices": [], "usage": _usage(ended)})
         return chunks
 
     def _chunk(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        usage = {"usage": None} if self._tells_usage else {}
+        usage = {"usage": None} if self._shows_usage else {}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice], **usage}
 
     def _about(self, ended: Ended) -> dict[str, Any]:
@@ -273,7 +270,7 @@ class Completion:
 
 
 def _usage(ended: Ended) -> dict[str, Any]:
-    """Tokens of the text; those of the video are cached, and counted as such."""
+    """Token counts. The video's tokens count as cached tokens of the prompt."""
     prompt = ended.prompt_tokens + ended.kv_tokens
     return {
         "prompt_tokens": prompt,

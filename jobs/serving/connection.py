@@ -1,7 +1,7 @@
-"""A client's connection, closed where no request comes over it.
+"""A client's connection that is closed if no request arrives over it.
 
-uvicorn ends its wait for the next request with the first byte of it, and its wait for the first request never: silent
-connections, which need no key, could take all places.
+uvicorn by itself waits for ever for the first request of a connection, and for the rest of any request that has begun.
+Silent connections, which need no API key, could therefore take all places of the service.
 """
 
 import asyncio
@@ -13,22 +13,24 @@ _Protocol: Any = AutoHTTPProtocol
 
 
 class Connection(_Protocol):
-    """Closes after uvicorn's `timeout_keep_alive` seconds without the whole headers of a request; the `http` of its
-    `Config`."""
+    """A protocol for the `http` argument of uvicorn's `Config`.
+
+    It closes the connection if the headers of a request have not arrived whole after `timeout_keep_alive` seconds.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Wait for the first request."""
+        """Start to wait for the first request."""
         super().connection_made(transport)
         self._patience = self._wait()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request."""
+        """Start to wait for the next request."""
         super().on_response_complete()
         self._patience.cancel()
         self._patience = self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no more."""
+        """Stop waiting."""
         self._patience.cancel()
         super().connection_lost(exc)
 
@@ -37,5 +39,5 @@ class Connection(_Protocol):
         return timer
 
     def _close_if_silent(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:  # as in uvicorn's `shutdown`
+        if self.cycle is None or self.cycle.response_complete:  # the same test as in uvicorn's `shutdown`
             self.transport.close()

@@ -1,8 +1,9 @@
-"""The sampled frames of a stored video for a person to look at: decoded again, in a process of its own.
+"""A picture of a stored video's sampled frames, decoded from the source in a process of its own.
 
     python -m jobs.serving.frame_strip < request.json > strip.jpg
 
-Artifacts hold no pixels. A source that crashes or stalls a decoder takes this process down, not the service.
+Artifacts hold no pixels, so the source is decoded again. If the source crashes or stalls the decoder, only the
+decoding process ends, not the service.
 """
 
 import asyncio
@@ -19,13 +20,13 @@ _HEIGHT, _MAX_FRAMES = 168, 256
 
 
 async def frame_strip(manifest: Manifest) -> bytes:
-    """A JPEG of all grid frames below each other, each 168 pixels high.
+    """A JPEG of the sampled frames below each other, each 168 pixels high; at most 256 of them.
 
     Raises:
-        VideoError: the source cannot be read, or is not the one that was indexed.
+        VideoError: the source cannot be decoded in 60 s, or it is not the file that was indexed.
     """
     video = {name: value for name, value in manifest.recipe["video"].items() if name != "decoders"}
-    asked = {"uri": manifest.source.uri, "digest": manifest.content_digest, "video": video}
+    request = {"uri": manifest.source.uri, "digest": manifest.content_digest, "video": video}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "jobs.serving.frame_strip"),
         stdin=asyncio.subprocess.PIPE,
@@ -34,7 +35,7 @@ async def frame_strip(manifest: Manifest) -> bytes:
     )
     try:
         async with asyncio.timeout(_TIMEOUT_S):
-            out, _ = await process.communicate(json.dumps(asked).encode())
+            out, _ = await process.communicate(json.dumps(request).encode())
     except TimeoutError:
         raise VideoError("no_frames", f"{manifest.source.name}: decoding took over {_TIMEOUT_S} s") from None
     finally:
@@ -46,19 +47,18 @@ async def frame_strip(manifest: Manifest) -> bytes:
 
 
 def main() -> None:
-    """Decode what standard input asks for, and write the JPEG."""
-    asked = json.load(sys.stdin)
-    sys.stdout.buffer.write(_strip(asked))
+    """Read a request from standard input and write the JPEG to standard output."""
+    sys.stdout.buffer.write(_strip(json.load(sys.stdin)))
 
 
-def _strip(asked: dict[str, Any]) -> bytes:
+def _strip(request: dict[str, Any]) -> bytes:
     import numpy as np
     from PIL import Image
 
     from sttm.video.decode import VideoConfig, read_video
 
-    frames = read_video(asked["uri"], VideoConfig(**asked["video"]))
-    if frames.content_digest != asked["digest"]:
+    frames = read_video(request["uri"], VideoConfig(**request["video"]))
+    if frames.content_digest != request["digest"]:
         raise VideoError("changed", "the source has changed since it was indexed")
     pixels = frames.pixels[:_MAX_FRAMES]
     size = (max(1, round(pixels.shape[2] * _HEIGHT / pixels.shape[1])), _HEIGHT)

@@ -1,4 +1,4 @@
-"""What a service tells Prometheus: requests, answers, times, and what its caches hold."""
+"""Metrics of the service in Prometheus' format: requests, answers, times, and the sizes and hits of the caches."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from jobs.serving.answerer import Answerer
-from sttm.query.ticket import Ended
+from sttm.query.request import Ended
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
@@ -22,16 +22,16 @@ class ServiceMetrics:
         )
         self.answers = Counter("sttm_answers", "Questions by how they ended.", ["outcome"], registry=self._registry)
         self._tokens = Counter("sttm_completion_tokens", "Tokens generated.", registry=self._registry)
-        self._load = self._times("sttm_load_seconds", "From request to the video at hand.")
-        self._ttft = self._times("sttm_ttft_seconds", "From request to the first token.")
-        self._total = self._times("sttm_answer_seconds", "From request to the end of the answer.")
+        self._load = self._times("sttm_load_seconds", "Seconds from the request until the video is loaded.")
+        self._ttft = self._times("sttm_ttft_seconds", "Seconds from the request until the first token is known.")
+        self._total = self._times("sttm_answer_seconds", "Seconds from the request to the end of the answer.")
         self._registry.register(self)
 
     def _times(self, name: str, what: str) -> Histogram:
         return Histogram(name, what, registry=self._registry, buckets=_SECONDS)
 
     def ended(self, ended: Ended) -> None:
-        """Count one answer."""
+        """Count an answer that is complete."""
         self.answers.labels(ended.reason).inc()
         self._tokens.inc(ended.completion_tokens)
         self._load.observe(ended.load_s)
@@ -43,15 +43,15 @@ class ServiceMetrics:
         return generate_latest(self._registry)
 
     def collect(self) -> Iterable[Metric]:
-        """Called by the registry: what is known elsewhere already."""
+        """The values that the answerer counts itself. The registry calls this for each scrape."""
         questions = GaugeMetricFamily("sttm_questions", "Questions at this moment.", labels=["state"])
         questions.add_metric(["running"], self._answerer.running)
         questions.add_metric(["waiting"], self._answerer.waiting)
         caches = dict(self._answerer.caches)
         labels = ["tier"] if set(caches) == {""} else ["tier", "replica"]
-        kept = "Bytes of videos kept for later questions; those being answered about come on top."
+        kept = "Bytes of videos kept for later questions; videos that are being asked about are not counted."
         held = GaugeMetricFamily("sttm_cache_bytes", kept, labels=labels)
-        gets = CounterMetricFamily("sttm_cache_gets", "Where asked-for videos were found.", labels=labels)
+        gets = CounterMetricFamily("sttm_cache_gets", "How often a video was found in each place.", labels=labels)
         for replica, state in caches.items():
             for family, values in ((held, state.size_bytes), (gets, state.gets)):
                 for tier, value in values.items():

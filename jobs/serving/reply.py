@@ -1,4 +1,4 @@
-"""One answer as an asyncio handler waits for it: events in order, a deadline, and a client that may leave."""
+"""One answer, for an asyncio handler that waits for it: events in order, a deadline, a client that may leave."""
 
 import asyncio
 from collections.abc import Sequence
@@ -7,54 +7,61 @@ from contextlib import suppress
 from starlette.requests import Request
 
 from jobs.serving.answerer import Answerer
-from jobs.serving.chat_api import ApiError
+from jobs.serving.api_error import ApiError
 from jobs.serving.metrics import ServiceMetrics
-from sttm.query.ticket import Ended, Piece
-from sttm.query.worker import Query
+from sttm.query.cache_tier import Identities
+from sttm.query.question import Query
+from sttm.query.request import Ended, Event, Piece
 
-_LOOK_EVERY_S = 0.25  # whether the client is still there
+_LOOK_EVERY_S = 0.25  # pause between checks that the client is still there
 
 
 class Reply:
-    """Submits a question and hears its answer in the running event loop.
+    """Submits a question and receives the events of its answer in the running event loop.
 
     Args:
-        answerer: answers; raises `BusyError` when too many wait.
-        identity, query, options: as for `Scheduler.submit`.
-        metrics: counts how it ended.
-        timeout_s: from now to the end of the answer.
+        answerer: answers the question.
+        identities: the artifact that the question is about, or several that are shown one after the other.
+        query: the turns, and how the answer is generated.
+        options: answers of which the likeliest is chosen. None means that text is generated.
+        metrics: counts how the answer ended.
+        timeout_s: seconds from now to the end of the answer.
+
+    Raises:
+        BusyError: too many questions wait already, or the service is ending.
     """
 
     def __init__(
         self,
         answerer: Answerer,
-        identity: str,
+        identities: Identities,
         query: Query,
         options: Sequence[str],
         metrics: ServiceMetrics,
         timeout_s: float,
     ) -> None:
-        self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Piece | Ended | BaseException]()
+        self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Event]()
         self._metrics, self._timeout_s, self._deadline = metrics, timeout_s, self._loop.time() + timeout_s
         self._is_over, self._look_at = False, 0.0
-        self._ticket = answerer.submit(identity, query, self._hear, options)
+        self._request = answerer.submit(identities, query, self._on_event, options)
 
     def close(self) -> None:
-        """Nobody waits any more; an answer that has not ended is cut off."""
+        """Say that nobody waits any more. An answer that has not ended is cut off."""
         if not self._is_over:
             self._metrics.answers.labels("cancelled").inc()
         self._is_over = True
-        self._ticket.cancel()
+        self._request.cancel()
 
     async def next(self, request: Request | None = None) -> Piece | Ended:
         """The next event.
 
         Args:
-            request: looked at now and then, to see whether its client has left; not where the server does so itself.
+            request: the HTTP request, to see whether its client has left. None where the server checks that itself,
+                as it does while it streams.
 
         Raises:
-            ApiError: 504 after the deadline, 499 when the client has left.
-            Exception: what the scheduler reports.
+            ApiError: with status 504 after the deadline, with 499 when the client has left.
+            Exception: the exception that the answer ended with.
         """
         while True:
             now = self._loop.time()
@@ -67,9 +74,9 @@ class Reply:
                     raise ApiError(499, "the client has left", "client_left")
             with suppress(TimeoutError):
                 event = await asyncio.wait_for(self._events.get(), min(_LOOK_EVERY_S, self._deadline - now))
-                return self._heard(event)
+                return self._checked(event)
 
-    def _heard(self, event: Piece | Ended | BaseException) -> Piece | Ended:
+    def _checked(self, event: Event) -> Piece | Ended:
         if isinstance(event, BaseException):
             self._over("error")
             raise event
@@ -78,8 +85,8 @@ class Reply:
             self._metrics.ended(event)
         return event
 
-    def _hear(self, event: Piece | Ended | BaseException) -> None:
-        """Called from other threads."""
+    def _on_event(self, event: Event) -> None:
+        """Take an event. Other threads call this."""
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     def _over(self, outcome: str) -> None:

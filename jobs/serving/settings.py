@@ -1,4 +1,4 @@
-"""What the HTTP service allows and how it is spread: the `serve` section of the settings."""
+"""The `serve` section of the settings: limits and size of the HTTP service."""
 
 from pydantic import Field
 

@@ -1,4 +1,4 @@
-"""The built-in model's shape and its checkpoint folder: an ordinary Qwen2-VL of under 8 million parameters."""
+"""The architecture of the built-in model, a Qwen2-VL with under 8 million parameters, and its checkpoint folder."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,13 @@ FRAME_PIXELS = 392 * 392
 
 
 def build_config(tokenizer: Any) -> Qwen2VLConfig:
-    """Vision 4 × 192, language 8 × 256 with 2 KV heads, tied embeddings; token ids from the tokenizer.
+    """The config: a vision tower of 4 layers × 192 and a language model of 8 layers × 256 with 2 key heads.
 
-    The rotary base is small because M-RoPE gives an image's columns the slowest frequencies: with Qwen2-VL's own
-    1,000,000 two columns of a 14 × 14 grid would look alike.
+    The rotary base is small because M-RoPE gives the columns of an image the slowest frequencies. With Qwen2-VL's own
+    base of 1,000,000, two columns of a 14 × 14 grid would hardly differ.
+
+    Args:
+        tokenizer: the tokenizer that gives the ids of the special tokens.
     """
     ids = tokenizer.convert_tokens_to_ids
     text = {
@@ -46,15 +49,15 @@ def build_config(tokenizer: Any) -> Qwen2VLConfig:
 
 
 def build_model(config: Qwen2VLConfig) -> Any:
-    """A `Qwen2VLForConditionalGeneration` with fresh float32 weights."""
-    import_torchvision()  # transformers imports it with the model
+    """Build a `Qwen2VLForConditionalGeneration` with random float32 weights."""
+    import_torchvision()  # must come before transformers imports torchvision
     from transformers import Qwen2VLForConditionalGeneration
 
     return Qwen2VLForConditionalGeneration(config)
 
 
 def save_folder(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Writes the whole Hugging Face folder; the weights in the dtype they have."""
+    """Write a whole Hugging Face checkpoint. The weights keep their dtype."""
     folder.mkdir(parents=True, exist_ok=True)
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=8
@@ -73,11 +76,11 @@ def save_folder(model: Any, tokenizer: Any, folder: Path) -> None:
         "patch_size": 14,
         "temporal_patch_size": 2,
         "merge_size": 2,
-        # Both bounds at once: a frame of any size is brought to about the size the model was trained on.
+        # Both bounds are equal, so that a frame of any size is resized to about the size of the training.
         "size": {"shortest_edge": FRAME_PIXELS, "longest_edge": FRAME_PIXELS},
     }
     image = {**common, "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"}
-    # Stated, since library versions differ in the default of the cap and in whether frames are sampled again.
+    # Set explicitly, because versions of transformers differ in the default cap and in whether they sample frames.
     video = {**common, "video_processor_type": "Qwen2VLVideoProcessor", "processor_class": "Qwen2VLProcessor"}
     video |= {"do_sample_frames": False, "cap_pixels_per_frame": False}
     for name, values in (("preprocessor_config", image), ("video_preprocessor_config", video)):

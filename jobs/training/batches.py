@@ -1,4 +1,4 @@
-"""Training batches: a step's number → its scenes and questions as tensors. Pixels are drawn later, on the device."""
+"""The scenes and questions of each training step as tensors. The pixels are drawn later, on the GPU."""
 
 import random
 
@@ -12,15 +12,17 @@ from sttm.synthetic.vocabulary import HELD_OUT_SEED
 
 
 class Clips(Dataset[tuple[PackedScenes, PackedQuestions]]):
-    """The batch of a step, the same for the same (seed, step, process).
+    """The batches of a training run, by the number of the step. Seed, step and process decide the batch.
 
     Args:
-        size: side in pixels.
-        batch: clips of 16 frames; of longer clips there are fewer, so that a step's visual tokens stay equally many.
-        frames: number of frames → share of steps.
-        asked: questions a clip.
-        seed: with every step's offset below `HELD_OUT_SEED`.
-        stride: (rank, world) of this process.
+        packer: turns questions into tensors.
+        size: side of a clip in pixels.
+        batch: number of clips if they have 16 frames. Of longer clips there are fewer, so that all steps have the same
+            number of visual tokens.
+        frames: number of frames of a clip → share of steps.
+        asked: questions for each clip.
+        seed: the first seed. The seeds of all steps must stay below `HELD_OUT_SEED`.
+        stride: (rank, world): the number of this process, and the number of processes.
     """
 
     def __init__(
@@ -37,18 +39,24 @@ class Clips(Dataset[tuple[PackedScenes, PackedQuestions]]):
         self.asked, self.seed, self.stride = asked, seed, stride
 
     def __getitem__(self, step: int) -> tuple[PackedScenes, PackedQuestions]:
-        """Raises ValueError when the step would reach the held-out seeds."""
+        """The batch of a step.
+
+        Raises:
+            ValueError: the seed of the step is held out.
+        """
         rank, world = self.stride
         seed = self.seed + step * world + rank
         if not 0 <= seed < HELD_OUT_SEED:
-            raise ValueError(f"step {step} would train on seed {seed}; seeds from {HELD_OUT_SEED} on are held out")
+            raise ValueError(
+                f"step {step} would train on seed {seed}, but seeds from {HELD_OUT_SEED} on are held out; lower --seed"
+            )
         drawn = random.Random(step).choices(list(self.frames), list(self.frames.values()))[0]  # noqa: S311
         scenes = sample_scenes(seed, max(1, self.batch * 16 // drawn), drawn, self.size)
         return pack(scenes), self.packer.pack([training_questions(s, self.asked) for s in scenes])
 
 
 def training_questions(scene: Scene, count: int) -> list[Question]:
-    """`count` questions, every task of the scene equally often."""
+    """Draw `count` questions about a scene. Every task that the scene allows is equally likely."""
     rng = random.Random(f"training {scene.key}")  # noqa: S311
     by_task: dict[str, list[Question]] = {}
     for question in questions(scene, rng):
@@ -57,7 +65,7 @@ def training_questions(scene: Scene, count: int) -> list[Question]:
 
 
 def held_out_questions(scene: Scene, count: int) -> list[Question]:
-    """All questions of a scene, or `count` of them drawn; fewer are not repeated."""
+    """All questions about a scene, or a random `count` of them if there are more."""
     asked = questions(scene)
     rng = random.Random(f"held out {scene.key}")  # noqa: S311
     return asked if len(asked) <= count else rng.sample(asked, count)

@@ -1,11 +1,11 @@
-"""The words of a training example: tokenizer, chat template, and questions packed behind one shared clip.
+"""Tokenizer and chat template of the built-in model, and the packing of many questions behind one clip.
 
-One sequence holds the prompt's prefix once and every question in a slot of fixed width after it:
+One sequence holds the prefix of the prompt once, and after it every question in a slot of fixed width:
 
     <|im_start|>user\\n<|vision_start|> video <|vision_end|> | question 0, answer 0, pad | question 1, ...
 
-A question sees the prefix and itself, never its neighbours, and its positions continue at the prefix's end: exactly the
-prompt the chat template renders for that question alone.
+A question sees the prefix and itself, but not the other questions, and its positions continue at the end of the prefix.
+So it sees exactly the prompt that the chat template renders for this question alone.
 """
 
 from collections.abc import Sequence
@@ -41,13 +41,13 @@ CHAT_TEMPLATE = (
 PREFIX, AFTER_QUESTION, END = "<|im_start|>user\n<|vision_start|>", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 SLOT_TOKENS = 20
 ANSWER_TOKENS = 2
-"""The answer's one token and the end of the turn."""
+"""An answer has one token, followed by the end of the turn."""
 
 _CORPUS_SEED = 999_999_999
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE in which every word of the questions is one token and any other text still has tokens."""
+    """Build a byte-level BPE in which every word of the questions is one token. Any other text becomes bytes."""
     answers = [*COLOURS, *SHAPES, *DIRECTIONS, *GLYPHS, "yes", "no", "none", "nowhere", "above", "below"]
     texts = [q.text for scene in sample_scenes(_CORPUS_SEED, 3000, size=392) for q in questions(scene)]
     roles = ["user\n", "assistant\n", "system\n", "You are a helpful assistant.", "the video frame of a colored color"]
@@ -74,13 +74,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class PackedQuestions:
-    """Questions of B clips, Q each.
+    """The questions about B clips, Q questions for each clip.
 
     Attributes:
-        tokens: int64 [B, Q, SLOT_TOKENS], padded at the end.
-        answer_at: int64 [B, Q, ANSWER_TOKENS], slot offsets whose *next* token is learned.
-        answer: int64 [B, Q, ANSWER_TOKENS], those next tokens.
-        task: int64 [B, Q], index into `TASKS`.
+        tokens: int64 [B, Q, SLOT_TOKENS], token ids, padded at the end.
+        answer_at: int64 [B, Q, ANSWER_TOKENS], offsets in the slot at which the *next* token is learned.
+        answer: int64 [B, Q, ANSWER_TOKENS], these next tokens.
+        task: int64 [B, Q], index of the task in `TASKS`.
     """
 
     tokens: torch.Tensor
@@ -90,7 +90,12 @@ class PackedQuestions:
 
 
 class QuestionPacker:
-    """Turns questions into slots, remembering the token ids of texts it has seen."""
+    """Turns questions into slots. It caches the token ids of questions that it has seen.
+
+    Args:
+        tokenizer: the tokenizer of the model.
+        tasks: names of the tasks, in the order of their numbers.
+    """
 
     def __init__(self, tokenizer: Any, tasks: Sequence[str]) -> None:
         self._encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
@@ -103,22 +108,24 @@ class QuestionPacker:
         self.prefix_end = self._encode("<|vision_end|>")
 
     def slot(self, question: Question) -> tuple[list[int], int]:
-        """(token ids padded to SLOT_TOKENS, offset of the answer's token).
+        """The token ids of a question and its answer, padded to SLOT_TOKENS, and the offset of the answer's token.
 
         Raises:
-            ValueError: the question is longer than a slot or its answer is not one token.
+            ValueError: question and answer are longer than a slot, or the answer has more than one token.
         """
         key = (question.text, question.answer)
         if key not in self._known:
             asked = self._encode(question.text) + self._after
             ids = asked + self._encode(question.answer) + self._end
             if len(ids) > SLOT_TOKENS or len(ids) - len(asked) != ANSWER_TOKENS:
-                raise ValueError(f"{key} has {len(ids)} tokens; a slot holds {SLOT_TOKENS} and one-token answers")
+                raise ValueError(
+                    f"{key} has {len(ids)} tokens; a slot holds {SLOT_TOKENS} tokens and an answer of one token"
+                )
             self._known[key] = (ids + [self._pad] * (SLOT_TOKENS - len(ids)), len(asked))
         return self._known[key]
 
     def pack(self, asked: Sequence[Sequence[Question]]) -> PackedQuestions:
-        """Equally many questions a clip → tensors."""
+        """Pack the questions of each clip. All clips must have the same number of questions."""
         slots = [[self.slot(q) for q in row] for row in asked]
         tokens = torch.tensor([[ids for ids, _ in row] for row in slots])
         at = torch.tensor([[[at - 1, at] for _, at in row] for row in slots])

@@ -1,10 +1,11 @@
-"""Forward of a Qwen2-VL model over many questions a clip at once, for training: same parameters, other arithmetic.
+"""A fast forward pass of a Qwen2-VL model for training, over many questions about each clip at once.
 
-What differs from the library's forward: all frames share one attention call, the patch embedding is a matmul, the clip
-is read once for all of its questions, and logits exist only where an answer is learned. Pure functions of tensors, so
-that one compiled graph serves every layer.
+It uses the parameters of the transformers model, but differs from its forward: all frames share one attention call, the
+patch embedding is a matrix product, the prefix with the clip is computed once for all questions, and there are logits
+only where an answer is learned. The layers are pure functions of tensors, so that one compiled graph serves all layers.
 
-Shape suffix legend: B clips, T grid frames, N patches a frame, L tokens, Q questions, A answer tokens, C channels.
+Shapes: B clips, F frames, S side of a frame in pixels, T grid frames, N patches of a grid frame, L tokens, Q questions,
+A answer tokens, C channels.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from jobs.training.chat import SLOT_TOKENS, PackedQuestions
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 LANE = 128
-"""Sequences are padded to a multiple of this, the tile of the block mask."""
+"""Sequences are padded to a multiple of this number, which is the tile size of the block mask."""
 
 Weights = dict[str, torch.Tensor]
 
@@ -34,10 +35,11 @@ class PackedModel(nn.Module):
     """A Qwen2-VL model that answers all questions of its clips in one pass.
 
     Args:
-        model: `Qwen2VLForConditionalGeneration` with `build_config`'s patch sizes.
-        prefix, prefix_end: token ids before and after the video's tokens.
-        dtype: arithmetic's type; the parameters keep theirs.
-        compiled: compile the two layer functions (needs CUDA: the block mask's kernel).
+        model: a `Qwen2VLForConditionalGeneration` with the patch sizes of `build_config`.
+        prefix: token ids before the tokens of the video.
+        prefix_end: token ids after the tokens of the video.
+        dtype: dtype of the arithmetic; the parameters keep their own dtype.
+        compiled: whether to compile the two layer functions. This needs CUDA, because of the kernel of the block mask.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class PackedModel(nn.Module):
         return (picked @ embed.T).unflatten(1, (Q, -1))
 
     def see(self, clips: torch.Tensor) -> torch.Tensor:
-        """The vision tower: visual tokens [B, T·N/4, C] in the library's order."""
+        """Run the vision tower on clips uint8 [B, F, S, S, 3]: visual tokens [B, T·N/4, C] in transformers' order."""
         visual = self.model.model.visual
         patches, grid = patchify(clips, self.dtype)
         B = patches.shape[0]
@@ -100,7 +102,11 @@ class PackedModel(nn.Module):
 
 
 def patchify(clips: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, int]:
-    """uint8 [B, frames, S, S, 3] → normalised patches [B, T, N, 1176] in the library's order, and patches a side."""
+    """Cut clips uint8 [B, F, S, S, 3] into patches.
+
+    Returns:
+        Normalised patches [B, T, N, 1176] in the order of transformers, and the number of patches on a side of a frame.
+    """
     B, frames, S, _, _ = clips.shape
     if frames % 2:
         clips = torch.cat((clips, clips[:, -1:]), dim=1)
@@ -114,7 +120,11 @@ def patchify(clips: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, int
 
 @lru_cache(maxsize=8)
 def vision_rotary(grid: int, head_dim: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos, sin float32 [N, head_dim] of a grid × grid frame, patches in the order of 2 × 2 merging."""
+    """Rotary embedding of the vision tower for a frame of grid × grid patches in the order of 2 × 2 merging.
+
+    Returns:
+        Cosines and sines, float32 [N, head_dim] each.
+    """
     frequencies = 10000.0 ** (-torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2))
     line = torch.arange(grid, dtype=torch.float32)
     y, x = torch.meshgrid(line, line, indexing="ij")
@@ -124,7 +134,18 @@ def vision_rotary(grid: int, head_dim: int, device: torch.device) -> tuple[torch
 
 
 def positions_of(T: int, side: int, start: int, before: int, L: int) -> torch.Tensor:
-    """M-RoPE positions int64 [3, L]: prefix, video at (t, y, x) + start, then every slot from max + 1 on."""
+    """M-RoPE positions int64 [3, L] of the prefix with the video and of all slots.
+
+    The video starts at position `start`. The text after it continues at the largest position plus one, and every slot
+    starts at the end of the prefix.
+
+    Args:
+        T: grid frames.
+        side: visual tokens on a side of a frame.
+        start: tokens before the video.
+        before: tokens of the whole prefix.
+        L: tokens of the whole sequence.
+    """
     t, y, x = torch.meshgrid(torch.arange(T), torch.arange(side), torch.arange(side), indexing="ij")
     video = torch.stack((t, y, x)).flatten(1) + start
     after = int(video.max()) + 1
@@ -147,7 +168,7 @@ def _mask(before: int, L: int, device: torch.device, compiled: bool) -> BlockMas
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Root-mean-square normalisation in float32, result in x's type."""
+    """Root mean square normalisation, computed in float32 and returned in the dtype of `x`."""
     wide = x.float()
     return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
 
@@ -158,7 +179,7 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 def vision_layer(x: torch.Tensor, w: Weights, cos: torch.Tensor, sin: torch.Tensor, heads: int) -> torch.Tensor:
-    """One block of the vision tower over frames [F, N, C]."""
+    """One block of the vision tower, for grid frames [B·T, N, C]; `cos` and `sin` are [N, C / heads]."""
     F, N, C = x.shape
     h = functional.layer_norm(x, (C,), w["norm1.weight"], w["norm1.bias"], 1e-6)
     qkv = functional.linear(h, w["attn.qkv.weight"], w["attn.qkv.bias"]).reshape(F, N, 3, heads, C // heads)
@@ -179,7 +200,7 @@ def decoder_layer(
     heads: int,
     eps: float,
 ) -> torch.Tensor:
-    """One layer of the language model over [B, L, C]; cos, sin [1, L, head_dim]."""
+    """One layer of the language model, for hidden states [B, L, C]; `cos` and `sin` are [1, L, head_dim]."""
     B, L, C = x.shape
     h = rms_norm(x, w["input_layernorm.weight"], eps)
     q, k, v = (

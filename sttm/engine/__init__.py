@@ -1,0 +1,1 @@
+"""Runs language models over videos and questions: prefill, generation and scoring, all on KV caches."""

@@ -1,20 +1,20 @@
-"""Which rows are computed together. Rows are padded to the longest of their batch, so a batch's are of like length."""
+"""Splits rows into batches of similar length, because all rows of a batch are padded to its longest."""
 
 from collections.abc import Sequence
 
-_MOST_TOKENS = 16_384  # of a batch, padding included: what its rows take in memory
-_FREE_PADDING = 2048  # tokens; feeding so few more costs less than the steps of one more batch
+_MOST_TOKENS = 16_384  # tokens of a batch, padding included, which bounds its memory
+_FREE_PADDING = 2048  # tokens of padding that cost less than the steps of a further batch
 
 
 def batches(lengths: Sequence[int], max_rows: int) -> list[list[int]]:
-    """Which rows, by number, go together; the shortest first.
+    """The numbers of the rows of each batch, shortest rows first.
 
-    A batch holds no more padding than tokens, but for a little, so that a long row makes no short one wait or grow:
-    `batches([9, 5000, 8], 64) == [[2, 0], [1]]`.
+    Beyond 2,048 tokens of padding a batch holds no more padding than real tokens. So a short row is not padded to a
+    much longer one and does not wait for it: `batches([9, 5000, 8], 64) == [[2, 0], [1]]`.
 
     Args:
-        lengths: tokens of each row.
-        max_rows: of a batch.
+        lengths: number of tokens of each row.
+        max_rows: most rows of a batch.
     """
     found: list[list[int]] = []
     real = 0

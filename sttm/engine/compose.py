@@ -1,9 +1,10 @@
-"""Several videos in one question, from caches that were made apart. Approximate: no video has seen the others.
+"""Puts the caches of several videos together, so that one question can be about all of them.
 
-Keys are stored before RoPE, so a cache can be moved to where it would stand behind another. What cannot be had is that
-its tokens attend to the videos before it. Measured with the built-in model on 383 questions about pairs of clips,
-against one prefill of both: the same first token for 97 % of them with all tokens, 93 % with 30 % of the tokens (which
-a joint prefill also chooses jointly); `pytest -m slow -s tests/test_compose.py`.
+The result is approximate. Keys are stored before RoPE, so a cache can be moved to the positions behind another video.
+But the caches were made apart, so the tokens of a video have not attended to the videos before it. Measured with the
+built-in model on 383 questions about pairs of clips, against one prefill of both clips: the first token is the same for
+97 % of the questions with all tokens, and for 93 % with 30 % of the tokens (a joint prefill also chooses them jointly).
+`pytest -m slow -s tests/test_compose.py` measures it.
 """
 
 from collections.abc import Sequence
@@ -17,16 +18,17 @@ from sttm.models.language_model import LanguageModel
 
 
 def compose(model: LanguageModel, caches: Sequence[KVCache]) -> ReadyVideo:
-    """One video of several, in their order, as if shown one after the other.
+    """Put several videos together, in their order, as if they were shown one after the other.
 
-    Of all but the first the text before the video is left out, but for one token, in most families the video's mark.
+    The text before each video but the first is left out, except for its last token, which in most families marks the
+    start of a video.
 
     Args:
-        model: the language model that made all of them.
-        caches: at least one, with the same merge layer.
+        model: the language model that made all caches.
+        caches: at least one cache, all with the same merge layer.
 
     Raises:
-        ValueError: the caches do not fit together.
+        ValueError: the caches have different merge layers, or different models made them.
     """
     if len({(cache.merge_layer, len(cache.keys), len(cache.positions)) for cache in caches}) != 1:
         raise ValueError(f"{len(caches)} caches with different merge layers or models; index them with one recipe")
@@ -45,12 +47,12 @@ def compose(model: LanguageModel, caches: Sequence[KVCache]) -> ReadyVideo:
 
 
 def opening_tokens(cache: KVCache) -> int:
-    """How many tokens of the prefix stand before the video and its mark, in every layer."""
+    """How many tokens of the prefix, in every layer, stand before the one token that precedes the video."""
     return max(0, int(cache.visual[0]) - 1)
 
 
 def _moved(cache: KVCache, cut: int, starts: tuple[int, int]) -> KVCache:
-    """The cache with token `cut` at position `starts`, below and from the merge layer on."""
+    """The cache, moved so that token number `cut` stands at `starts`: first below the merge layer, then from it on."""
     full = starts[0] - int(cache.positions[:, cut].max())
     reduced = starts[1] - int(cache.reduced_positions[:, cut].max())
     return replace(

@@ -1,9 +1,12 @@
-"""One walk through a decoder layer, seen from outside: rotary angles, masks, and what a layer asks of a cache.
+"""Calls one decoder layer of transformers with rotary angles, a mask and a cache of our own.
 
-Nothing of transformers is patched or subclassed: a layer is called with its mask, its rotary pair and an object that
-has `update`. Shapes: B batch, Q query tokens, A position axes, D head size.
+Nothing of transformers is patched or subclassed.
+
+Shapes: B batch, Q query tokens, A position axes, D head size, C hidden size.
 """
 
+import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -15,10 +18,10 @@ from sttm.models.language_model import LanguageModel
 
 
 class LayerCache(Protocol):
-    """All that a decoder layer asks of a cache."""
+    """The one method of a cache that a decoder layer calls."""
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Take rotated keys and values [B, heads, Q, D] of the new tokens; give back all to attend to."""
+        """Store rotated keys and values [B, heads, Q, D] of new tokens. Returns all keys and values to attend to."""
 
 
 def rotary(model: LanguageModel, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,13 +29,15 @@ def rotary(model: LanguageModel, positions: Tensor) -> tuple[Tensor, Tensor]:
 
     One axis is plain RoPE, three are M-RoPE.
     """
-    ids = positions.to(model.device)  # the frequencies are there, and not every family brings them elsewhere
+    ids = positions.to(
+        model.device
+    )  # The frequencies are there, and not every family moves them to the positions' device.
     angles = model.text.rotary_emb(model.text.embed_tokens.weight, ids if len(ids) == 3 else ids[0])
     return moved(angles, positions.device)
 
 
 def rotate(keys: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate keys [..., Q, D] stored before RoPE; the same operations in the same order as the layer's own.
+    """Rotate keys [..., Q, D] that were stored before RoPE, with the same operations in the same order as the layer.
 
     RoFormer (arXiv 2104.09864), half-split layout, as in every supported family.
     """
@@ -52,31 +57,49 @@ def run_layer(
     video: tuple[Tensor, Tensor] | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Hidden states [B, Q, C] through decoder layer number `layer`.
+    """Run one decoder layer. Returns its hidden states [B, Q, C].
 
-    With `video`, rotated keys and values [heads, S, D], all rows also see these S tokens. `bias`, float32, is added to
-    the attention logits of the video's keys [S], or without `video` of all keys. See `sttm.models.attention`.
+    Args:
+        model: the language model.
+        layer: number of the layer.
+        hidden: [B, Q, C], the hidden states before the layer.
+        mask: attention mask over the tokens of `cache`, or None for plain causal attention.
+        angles: cosines and sines [B, Q, D] of the tokens' positions.
+        cache: takes the keys and values of the tokens.
+        video: rotated keys and values [heads, S, D] of S further tokens that all rows see. None adds no tokens.
+        bias: float32, added to the attention logits of the video's keys [S], or of all keys where there is no `video`.
     """
     more = {"video": video, "key_bias": bias}
-    out = model.text.layers[layer](
+    module = model.text.layers[layer]
+    out = module(
         hidden,
         attention_mask=mask,
         position_embeddings=angles,
         position_ids=None,
-        past_key_values=cache,
         use_cache=True,
+        **{_cache_argument(type(module)): cache},  # type: ignore[arg-type]
         **{name: value for name, value in more.items() if value is not None},
     )
     return out[0] if isinstance(out, tuple) else out
 
 
+@functools.cache
+def _cache_argument(kind: type[torch.nn.Module]) -> str:
+    """The name of a decoder layer's cache argument: `cache` in newer transformers, `past_key_values` in older ones."""
+    names = inspect.signature(kind.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
+
+
 def key_bias(multiplicity: Tensor) -> Tensor | None:
-    """What makes keys count as many times as int [tokens] says: float32 [tokens], None where all count once."""
+    """Bias on attention logits that lets each key count `multiplicity` times, given as int [tokens].
+
+    Returns float32 [tokens], or None where every key counts once.
+    """
     return multiplicity.float().log() if bool((multiplicity != 1).any()) else None
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """All tensors of a value on a device, also in tuples, lists and dicts; those there already stay as they are."""
+    """The value with all its tensors on a device. Tensors are also found inside tuples, lists and dicts."""
     if isinstance(value, dict):
         return {name: moved(part, device) for name, part in value.items()}
     if isinstance(value, tuple | list):
@@ -86,7 +109,7 @@ def moved(value: Any, device: torch.device) -> Any:
 
 @contextmanager
 def unrotated_keys(model: LanguageModel, layer: int) -> Iterator[list[Tensor]]:
-    """Collect layer `layer`'s keys before RoPE, [B, Q, heads * D] or [B, Q, heads, D], one entry a call."""
+    """Collect the keys of a layer before RoPE: one entry for each call, [B, Q, heads * D] or [B, Q, heads, D]."""
     attention = model.text.layers[layer].self_attn
     source = getattr(attention, "k_norm", None) or attention.k_proj
     seen: list[Tensor] = []
@@ -98,12 +121,12 @@ def unrotated_keys(model: LanguageModel, layer: int) -> Iterator[list[Tensor]]:
 
 
 def causal_mask(past: int, pad: Tensor, queries: int) -> Tensor:
-    """Bool [B, 1, Q, past + Q]: who may see whom when `queries` new tokens follow `past` cached ones.
+    """Bool [B, 1, Q, past + Q]: which tokens each new token may see, where Q new tokens follow `past` cached ones.
 
     Args:
-        past: cached tokens, seen by every query.
-        pad: int64 [B], how many of each row's first new tokens are padding; no real token sees them.
-        queries: Q, new tokens a row.
+        past: number of cached tokens. Every new token sees them.
+        pad: int64 [B], how many of the first new tokens of each row are padding. No real token sees them.
+        queries: Q, number of new tokens a row.
     """
     i = torch.arange(queries, device=pad.device)
     new = (i[None, :] <= i[:, None])[None] & (i[None, None, :] >= pad[:, None, None])

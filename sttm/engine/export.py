@@ -1,4 +1,4 @@
-"""A stored video for transformers' own `forward` and `generate`."""
+"""Turns a stored video into a cache that transformers' own `forward` and `generate` take."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ from sttm.engine.ready_video import ReadyVideo
 
 
 def hugging_face_cache(video: ReadyVideo) -> Any:
-    """A `transformers.DynamicCache` of one row that holds the video, keys rotated.
+    """A `transformers.DynamicCache` of one row that holds the video, with rotated keys.
 
-    Continue at `position_ids` from `video.next_positions` on: transformers would count tokens, which the merge and
-    M-RoPE both break.
+    The caller must pass `position_ids` that start at `video.next_positions`. By itself transformers would take the
+    number of cached tokens, which is wrong after a merge and with M-RoPE.
 
     Raises:
-        ValueError: the layers differ in length (`merge_layer` > 0); transformers makes one mask for all layers, from
-            the length of the first, and would fail or be wrong. Index with `prefill.merge_layer: 0` for such use.
+        ValueError: the layers differ in length (`merge_layer` > 0), or attention is proportional. transformers makes
+            one mask for all layers and knows no proportional attention.
     """
     from transformers import DynamicCache
 

@@ -1,16 +1,16 @@
-"""How faithful a stored KV cache is: probe questions over the decoded file against the live prefill.
+"""Measures how faithful a stored KV cache is, by probe questions over the stored cache and over the live prefill.
 
-Both caches are led along the same answers (greedy on the live one), so that every compared distribution has the same
-past. Kullback-Leibler divergence in nats a token, of the stored from the live distribution.
+Both caches are fed the same answers, the greedy ones of the live cache, so that every two distributions that are
+compared follow the same tokens. The measure is the Kullback-Leibler divergence KL(live || stored) in nats a token.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from sttm.certificate import Certificate
 from sttm.engine.answer import Continuation
 from sttm.engine.ready_video import ReadyVideo
 from sttm.models.language_model import LanguageModel
@@ -18,12 +18,12 @@ from sttm.settings import Settings
 
 
 class FidelityConfig(Settings):
-    """The certificate that every artifact carries.
+    """How the certificate of each artifact is made.
 
     Attributes:
-        probes: questions asked; none turns the certificate off.
-        tokens: answer tokens compared a probe.
-        max_kl: an artifact whose mean divergence is larger is not published; None publishes all.
+        probes: the probe questions. Without any, artifacts get no certificate.
+        tokens: number of answer tokens that are compared for each probe.
+        max_kl: largest mean divergence, in nats, of an artifact that is published. None publishes all artifacts.
     """
 
     probes: tuple[str, ...] = ("Describe the video.", "What happens first?", "How many objects are there?")
@@ -31,32 +31,17 @@ class FidelityConfig(Settings):
     max_kl: float | None = Field(default=0.1, gt=0)
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """What the probes found.
-
-    Attributes:
-        kl_mean, kl_max: divergence over all compared tokens, nats.
-        top1_agreement: share of compared tokens whose likeliest next token is the same.
-        compared: number of compared distributions.
-    """
-
-    kl_mean: float
-    kl_max: float
-    top1_agreement: float
-    compared: int
-
-
 def certify(
     model: LanguageModel, live: ReadyVideo, stored: ReadyVideo, probes: Sequence[Sequence[int]], tokens: int
 ) -> Certificate:
-    """Compare a stored cache with the live one it was made of.
+    """Compare a stored cache with the live cache that it was made from.
 
     Args:
-        model: the language model that made them.
-        live, stored: ready on the model's device.
+        model: the language model that made the live cache.
+        live: the live cache, ready on the model's device.
+        stored: the stored cache, ready on the model's device.
         probes: token ids of each probe question.
-        tokens: answer tokens compared a probe.
+        tokens: number of answer tokens that are compared for each probe.
     """
     pair = [Continuation(model, video, probes, tokens) for video in (live, stored)]
     logits = [continuation.start() for continuation in pair]
@@ -72,6 +57,6 @@ def certify(
 
 
 def _divergence(live: Tensor, stored: Tensor) -> Tensor:
-    """KL(live || stored) of float32 logits [B, V], float32 [B], never below zero by rounding."""
+    """KL(live || stored), float32 [B], from float32 logits [B, V]. Rounding cannot make it negative."""
     p, q = live.double().log_softmax(-1), stored.double().log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1).clamp_min(0).float()

@@ -1,6 +1,6 @@
-"""How likely a model finds given answers: teacher-forced log-likelihoods after a stored video and a question.
+"""Teacher-forced log-likelihoods of given answers after a stored video and a question.
 
-A question is fed once, then all tokens of its options at once, each option behind a copy of the question's own tokens.
+A question is fed once. Then all its options are fed at once, each behind a copy of the question's keys and values.
 """
 
 from collections.abc import Generator, Sequence
@@ -14,16 +14,16 @@ from sttm.engine.batching import batches
 from sttm.engine.ready_video import ReadyVideo
 from sttm.models.language_model import LanguageModel
 
-_LOGITS_AT_ONCE = 1 << 26  # float32 numbers in memory at one time, 256 MB
+_LOGITS_AT_ONCE = 1 << 26  # float32 numbers in memory at a time: 256 MB
 T = TypeVar("T")
-Pieces = Generator[None, None, T]  # work in pieces that each take a bounded time; what it returns is the result
+Steps = Generator[None, None, T]  # work in steps of bounded time; the generator returns the result
 
 
-def finished(pieces: Pieces[T]) -> T:
-    """Do all pieces; their result."""
+def run_steps(steps: Steps[T]) -> T:
+    """Do all steps of some work. Returns its result."""
     while True:
         try:
-            next(pieces)
+            next(steps)
         except StopIteration as end:
             result: T = end.value
             return result
@@ -39,15 +39,17 @@ def score_options(
     """log p(option | video, question) for every option of every question.
 
     Args:
-        questions: token ids, as `Family.question_ids` makes them.
-        options: per question, the token ids of each option. End them with the stop token to ask for the whole answer,
-            so that an option is not preferred for being the beginning of a longer one.
-        max_rows: questions, or options, fed at once.
+        model: the language model that made the cache.
+        video: the cache, ready on the model's devices.
+        questions: token ids of each question, as `Family.question_ids` makes them.
+        options: for each question, the token ids of each option. If they end with the stop token, an option is not
+            preferred for being the beginning of a longer answer.
+        max_rows: questions, or options, that are fed at once.
 
     Returns:
-        Per question, float32 [options] on the CPU: sums of the tokens' log-probabilities.
+        For each question float32 [options] on the CPU: the sums of the log-probabilities of the options' tokens.
     """
-    return finished(scoring(model, video, questions, options, max_rows))
+    return run_steps(scoring(model, video, questions, options, max_rows))
 
 
 @torch.inference_mode()
@@ -57,8 +59,12 @@ def scoring(
     questions: Sequence[Sequence[int]],
     options: Sequence[Sequence[Sequence[int]]],
     max_rows: int = 64,
-) -> Pieces[list[Tensor]]:
-    """`score_options` piece by piece: the work between two yields is bounded, however long questions and options."""
+) -> Steps[list[Tensor]]:
+    """The work of `score_options` in steps. Each step is short, however long questions and options are.
+
+    Raises:
+        ValueError: an option has no tokens.
+    """
     if any(len(option) == 0 for row in options for option in row):
         raise ValueError("an option has no tokens")
     scores = [torch.empty(len(row)) for row in options]
@@ -82,10 +88,17 @@ def scoring(
 
 def _scored(
     model: LanguageModel, asked: Continuation, first: Tensor, rows: Sequence[int], options: Sequence[Sequence[int]]
-) -> Pieces[Tensor]:
-    """Float32 [R] for R options, each after a row of `asked`; `first` [R, V] are its first token's log-probabilities.
+) -> Steps[Tensor]:
+    """Log-probabilities, float32 [R], of R options.
 
-    Options are padded on the right, where no token of theirs sees it.
+    Options are padded on the right, where none of their tokens sees the padding.
+
+    Args:
+        model: the language model.
+        asked: the questions, which were fed already.
+        first: float32 [R, V], log-probabilities of the first token of each option.
+        rows: for each option, the row of `asked` that it follows.
+        options: token ids of each option.
     """
     longest = max(map(len, options))
     ids = torch.tensor([[*option, *[0] * (longest - len(option))] for option in options], device=model.device)
@@ -101,7 +114,7 @@ def _scored(
 
 
 def _log_likelihoods(model: LanguageModel, hidden: Tensor, ids: Tensor, is_real: Tensor) -> Tensor:
-    """Sums, float32 [R], of the log-probabilities of tokens [R, q] after hidden states [R, q, C], padding left out."""
+    """Sums, float32 [R], of the log-probabilities of tokens [R, q], given hidden states [R, q, C], without padding."""
     step = max(1, _LOGITS_AT_ONCE // model.text.config.vocab_size)
     states, wanted = hidden[is_real.to(hidden.device)].split(step), ids[is_real].split(step)
     chosen = torch.zeros(ids.shape, device=ids.device)

@@ -1,4 +1,4 @@
-"""Prefill one video: all tokens through the first layers, merge, the survivors through the rest.
+"""Prefills one video: all tokens go through the first layers, then they are merged, and the survivors go on.
 
     tokens L ──► layers 0..k-1 ──► merge (STTM) ──► layers k.. on L' tokens ──► KV cache (ragged)
 
@@ -27,11 +27,12 @@ class PrefillConfig(Settings):
     Attributes:
         merge_layer: decoder layer before which visual tokens are merged; 0 merges the embeddings (paper: 2 at 7B).
         position_rule: positions after the merge (paper, Table 8). `survived` keeps the position of a survivor's first
-            cell, `reassigned` numbers the shortened sequence without gaps, `merged` averages the members' positions;
-            `auto` is `reassigned` for RoPE and `survived` for M-RoPE.
-        proportional_attention: let a survivor count for as many tokens as it stands for in attention from `merge_layer`
-            on: the logarithm of that number is added to the logits of its key (ToMe, arXiv 2210.09461, section 3).
-        chunk_tokens: at most so many tokens go through a layer at once, to bound activation memory; None: all.
+            cell. `reassigned` numbers the shortened sequence without gaps. `merged` averages the positions of the cells
+            that a survivor stands for. `auto` is `reassigned` for RoPE and `survived` for M-RoPE.
+        proportional_attention: whether a survivor counts in attention as often as the number of tokens it stands for,
+            from `merge_layer` on. The logarithm of that number is added to the logits of its key (ToMe, arXiv
+            2210.09461, section 3).
+        chunk_tokens: most tokens that go through a layer at once, to bound activation memory. None takes all at once.
     """
 
     merge_layer: int = 2
@@ -41,11 +42,12 @@ class PrefillConfig(Settings):
 
 
 def require_possible(text_config: Any, merging: MergeConfig, config: PrefillConfig) -> None:
-    """Check settings against the decoder they are for, which takes no weights.
+    """Check settings against the decoder that they are for. This needs no weights.
 
     Args:
-        text_config: the text model's.
-        merging, config: the settings.
+        text_config: the config of the text model.
+        merging: settings of the merge.
+        config: settings of the prefill.
 
     Raises:
         ConfigError: `merge_layer` lies outside the decoder, or `head_dim` does not divide its hidden states.
@@ -63,11 +65,11 @@ def require_possible(text_config: Any, merging: MergeConfig, config: PrefillConf
 
 @dataclass(frozen=True)
 class Prefilled:
-    """What prefill makes of one video: the cache to store, the merge it rests on, and the live end state.
+    """The result of prefilling one video.
 
     Attributes:
-        cache: keys (before RoPE) and values of every layer.
-        merged: the survivors at `merge_layer` and where every visual token went.
+        cache: keys (before RoPE) and values of every layer, to be stored.
+        merged: the survivors at `merge_layer`, and the survivor that each visual token went to.
         hidden: [L', C] hidden states after the last layer, before the final norm.
     """
 
@@ -80,9 +82,15 @@ class Prefilled:
 def prefill(model: LanguageModel, prompt: Prompt, merging: MergeConfig, config: PrefillConfig) -> Prefilled:
     """Read one video into a KV cache.
 
+    Args:
+        model: the language model.
+        prompt: the prefix that ends with the video, embedded.
+        merging: settings of the merge.
+        config: settings of the prefill.
+
     Raises:
-        ConfigError: as `require_possible`.
-        VideoError: `too_long`: before or after the merge the video leaves no positions for a question.
+        ConfigError: the settings do not go with the decoder.
+        VideoError: with code `too_long`, if the video leaves no positions for a question before or after the merge.
     """
     text_config, k = model.text.config, config.merge_layer
     require_possible(text_config, merging, config)
@@ -101,7 +109,9 @@ def prefill(model: LanguageModel, prompt: Prompt, merging: MergeConfig, config: 
             length = len(state.hidden)
             cure = "lower video.max_frames, or merge.budget where positions are reassigned"
             require_room_for_questions(text_config, length, state.sequence.next_position, cure)
-            tables = _tables(prompt, state.sequence, merged)  # now: at the end, fetching them would wait for all layers
+            tables = _tables(
+                prompt, state.sequence, merged
+            )  # fetched now, because at the end the fetch would wait for all layers
         state = state.on(device)
         hidden, layer_keys, layer_values = _prefill_layer(model, layer, state, config.chunk_tokens)
         state = state.after_layer(hidden)
@@ -113,7 +123,7 @@ def prefill(model: LanguageModel, prompt: Prompt, merging: MergeConfig, config: 
 
 @dataclass(frozen=True)
 class _Sequence:
-    """Where the tokens stand: positions [A, L], places of the visual ones [N], multiplicity [L]."""
+    """Positions of the tokens [A, L], indices of the visual tokens [N], and multiplicity of every token [L]."""
 
     positions: Tensor
     visual: Tensor
@@ -123,9 +133,14 @@ class _Sequence:
 
 @dataclass(frozen=True)
 class _State:
-    """Between two layers: hidden states [L, C], and what is the same for all layers up to the merge.
+    """The state between two layers.
 
-    `deepstack` holds the levels of the layers still to come; `angles` are [1, L, D]; `bias` is of the keys, [L].
+    Attributes:
+        sequence: the tokens' positions, which stay the same up to the merge.
+        hidden: [L, C], hidden states.
+        deepstack: features [N, C] that are added to the visual tokens behind each of the next layers.
+        angles: cosines and sines of the rotary embedding, [1, L, D] each.
+        bias: float32 [L], added to the attention logits of the keys; None adds nothing.
     """
 
     sequence: _Sequence
@@ -135,14 +150,14 @@ class _State:
     bias: Tensor | None = None
 
     def on(self, device: torch.device) -> "_State":
-        """The same on another device, where the next layer is."""
+        """The state on the device of the next layer."""
         if self.hidden.device == device:
             return self
         sequence = _Sequence(**moved(vars(self.sequence), device))
         return _State(**moved({**vars(self), "sequence": sequence}, device))
 
     def after_layer(self, hidden: Tensor) -> "_State":
-        """One layer further: its output (overwritten), plus the deepstack level that belongs behind it."""
+        """The state behind a layer with this output, to which the layer's deepstack level is added in place."""
         if self.deepstack:
             hidden.index_add_(0, self.sequence.visual, self.deepstack[0].to(hidden))
         return replace(self, hidden=hidden, deepstack=self.deepstack[1:])
@@ -154,7 +169,7 @@ def _merge(state: _State, grid: tuple[int, int, int], merging: MergeConfig) -> M
 
 
 def _reduce(model: LanguageModel, state: _State, merged: Merged, config: PrefillConfig) -> _State:
-    """The same with merged visual tokens; whatever rides on the tokens is merged with the same weights."""
+    """The state with merged visual tokens. Their deepstack levels are merged with the same weights."""
     before = state.sequence
     first_cells = before.visual[merged.index]
     is_kept = torch.ones(len(state.hidden), dtype=torch.bool, device=state.hidden.device)
@@ -175,7 +190,7 @@ def _reduce(model: LanguageModel, state: _State, merged: Merged, config: Prefill
 
 
 def _positions(before: _Sequence, merged: Merged, kept: Tensor, rule: str) -> tuple[Tensor, int]:
-    """Positions [A, L'] of the tokens `kept` and the next one, see `PrefillConfig.position_rule`."""
+    """Positions [A, L'] of the tokens `kept`, and the first free position, by a `PrefillConfig.position_rule`."""
     positions = before.positions
     if rule == "auto":
         rule = "survived" if len(positions) == 3 else "reassigned"
@@ -191,7 +206,7 @@ def _positions(before: _Sequence, merged: Merged, kept: Tensor, rule: str) -> tu
 def _prefill_layer(
     model: LanguageModel, layer: int, state: _State, chunk_tokens: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer over the whole sequence: hidden [L, C], keys before RoPE and values, both [heads, L, D]."""
+    """Run one layer. Returns hidden states [L, C], keys before RoPE [heads, L, D] and values [heads, L, D]."""
     hidden, (cos, sin) = state.hidden[None], state.angles
     length = hidden.shape[1]
     step = min(chunk_tokens or length, length)
@@ -200,7 +215,7 @@ def _prefill_layer(
     with unrotated_keys(model, layer) as unrotated:
         for start in range(0, length, step):
             stop = min(start + step, length)
-            # A square causal chunk needs no mask (SDPA then takes its fast kernel); a chunk over a cache does.
+            # The first chunk is square and needs no mask, so that SDPA takes its fast kernel. Later chunks need one.
             mask = causal_mask(start, hidden.new_zeros(1, dtype=torch.long), stop - start) if start else None
             part = (cos[:, start:stop], sin[:, start:stop])
             out.append(run_layer(model, layer, hidden[:, start:stop], mask, part, cache, bias=state.bias))
@@ -210,12 +225,12 @@ def _prefill_layer(
 
 
 def _joined(chunks: list[Tensor]) -> Tensor:
-    """Chunks [1, tokens, ...] behind one another; a single one is not copied."""
+    """Chunks [1, tokens, ...] joined along the tokens. A single chunk is not copied."""
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
 
 
 class _OneLayer:
-    """The cache of the one layer being prefilled: room for its whole sequence, filled chunk by chunk."""
+    """The cache of the layer that is being prefilled. It has room for the whole sequence and is filled by chunks."""
 
     def __init__(self, length: int) -> None:
         self._length, self._filled = length, 0
@@ -238,7 +253,7 @@ class _OneLayer:
 
 
 def _tables(prompt: Prompt, reduced: _Sequence, merged: Merged) -> dict[str, Any]:
-    """All of a `KVCache` but its keys and values."""
+    """The fields of a `KVCache` other than its keys and values."""
 
     def table(x: Tensor) -> Tensor:
         return x.to("cpu", torch.int32)

@@ -1,4 +1,4 @@
-"""A stored video as the engine asks it: on the model's devices, with its keys rotated once for all questions."""
+"""A stored video on the model's devices, with its keys rotated once for all questions."""
 
 from dataclasses import dataclass, replace
 
@@ -6,23 +6,26 @@ import torch
 from torch import Tensor
 
 from sttm.engine.decoder import key_bias, moved, rotary, rotate
-from sttm.kv_cache import KVCache, alike
+from sttm.kv_cache import KVCache, group_layers
 from sttm.models.language_model import LanguageModel
 from sttm.models.placement import Devices, as_devices
 
-_ROTATED_AT_ONCE_BYTES = 32 << 20  # keys of several layers: few launches, and bounded memory
+_ROTATED_AT_ONCE_BYTES = (
+    32 << 20
+)  # keys of several layers are rotated at once, for few kernel launches in bounded memory
 
 
 @dataclass(frozen=True)
 class ReadyVideo:
-    """A video's KV cache as attention wants it: keys rotated, each layer's on the device of the model's layer.
+    """A video's KV cache in the form that attention takes: rotated keys, each layer on the device of the model's layer.
 
     Attributes:
-        keys, values: per layer [heads, tokens, D].
-        merge_layer: layers from here on hold the reduced tokens.
-        next_positions: first free position for layers below `merge_layer` and from it on.
+        keys: for each layer [heads, tokens, D], rotated.
+        values: for each layer [heads, tokens, D].
+        merge_layer: first layer that holds only the tokens that the merge kept.
+        next_positions: first free position in the layers below `merge_layer`, and in those from it on.
         position_axes: 1 for RoPE, 3 for M-RoPE.
-        bias: float32 [tokens], added to the attention logits of the reduced tokens' keys; None for plain attention.
+        bias: float32 [tokens], added to the attention logits of the keys from `merge_layer` on. None adds nothing.
     """
 
     keys: tuple[Tensor, ...]
@@ -33,7 +36,7 @@ class ReadyVideo:
     bias: Tensor | None = None
 
     def group(self, layer: int) -> int:
-        """0 for a layer that holds every token, 1 for one that holds the reduced ones."""
+        """0 for a layer below `merge_layer`, 1 for a layer from it on."""
         return int(layer >= self.merge_layer)
 
     @property
@@ -42,11 +45,11 @@ class ReadyVideo:
         return sum(t.nbytes for t in (*self.keys, *self.values))
 
     def to(self, devices: Devices, pinned: bool = False) -> "ReadyVideo":
-        """The same on another device; `pinned` puts it into page-locked memory, which a GPU copies at full rate.
+        """A copy of the video on other devices.
 
         Args:
-            devices: one for all, or one a layer, see `LanguageModel.layer_devices`.
-            pinned: for the CPU only.
+            devices: one device for all layers, or one for each layer, as in `LanguageModel.layer_devices`.
+            pinned: put it into page-locked memory, which a GPU copies at full rate; for the CPU only.
         """
 
         def placed(tensor: Tensor, device: torch.device) -> Tensor:
@@ -71,7 +74,7 @@ def ready(model: LanguageModel, cache: KVCache) -> ReadyVideo:
     ]
     keys: list[Tensor] = []
     kinds = [(key.shape, devices[layer], layer >= cache.merge_layer) for layer, key in enumerate(cache.keys)]
-    for layers in alike(kinds, [key.nbytes for key in cache.keys], _ROTATED_AT_ONCE_BYTES):
+    for layers in group_layers(kinds, [key.nbytes for key in cache.keys], _ROTATED_AT_ONCE_BYTES):
         device = devices[layers.start]
         angles = moved(angles, device)
         together = torch.stack([cache.keys[layer].to(device, model.dtype) for layer in layers])

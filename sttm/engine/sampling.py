@@ -1,4 +1,4 @@
-"""How the next token of each row is chosen. Rows are independent: what one draws depends on no other row.
+"""Chooses the next token of each row. Rows are independent: the token of a row depends on no other row.
 
 Shapes: B rows, V vocabulary.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from sttm.errors import ConfigError
 from sttm.settings import Settings
 
-_GREEDY_BELOW = 1e-4  # temperature; what it would leave to chance is less than float32 tells apart
+_GREEDY_BELOW = 1e-4  # temperature below which float32 cannot represent the other tokens' chances
 
 
 class SamplingConfig(Settings):
@@ -22,8 +22,8 @@ class SamplingConfig(Settings):
 
     Attributes:
         max_tokens: longest answer, in tokens.
-        temperature: 0, or what is as good as 0, takes the likeliest token (greedy).
-        top_p: sample from the likeliest tokens that together hold this probability.
+        temperature: divides the logits before sampling. 0, or less than 0.0001, takes the likeliest token (greedy).
+        top_p: tokens are sampled from the likeliest ones that together have this probability.
         seed: makes sampling repeatable; None draws a new seed.
         stop: texts that end an answer and are not part of it.
     """
@@ -49,14 +49,26 @@ class SamplingConfig(Settings):
 
 
 class Sampler:
-    """Picks the next token of each row, every row with its own settings and its own random numbers."""
+    """Picks the next token of each row. Each row has its own settings and random numbers.
+
+    Args:
+        configs: the settings of each row.
+    """
 
     def __init__(self, configs: Sequence[SamplingConfig]) -> None:
         self._configs = configs
         self._random = [random.Random(config.seed) for config in configs]  # noqa: S311 (not for secrets)
 
     def __call__(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
-        """Tokens int64 [B] from float32 logits [B, V]; `rows` says which config each belongs to."""
+        """The next token of each row.
+
+        Args:
+            logits: float32 [B, V].
+            rows: for each row of `logits`, the number of its settings.
+
+        Returns:
+            int64 [B].
+        """
         tokens = logits.argmax(-1)
         drawn = [at for at, row in enumerate(rows) if self._configs[row].temperature >= _GREEDY_BELOW]
         if drawn:
@@ -68,11 +80,11 @@ class Sampler:
         temperature = logits.new_tensor([[c.temperature] for c in configs])
         top_p = logits.new_tensor([[c.top_p] for c in configs])
         draws = logits.new_tensor([[self._random[row].random()] for row in rows])
-        # The likeliest is at 0 before the division, which then cannot overflow.
+        # The largest logit becomes 0, so the division cannot overflow.
         scaled = (logits - logits.amax(-1, keepdim=True)) / temperature
         chances, ids = scaled.softmax(-1).sort(-1, descending=True)
         sums = chances.cumsum(-1)
-        # Logits that are not numbers must not become an index out of range, which would end all work on a GPU.
+        # A logit of NaN must not become an index out of range, after which a GPU fails every later call.
         last = ((sums - chances <= top_p).sum(-1, keepdim=True) - 1).clamp_min(0)
         chosen = torch.searchsorted(sums, draws * sums.gather(1, last), right=True)
         return ids.gather(1, torch.minimum(chosen, last))[:, 0]

@@ -1,7 +1,7 @@
-"""One decode step as a CUDA graph: a thousand kernels in one launch, where a small batch waits for launches only.
+"""One decode step as a CUDA graph: one launch in place of a thousand, which small batches spend most of a step on.
 
-What is captured runs again on the same memory. So everything that differs from step to step is a tensor that is
-filled anew (token ids, the column they go to), and what the step returns is overwritten by the next one.
+A graph runs again on the memory that it was captured with. So everything that differs from step to step (token ids, the
+column they go to) is a tensor that is filled again before each replay, and each replay overwrites the logits.
 """
 
 import logging
@@ -20,15 +20,16 @@ _log = logging.getLogger(__name__)
 
 
 class StepGraph:
-    """A captured step.
+    """A decode step that was captured as a CUDA graph.
 
     Args:
-        run: the step: ids int64 [B, 1] and column int64 [1], on `device`, to logits. It must not wait for the device.
-        rows: B.
-        device: of all it touches.
+        run: the step. It takes ids, int64 [B, 1], and their column, int64 [1], and returns logits. It must not wait for
+            the device.
+        rows: B, the number of rows.
+        device: the device of all tensors that the step uses.
 
     Raises:
-        RuntimeError: the step does something that no graph can hold.
+        RuntimeError: the step does something that a graph cannot hold, such as waiting for the device.
     """
 
     def __init__(self, run: Callable[[Tensor, Tensor], Tensor], rows: int, device: torch.device) -> None:
@@ -40,7 +41,7 @@ class StepGraph:
             self._logits = capture(self._graph, lambda: run(self._ids, self._column), shared.stream, shared.pool)
 
     def replay(self, ids: Tensor, column: int) -> Tensor:
-        """Run the step for ids [B, 1]; its logits, which the next replay overwrites."""
+        """Run the step for ids, int64 [B, 1]. Returns the logits, which the next replay overwrites."""
         self._ids.copy_(ids)
         self._column.fill_(column)
         self._graph.replay()
@@ -48,7 +49,7 @@ class StepGraph:
 
 
 def captured(run: Callable[[Tensor, Tensor], Tensor], rows: int, device: torch.device) -> StepGraph | None:
-    """The step as a graph, None where it cannot be captured: on a CPU, or if it waits for the device."""
+    """Capture a step. Returns None where that is impossible: on a CPU, or if the step waits for the device."""
     if device.type != "cuda":
         return None
     try:
@@ -60,10 +61,11 @@ def captured(run: Callable[[Tensor, Tensor], Tensor], rows: int, device: torch.d
 
 @dataclass(frozen=True)
 class _Shared:
-    """What all graphs of a device share: the stream they are captured on, and memory that they take turns in.
+    """The capture stream and the memory pool that all graphs of a device share.
 
-    Replays follow each other on one stream and leave nothing but their logits, so their memory may be the same; a pool
-    each would be kept by the allocator after its graph has gone. A graph of next to nothing holds the pool.
+    Replays follow each other on one stream and keep nothing but their logits, so they can use the same memory. With a
+    pool for each graph the allocator would keep its memory after the graph is gone. A tiny graph keeps the shared pool
+    alive.
     """
 
     stream: torch.cuda.Stream

@@ -1,4 +1,4 @@
-"""Asks one video's questions under every reducer. The video is read and vision-encoded once for all of them."""
+"""Asks the questions about one video under every reducer. The video is read and vision-encoded only once."""
 
 import time
 from collections.abc import Sequence
@@ -21,20 +21,24 @@ from sttm.models.checkpoint import Checkpoint
 from sttm.models.language_model import LanguageModel
 from sttm.store.kv.file import decode_kv, encode_kv
 
-_ROWS_AT_ONCE = 64  # questions, or options of questions; the video's keys are not copied for them
+REPLY_TOKENS = 16  # of the longest reply, unless the settings say more: one letter, or a few words
+_ROWS_AT_ONCE = 64  # questions, or options of questions, in one batch; all share the keys of the video
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one reducer made of one video.
+    """One video under one reducer.
 
     Attributes:
-        replies: the text generated for each question; for `likelihood`, the likeliest option.
-        verdicts: of each question, in the order of `VideoQuestions.questions`.
-        tokens_before, tokens_after: visual tokens; over_target: how many more than the budget were kept.
-        prefill_s: prefill alone, merge included; the vision tower is the same for all reducers.
-        ttft_s: from the finished cache (decoding included, where it was encoded) to one question's first token.
-        kv_bytes: of the live cache, or of the encoded file.
+        replies: the reply to each question: generated text, or the likeliest option for `likelihood`.
+        verdicts: whether each reply is right. Both are in the order of `VideoOutcome.asked`.
+        tokens_before: visual tokens that enter the merge.
+        tokens_after: visual tokens that leave it.
+        over_target: visual tokens kept beyond the budget.
+        prefill_s: seconds of the prefill, merge included; without the vision tower, which runs once for all reducers.
+        ttft_s: seconds from the finished cache to the first token of one question. Where the cache was encoded, they
+            include decoding it.
+        kv_bytes: bytes of the cache in memory, or of the file that it was encoded to.
     """
 
     replies: tuple[str, ...]
@@ -52,9 +56,10 @@ class VideoOutcome:
     """One video under all reducers.
 
     Attributes:
+        name: what messages call the video.
         asked: the questions that could be asked.
-        outcomes: one a reducer, in their order.
-        errors: questions that could not.
+        outcomes: one for each reducer, in the order of the reducers; empty if nothing could be asked.
+        errors: the questions that could not be asked.
     """
 
     name: str
@@ -66,21 +71,25 @@ class VideoOutcome:
 class Evaluator:
     """Holds one model on one device.
 
-    A question counts for all reducers or none: it is asked only if it fits behind the full video.
+    A question counts for all reducers or for none: it is asked only if it fits behind the full video.
 
     Args:
         checkpoint: any supported model.
         reducers: what to compare.
-        max_tokens: longest reply.
-        device: where the model goes.
+        sampling: how replies are generated; by default the likeliest tokens, at most `REPLY_TOKENS`.
+        device: torch's name of the device for the model.
 
     Raises:
-        ConfigError: a reducer's settings do not go with the model.
+        ConfigError: the settings of a reducer do not go with the model.
         ModelError: the checkpoint cannot be used.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, reducers: Sequence[Reducer], max_tokens: int = 16, device: str = "cpu"
+        self,
+        checkpoint: Checkpoint,
+        reducers: Sequence[Reducer],
+        sampling: SamplingConfig | None = None,
+        device: str = "cpu",
     ) -> None:
         self._reducers, self._device = tuple(reducers), torch.device(device)
         for reducer in self._reducers:
@@ -90,10 +99,10 @@ class Evaluator:
         self._language_model = LanguageModel.of(self._model)
         self._stop = self._family.stop_ids(checkpoint.generation_config)
         self._control = [token for token in self._family.tokenizer.get_added_vocab() if token.strip()]
-        self._sampling = SamplingConfig(max_tokens=max_tokens)
+        self._sampling = sampling or SamplingConfig(max_tokens=REPLY_TOKENS)
 
     def preprocess(self, video: VideoQuestions) -> VideoInputs:
-        """Read and resize a video: the part that needs neither weights nor the device.
+        """Read and resize a video. This needs neither the weights nor the device.
 
         Raises:
             SttmError: the video cannot be read.
@@ -120,7 +129,7 @@ class Evaluator:
         return VideoOutcome(video.name, asked, outcomes, errors)
 
     def _askable(self, video: VideoQuestions) -> tuple[tuple[Question, ...], tuple[RowError, ...]]:
-        """Questions whose text cannot steer the model by control tokens, and errors for the rest."""
+        """Questions without the control tokens of the model, which would steer it, and errors for the others."""
         asked, errors = [], []
         for question in video.questions:
             text = "\n".join((question.prompt, *question.options))
@@ -134,14 +143,14 @@ class Evaluator:
     def _fitting(
         self, video: VideoQuestions, asked: tuple[Question, ...], prompt: Prompt
     ) -> tuple[tuple[Question, ...], tuple[RowError, ...]]:
-        """Questions that end, answer included, within the model's positions, and errors for the rest.
+        """Questions that fit, with their answers, behind the video in the model's positions; errors for the others.
 
         Raises:
-            VideoError: the video leaves no room for any.
+            VideoError: the video leaves no room for any question.
         """
         config, start = self._language_model.text.config, prompt.next_position
         if any(reducer.prefill.position_rule == "reassigned" for reducer in self._reducers):
-            start = max(start, len(prompt.ids))  # more than M-RoPE's own
+            start = max(start, len(prompt.ids))  # reassigned positions count every token, M-RoPE fewer
         require_room_for_questions(config, len(prompt.ids), start, "lower video.max_frames")
         room = positions_of(config) - start
         fitting, errors = [], []
@@ -195,7 +204,8 @@ class Evaluator:
             batch = generated[at : at + _ROWS_AT_ONCE]
             tokens = answer(self._language_model, video, [ids[i] for i in batch], self._stop, self._sampling)
             for i, row in zip(batch, tokens, strict=True):
-                replies[i] = self._family.tokenizer.decode(row, skip_special_tokens=True).strip()
+                text = self._family.tokenizer.decode(row, skip_special_tokens=True)
+                replies[i] = _before_stop(text, self._sampling.stop).strip()
                 verdicts[i] = judge(asked[i], replies[i])
         chosen = [i for i, question in enumerate(asked) if question.scoring == "likelihood"]
         options = [[self._option_ids(option) for option in asked[i].options] for i in chosen]
@@ -207,9 +217,16 @@ class Evaluator:
         return tuple(replies), tuple(verdicts)
 
     def _option_ids(self, option: str) -> list[int]:
-        """An option as a whole answer: its tokens and the end of the turn."""
+        """An option as a whole answer: its tokens and the token that ends the turn."""
         tokenizer = self._family.tokenizer
         return [*tokenizer(option, add_special_tokens=False)["input_ids"], int(tokenizer.eos_token_id)]
+
+
+def _before_stop(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first of the stop texts."""
+    for stop in stops:
+        text = text.partition(stop)[0] if stop else text
+    return text
 
 
 def _all_refused(video: VideoQuestions, asked: Sequence[Question], error: VideoError) -> tuple[RowError, ...]:

@@ -9,7 +9,12 @@ from sttm.evaluation.summary import Row
 
 
 def plot(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Write the plot; the file name's ending decides the format. Every line ends at full tokens.
+    """Write the plot. Every line ends at the point of all tokens.
+
+    Args:
+        rows: the rows of the evaluation, that of all tokens included.
+        path: the file; its ending decides the format.
+        title: the title of the plot.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -1,36 +1,30 @@
-"""Questions with known answers, grouped by the video they are about, and what is wrong with rows that are none."""
+"""Questions with known answers, grouped by video, and the errors of rows that hold no usable question."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
-
-from sttm.errors import SttmError
 
 Scoring = Literal["exact", "letter", "likelihood"]
 MAX_OPTIONS = 26
 _MAX_PROMPT_CHARS, _MAX_OPTION_CHARS = 20_000, 2_000
 
 
-class QuestionsError(SttmError):
-    """A file of questions as a whole cannot be used: missing, of an unknown format, or without a single question."""
-
-
 @dataclass(frozen=True)
 class Question:
-    """One question as the model is asked it.
+    """One question in the form in which the model is asked.
 
     Attributes:
-        prompt: everything said after the video, options and instructions included.
-        answer: the right answer; one of `options` where there are any.
-        options: what one can choose from; empty for a free answer. Public benchmarks have repeated and empty ones.
-        right: index of the right option; needed wherever an option is chosen.
-        task: what kind of question it is; accuracy is also given per task.
+        prompt: everything the model is told after the video, options and instructions included.
+        answer: the right answer; where there are options, one of them.
+        options: the answers to choose from; empty for a free answer. In public benchmarks some are repeated or empty.
+        right: index of the right option; required unless `scoring` is `exact`.
+        task: the kind of question; accuracy is also given for each task.
         group: questions of one group count once, and only if all are answered rightly; None stands alone.
-        scoring: `exact` compares the reply's text, `letter` reads the chosen option's letter from the reply,
-            `likelihood` asks no reply but which option the model finds likeliest.
-        row: number in the file it came from, from 1 on; 0 where there is no file.
+        scoring: `exact` compares the text of the reply with the answer, `letter` reads the letter of an option from the
+            reply, `likelihood` generates no reply and takes the option that the model finds likeliest.
+        row: number of its row in the file, from 1 on; 0 where there is no file.
     """
 
     prompt: str
@@ -58,7 +52,7 @@ class Question:
 
 
 class Clip(NamedTuple):
-    """Frames of one video: pixels uint8 [T, H, W, 3] and the second each is shown at, float64 [T]."""
+    """Frames of one video: pixels uint8 [T, H, W, 3], and the time in seconds at which each is shown, float64 [T]."""
 
     pixels: np.ndarray
     seconds: np.ndarray
@@ -69,9 +63,9 @@ class VideoQuestions:
     """One video and all questions about it.
 
     Attributes:
-        name: what messages call it.
-        questions: at least one.
-        read: gives the frames; raises `SttmError` where the video cannot be used.
+        name: what messages call the video.
+        questions: at least one question.
+        read: reads the frames; raises `SttmError` where the video cannot be used.
     """
 
     name: str
@@ -81,12 +75,12 @@ class VideoQuestions:
 
 @dataclass(frozen=True)
 class RowError:
-    """A question that could not be asked: which one, and why. It counts for no reducer.
+    """A question that could not be asked. It counts for no reducer.
 
     Attributes:
-        row: number in its file, from 1 on; 0 where there is no file.
-        video: its video, as far as known.
-        cause: one sentence.
+        row: number of its row in the file, from 1 on; 0 where there is no file.
+        video: its video; empty where the row does not say it.
+        cause: why it could not be asked, in one sentence.
     """
 
     row: int
@@ -99,19 +93,32 @@ class RowError:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All that is asked: videos with their questions, and the rows that hold none."""
+    """All that is asked.
+
+    Attributes:
+        name: name of the benchmark.
+        videos: the videos with their questions.
+        errors: the rows of the file that hold no usable question.
+        notes: lines for the user about the file as a whole.
+    """
 
     name: str
     videos: list[VideoQuestions]
     errors: list[RowError]
+    notes: tuple[str, ...] = ()
 
     def head(self, videos: int | None) -> "Benchmark":
-        """The same with the first so many videos; None keeps all."""
-        return Benchmark(self.name, self.videos[:videos], self.errors)
+        """The benchmark with only the first so many videos; None keeps all."""
+        return replace(self, videos=self.videos[:videos])
 
 
 def group_by_video(asked: Iterable[tuple[str, Question]], reader: Callable[[str], Clip]) -> list[VideoQuestions]:
-    """(URI, question) pairs as one entry a video, in order of first mention."""
+    """Group (URI, question) pairs by video, in the order in which the videos are first named.
+
+    Args:
+        asked: the pairs.
+        reader: reads the frames of a video by its URI.
+    """
     by_uri: dict[str, list[Question]] = {}
     for uri, question in asked:
         by_uri.setdefault(uri, []).append(question)

@@ -1,10 +1,10 @@
-"""What is compared: a method of the merge, with settings of its own, at one budget.
+"""What is compared: a method of merging, with settings of its own, at one budget.
 
 sttm                                    the configured settings
-sttm[variant=reference,links=all]       with two settings of the merge changed
-sttm[merge_layer=0]                     ... of the prefill
-none[kv_scheme=int8]                    full tokens, through an encoded and decoded cache
-sttm[spatial_threshold=.8,temporal_threshold=.6]   thresholds instead of the budgets: one row
+sttm[variant=reference,links=all]       two settings of the merge changed
+sttm[merge_layer=0]                     a setting of the prefill changed
+none[kv_scheme=int8]                    all tokens, asked through an encoded and decoded cache
+sttm[spatial_threshold=.8,temporal_threshold=.6]   thresholds in place of the budgets: one row
 """
 
 import difflib
@@ -36,10 +36,11 @@ class Reducer:
     """One line of the comparison.
 
     Attributes:
-        name: as it was written, without the budget.
+        name: the reducer as it was written, without the budget.
         budget: share of the tokens to keep; None where the method keeps all or has a target of its own.
-        merge, prefill: complete settings.
-        kv_scheme: the cache is encoded and decoded by this scheme before it is asked; None asks the live cache.
+        merge: complete settings of the merge.
+        prefill: complete settings of the prefill.
+        kv_scheme: the scheme by which the cache is encoded and decoded before it is asked; None asks the live cache.
     """
 
     name: str
@@ -54,13 +55,20 @@ class Reducer:
 
 
 def parse_reducers(text: str, budgets: Sequence[float], base: IndexConfig) -> list[Reducer]:
-    """All reducers of a comma-separated list at all budgets, full tokens first; nothing twice.
+    """Read a comma-separated list of reducers.
 
-    Settings that a reducer does not name come from `base`; its budget and its `kv_scheme` do not, so that the rows
-    differ by what they say only.
+    Args:
+        text: the list, such as `sttm,tome[proportional_attention=false]`.
+        budgets: shares of the tokens to keep; each reducer without a target of its own is compared at all of them.
+        base: the settings that a reducer does not name. Its budget and its `kv_scheme` are not taken, so that rows
+            differ only by what they say.
+
+    Returns:
+        All tokens first, then the reducers at all budgets in order, each once.
 
     Raises:
-        ConfigError: an unknown method or setting, a bad value, an unbalanced bracket; names the reducer.
+        ConfigError: a method or setting is unknown, a value is wrong, or a bracket is missing; the message names the
+            reducer.
     """
     reducers = [_reducer(FULL, {}, None, base)]
     for spec in _split(text):
@@ -81,7 +89,7 @@ def parse_reducers(text: str, budgets: Sequence[float], base: IndexConfig) -> li
 
 
 def _split(text: str) -> list[str]:
-    """Parts between commas that stand outside brackets."""
+    """The parts between those commas that stand outside of brackets."""
     parts, depth = [""], 0
     for char in text:
         depth += (char == "[") - (char == "]")

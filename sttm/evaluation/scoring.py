@@ -1,4 +1,4 @@
-"""Is a reply right? Never by chance: what cannot be read as one answer is wrong, and counted as unparsed."""
+"""Decides whether a reply is right. A reply that cannot be read as one option is wrong and counted as unparsed."""
 
 import re
 import unicodedata
@@ -15,7 +15,7 @@ _EDGES = " \t\r\n.,:;!?\"'`*_()[]"
 
 
 class Verdict(NamedTuple):
-    """What became of a reply; an unparsed one is never right."""
+    """Whether a reply is right, and whether it could be read as one option; if it could not, it is not right."""
 
     is_right: bool
     is_parsed: bool = True
@@ -35,7 +35,7 @@ def normalised(text: str) -> str:
 
 
 def chosen_option(reply: str, options: Sequence[str]) -> int | None:
-    """Which option a reply names, or None where it names none or more than one.
+    """The index of the option that a reply names; None where it names none, or more than one.
 
     "B" "(b)" "B." "B. two dogs" "(B) two dogs" "B) two" "The answer is (B)." "Best option: B" "two dogs"
     all name the second of ("a cat", "two dogs"); "A man walks" does not name the first.

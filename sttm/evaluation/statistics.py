@@ -1,4 +1,4 @@
-"""The three statistics of an evaluation: an interval for a share, a paired test, an interval for a ratio of shares."""
+"""Three statistics: an interval for a share, a paired test of two systems, and an interval for a ratio of shares."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,13 @@ Z_95 = 1.959963984540054
 
 
 def wilson(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
-    """Interval for a binomial share; z = 1.96 covers it in about 95 % of samples (Wilson 1927).
+    """Interval for a binomial share (Wilson 1927).
 
-    wilson(8, 10) -> (0.490, 0.943); without trials nothing is known: (0, 1).
+    wilson(8, 10) -> (0.490, 0.943). Without trials nothing is known, so that the interval is (0, 1).
+
+    Args:
+        successes, trials: the counts.
+        z: quantile of the normal distribution; 1.96 covers the true share in about 95 % of samples.
     """
     if trials == 0:
         return 0.0, 1.0
@@ -27,13 +31,13 @@ def mcnemar_exact(lost: int, gained: int) -> float:
     """Two-sided p-value that right answers lost and gained are equally likely (McNemar 1947, exact binomial form).
 
     Args:
-        lost: questions only the first of two systems answers rightly.
-        gained: questions only the second does. The rest of the questions say nothing about a difference.
+        lost: number of questions that only the first of two systems answers rightly.
+        gained: number of questions that only the second one answers rightly.
     """
     n, k = lost + gained, min(lost, gained)
     if n == 0:
         return 1.0
-    # Powers of two are taken out as logarithms: 2 ** -n is zero in floating point from n = 1075 on.
+    # Logarithms, because 2 ** -n is zero in floating point from n = 1075 on.
     terms = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(k + 1)]
     return min(1.0, 2 * math.fsum(math.exp(t) for t in terms))
 
@@ -43,11 +47,16 @@ def relative_interval(
 ) -> tuple[float, float]:
     """95 % interval for sum(right) / sum(right_full), by resampling whole videos (paired cluster bootstrap).
 
-    Questions about one video share its fate, so a test that takes them as independent is too sure; this one is not.
+    Questions about one video depend on one another. An interval that took them as independent would be too narrow.
 
     Args:
-        right, right_full: right answers of each video with the reduced and with all tokens.
-        resamples, seed: of the bootstrap (Efron's percentile interval).
+        right: number of right answers about each video with the reduced tokens.
+        right_full: number of right answers about each video with all tokens.
+        resamples: how often the videos are drawn anew for Efron's percentile interval.
+        seed: makes the drawing repeatable.
+
+    Returns:
+        The ends of the interval; NaN where no answer is right with all tokens.
     """
     ours, full = np.asarray(right, float), np.asarray(right_full, float)
     if full.sum() == 0:

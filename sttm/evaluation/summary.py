@@ -1,4 +1,4 @@
-"""From the outcomes of all videos to one row a reducer."""
+"""Sums up the outcomes of all videos to one row for each reducer."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -10,15 +10,17 @@ from sttm.evaluation.evaluator import VideoOutcome
 from sttm.evaluation.reducers import Reducer
 from sttm.evaluation.statistics import mcnemar_exact, relative_interval, wilson
 
+MIN_READ_SHARE = 0.9  # of the replies; the accuracy means little where fewer could be read
+
 
 @dataclass(frozen=True)
 class TaskScore:
     """One task under one reducer.
 
     Attributes:
-        n: units (questions, or groups of them).
-        accuracy: share answered rightly.
-        relative_accuracy: of the accuracy with all tokens; None where that is zero.
+        n: number of units (questions, or groups of questions).
+        accuracy: share of the units answered rightly.
+        relative_accuracy: accuracy divided by the accuracy with all tokens; None where the latter is zero.
     """
 
     n: int
@@ -31,21 +33,26 @@ class Row:
     """One reducer over the whole benchmark. The unit is a question, or a group where questions come in groups.
 
     Attributes:
-        reducer, budget: as asked for.
-        retained_ratio: visual tokens really kept, over all videos.
-        accuracy: share of the units answered rightly; ci: its 95 % Wilson interval.
-        relative_accuracy: accuracy over that with all tokens; relative_ci: 95 %, from resampled videos.
-        n: units.
-        reply_accuracy: share of the single replies that are right; the same as accuracy where nothing is grouped.
-        unparsed: replies that named no option; they count as wrong.
-        lost, gained: units right only with all tokens, and only with this reducer.
-        mcnemar_p: two-sided exact p-value that the two are equally likely.
-        task_mean_accuracy: mean of the tasks' accuracies, each task counting the same.
+        reducer: the reducer as it was written.
+        budget: share of the tokens to keep; None where the reducer has a target of its own or keeps all tokens.
+        retained_ratio: share of the visual tokens that were really kept, over all videos.
+        accuracy: share of the units answered rightly.
+        ci: 95 % Wilson interval of the accuracy.
+        relative_accuracy: accuracy divided by the accuracy with all tokens; None where the latter is zero.
+        relative_ci: 95 % interval of the relative accuracy, from resampled videos; None where there is none.
+        n: number of units.
+        replies: number of single replies.
+        reply_accuracy: share of the single replies that are right; equal to `accuracy` where nothing is grouped.
+        unparsed: replies that could not be read as one option; they count as wrong.
+        lost: units that are right only with all tokens.
+        gained: units that are right only with this reducer.
+        mcnemar_p: two-sided exact p-value of the hypothesis that a loss and a gain are equally likely.
+        task_mean_accuracy: mean of the accuracies of the tasks, each task counting the same.
         per_task: scores by task.
-        tokens_before, tokens_after: visual tokens, mean over videos.
-        over_budget: videos that kept more than the budget allows, since nothing similar enough was left to merge.
-        prefill_s, ttft_s: median over videos; see `Outcome`.
-        kv_bytes: mean over videos.
+        tokens_before, tokens_after: visual tokens that enter and leave the merge, mean over the videos.
+        over_budget: videos that kept more than the budget, because nothing similar enough was left to merge.
+        prefill_s, ttft_s: seconds, median over the videos; see `Outcome`.
+        kv_bytes: bytes of a cache, mean over the videos.
     """
 
     reducer: str
@@ -56,6 +63,7 @@ class Row:
     relative_accuracy: float | None
     relative_ci: tuple[float, float] | None
     n: int
+    replies: int
     reply_accuracy: float
     unparsed: int
     lost: int
@@ -70,16 +78,36 @@ class Row:
     ttft_s: float
     kv_bytes: int
 
+    @property
+    def name(self) -> str:
+        """Reducer and, where there is one, budget."""
+        return self.reducer if self.budget is None else f"{self.reducer} {self.budget:g}"
+
     def as_json(self) -> dict[str, Any]:
-        """Plain values, floats rounded to six digits."""
+        """The row as plain values, floats rounded to six digits."""
         return _rounded(asdict(self))
 
 
 def summarise(reducers: Sequence[Reducer], videos: Sequence[VideoOutcome]) -> list[Row]:
-    """One row a reducer; the first reducer is the one the others are compared with (all tokens)."""
+    """One row for each reducer. All are compared with the first one, which keeps all tokens.
+
+    Returns:
+        The rows in the order of the reducers; none if no question could be asked.
+    """
     videos = [video for video in videos if video.asked]
     units = [[list(_units(video, i)) for video in videos] for i in range(len(reducers))]
     return [_row(reducer, i, videos, units[i], units[0]) for i, reducer in enumerate(reducers)] if videos else []
+
+
+def unreadable(rows: Sequence[Row]) -> list[str]:
+    """One warning for each row of which fewer than `MIN_READ_SHARE` of the replies could be read."""
+    return [
+        f"{row.name}: {row.replies - row.unparsed} of {row.replies} replies could be read as one option, and the "
+        "others count as wrong; look at the answers (--out), allow longer ones (--set sampling.max_tokens=64), or "
+        "choose another --scoring"
+        for row in rows
+        if row.replies - row.unparsed < MIN_READ_SHARE * row.replies
+    ]
 
 
 @dataclass(frozen=True)
@@ -89,7 +117,7 @@ class _Unit:
 
 
 def _units(video: VideoOutcome, reducer: int) -> Iterator[_Unit]:
-    """Questions that stand alone, and groups: right if every member is."""
+    """The units of one video: single questions, and groups, which are right if every member is."""
     members: dict[tuple[str, str | int], list[bool]] = defaultdict(list)
     for i, (question, verdict) in enumerate(zip(video.asked, video.outcomes[reducer].verdicts, strict=True)):
         members[question.task, i if question.group is None else question.group].append(verdict.is_right)
@@ -117,6 +145,7 @@ def _row(
         relative_accuracy=right / right_full if right_full else None,
         relative_ci=relative_interval(by_video, by_video_full) if right_full else None,
         n=n,
+        replies=sum(len(o.verdicts) for o in outcomes),
         reply_accuracy=fmean(verdict.is_right for o in outcomes for verdict in o.verdicts),
         unparsed=sum(not verdict.is_parsed for o in outcomes for verdict in o.verdicts),
         lost=lost,

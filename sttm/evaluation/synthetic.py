@@ -1,9 +1,9 @@
-"""The built-in benchmark: synthetic clips that no training has seen, asked everything one can ask about them.
+"""The built-in benchmark: synthetic clips that no training has seen, with all questions that can be asked about them.
 
-Clip i is the same whatever the number of clips, so a quick run asks a part of what a full run asks; clips are drawn on
-the CPU, so that they are the same on every machine. They normally go from the renderer (whose own codec model leaves
-its marks on them) straight to the preprocessing, which needs no video decoder; `encoded` sends them through a real
-H.264 file and the decoder as well.
+Clip i does not depend on the number of clips, so that a quick run asks a part of what a full run asks. Clips are drawn
+on the CPU, so that they are the same on every machine. They go straight from the renderer to the preprocessing, which
+needs no video decoder. The renderer imitates the traces of a codec; `encoded` sends the clips through a real H.264 file
+and the decoder as well.
 """
 
 import tempfile
@@ -15,7 +15,7 @@ from sttm.evaluation.questions import Benchmark, Clip, Question, VideoQuestions
 from sttm.synthetic import HELD_OUT_SEED, Scene, questions, render, sample_scenes
 from sttm.video.decode import VideoConfig, read_video
 
-SEED = HELD_OUT_SEED + 1_000_000  # not the demo's clips, nor those that training reports on
+SEED = HELD_OUT_SEED + 1_000_000  # other clips than those of the demo and of the reports of the training
 CLIPS, QUICK_CLIPS = 400, 16
 FPS = 2
 
@@ -24,7 +24,8 @@ def synthetic_benchmark(clips: int, encoded: VideoConfig | None = None, size: in
     """The first `clips` held-out clips, 16 frames each.
 
     Args:
-        encoded: encode every clip as H.264 and read it back with these settings; None skips the file.
+        clips: number of clips.
+        encoded: how to sample each clip after it was encoded as H.264; None does not encode it.
         size: side of the frames in pixels, a multiple of 56.
     """
     scenes = sample_scenes(SEED, clips, size=size)

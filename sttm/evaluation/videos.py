@@ -1,4 +1,4 @@
-"""The videos that questions name: where they are, and their frames."""
+"""Finds the videos that questions name, and reads their frames."""
 
 import posixpath
 from pathlib import Path
@@ -14,19 +14,19 @@ class VideoFolder:
     """Videos below one folder or URL.
 
     Args:
-        root: relative names count from here.
-        config: how they are sampled.
+        root: the folder or URL that relative names count from.
+        config: how videos are sampled.
     """
 
     def __init__(self, root: str, config: VideoConfig) -> None:
         self._root, self._config = root, config
 
     def resolve(self, name: str, *folders: str) -> str:
-        """URI of a video by its name, with or without an extension.
+        """The path or URL of a video by its name, which may lack the extension.
 
         Args:
             name: a path below the root, an absolute path, or a URL.
-            folders: also looked into, below the root: releases of a benchmark differ in them.
+            folders: folders below the root that are searched, too; releases of a benchmark differ in them.
         """
         if "://" in name or Path(name).is_absolute():
             return name
@@ -38,7 +38,7 @@ class VideoFolder:
         return str(next((path for path in found if path.is_file()), places[0]))
 
     def read(self, uri: str) -> Clip:
-        """Sampled frames of a video.
+        """Read the sampled frames of a video.
 
         Raises:
             VideoError: the file cannot be used.

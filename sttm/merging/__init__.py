@@ -1,8 +1,4 @@
-"""Reducing the visual tokens of one video: features [T, H, W, C] in, survivors and the map to them out.
-
-from sttm.merging import MergeConfig, merge
-merged = merge(features_THWC, MergeConfig(budget=0.3))
-"""
+"""Reduce the visual tokens of one video: `merge(features_THWC, MergeConfig(budget=0.3))` returns a `Merged`."""
 
 from sttm.merging.config import MergeConfig
 from sttm.merging.merged import Merged

@@ -1,9 +1,10 @@
-"""Exactly as many tokens as asked for: the thresholds follow from the counts, per video.
+"""Keep exactly as many tokens as asked for: both thresholds are chosen for each video, to meet the count.
 
-Both steps only rank. The spatial step takes the most similar quadtree nodes until r ** spatial_share of the tokens are
-left (r = target / N); the temporal step then takes the most similar links. With one destination a node every link
-removes exactly one token, so the count is exact, ties included. Where the links above the floor cannot reach the
-target (few frames, much motion), the spatial step is relaxed just as far as needed.
+Both steps rank their candidates by cosine and take the most similar ones. The spatial step takes quadtree nodes until
+r ** spatial_share of the tokens are left, where r = target / N. The temporal step then takes links until the target is
+met. Under the rule `best` a node has one possible link, so every link removes exactly one token and the count is exact
+even when cosines are equal. If the links above the floor cannot reach the target (few frames, much motion), the
+spatial step is made coarser, just as far as needed.
 
 Shapes: T frames of P cells, N = T*P; I inner nodes; E links.
 """
@@ -22,20 +23,25 @@ from sttm.merging.temporal import LinkRule, Links, collapse, find_links
 
 
 @dataclass(frozen=True)
-class AtOnce:
-    """A decision for links `best`, made without waiting for the device it is made on.
+class PendingDecision:
+    """A decision under the link rule `best` that was computed on a device without waiting for that device.
 
     Attributes:
-        decision: without its thresholds.
-        facts: float64 [4]: nodes, links no less similar than the floor, lowest cosines of a covered node and of a link
-            that was made (inf: none).
+        decision: the decision; its thresholds are still None.
+        facts: float64 [4] on the device: the number of nodes, the number of links whose cosine reaches the floor, the
+            lowest cosine of a covered node, and the lowest cosine of a link that was made. inf means that there is
+            no such node or link.
     """
 
     decision: Decision
     facts: Tensor
 
-    def settle(self, target: int) -> tuple[int, Decision] | None:
-        """Wait for the facts: the number of survivors and the decision with its thresholds, None off the target."""
+    def resolve(self, target: int) -> tuple[int, Decision] | None:
+        """Wait for the device and complete the decision.
+
+        Returns:
+            The number of survivors and the decision with its thresholds; None if the target is out of reach.
+        """
         nodes, usable, *lowest = self.facts.tolist()
         if nodes - usable > target:
             return None
@@ -47,24 +53,26 @@ class AtOnce:
 
 @dataclass(frozen=True)
 class _Probe:
-    """The spatial step at one wanted count, and what the temporal step could make of it."""
+    """The spatial step for one wanted number of nodes, and how far the temporal step could reduce these nodes."""
 
     covered: Tensor  # bool [T, I]
     nodes: Nodes
     links: Links
-    count: int  # nodes
-    fewest: int  # survivors if every link above the floor is made
+    count: int  # number of nodes
+    fewest: int  # number of survivors if every link above the floor is made
 
 
 def decide_by_budget(
     similarity: Similarity, grid: Grid, target: int, spatial_share: float, floor: float, rule: LinkRule
 ) -> Decision:
-    """The decision that leaves `target` of the N tokens, or as few as cosines >= `floor` allow.
+    """Decide so that `target` of the N tokens are left, or as few as possible if cosines >= `floor` do not reach it.
 
-    Where no frame follows that could be linked, a quadtree node removes up to 3 tokens at once and the count may fall
-    short of the target by up to 2.
+    A video of one frame has no links. There the spatial step alone must meet the target; a quadtree node removes up to
+    3 tokens at once, so up to 2 tokens fewer than `target` may be left.
     """
-    if rule == "best" and (settled := decide_at_once(similarity, grid, target, spatial_share, floor).settle(target)):
+    if rule == "best" and (
+        settled := decide_without_waiting(similarity, grid, target, spatial_share, floor).resolve(target)
+    ):
         return settled[1]
     cover = cover_cosine(similarity.split, grid)
     cells = len(cover) * grid.cells
@@ -78,15 +86,20 @@ def decide_by_budget(
     best = probe(_nodes_wanted(cells, target, spatial_share))
     if best.fewest > target:
         best = _relax(probe, best, len(cover) * grid.roots, target)
-    order = best.links.similarity.sort(descending=True, stable=True).indices  # of equal ones the first listed
+    order = best.links.similarity.sort(descending=True, stable=True).indices  # equal cosines keep their listed order
     chosen = _first(order, _count_links(best, order, target, floor, rule))
     into = collapse(best.links, chosen, best.nodes, rule)
     lowest = torch.stack([_lowest(cover, best.covered), _lowest(best.links.similarity, chosen)]).tolist()
     return Decision(best.nodes, into, *(None if cosine == torch.inf else cosine for cosine in lowest))
 
 
-def decide_at_once(similarity: Similarity, grid: Grid, target: int, spatial_share: float, floor: float) -> AtOnce:
-    """The same for links `best`, as it is if the links above the floor reach the target; nothing is waited for."""
+def decide_without_waiting(
+    similarity: Similarity, grid: Grid, target: int, spatial_share: float, floor: float
+) -> PendingDecision:
+    """Decide under the link rule `best` without waiting for the device, assuming that the target is within reach.
+
+    `PendingDecision.resolve` says later whether the links above the floor did reach the target.
+    """
     cover = cover_cosine(similarity.split, grid)
     cells = len(cover) * grid.cells
     covered = covered_first(cover, grid, cells - _nodes_wanted(cells, target, spatial_share), floor)
@@ -98,7 +111,7 @@ def decide_at_once(similarity: Similarity, grid: Grid, target: int, spatial_shar
     chosen = torch.empty_like(is_taken).scatter_(0, order, is_taken)
     lowest = [_lowest(cover, covered), _lowest(ranked, is_taken)]
     facts = torch.stack([x.double() for x in (count, usable, *lowest)])
-    return AtOnce(Decision(nodes, collapse(links, chosen, nodes, "best"), None, None), facts)
+    return PendingDecision(Decision(nodes, collapse(links, chosen, nodes, "best"), None, None), facts)
 
 
 def _nodes_wanted(cells: int, target: int, spatial_share: float) -> int:
@@ -106,7 +119,7 @@ def _nodes_wanted(cells: int, target: int, spatial_share: float) -> int:
 
 
 def _counts(nodes: Nodes, links: Links, floor: float, rule: LinkRule) -> list[int]:
-    """Nodes, and survivors if every link above the floor is made."""
+    """The number of nodes, and the number of survivors if every link above the floor is made."""
     count = nodes.is_first.sum()
     usable = links.similarity >= floor
     if rule == "best":
@@ -115,7 +128,10 @@ def _counts(nodes: Nodes, links: Links, floor: float, rule: LinkRule) -> list[in
 
 
 def _relax(probe: Callable[[int], _Probe], start: _Probe, fewest_nodes: int, target: int) -> _Probe:
-    """The finest quadtree whose links still reach the target; if the coarsest does not, what comes nearest."""
+    """Find the finest quadtree whose links still reach the target.
+
+    If even the coarsest quadtree does not reach it, the better of `start` and the coarsest is returned.
+    """
     best = probe(fewest_nodes)
     if best.fewest > target:
         return min(start, best, key=lambda reached: reached.fewest)
@@ -131,7 +147,7 @@ def _relax(probe: Callable[[int], _Probe], start: _Probe, fewest_nodes: int, tar
 
 
 def _count_links(probe: _Probe, order: Tensor, target: int, floor: float, rule: LinkRule) -> int:
-    """How many of the links, the most similar first, lead to `target` survivors."""
+    """How many links must be made, the most similar first, until `target` survivors are left."""
     usable = int((probe.links.similarity >= floor).sum())
     if rule == "best":
         return max(0, min(usable, probe.count - target))
@@ -147,15 +163,15 @@ def _count_links(probe: _Probe, order: Tensor, target: int, floor: float, rule: 
 
 
 def _first(order: Tensor, count: int) -> Tensor:
-    """bool [E]: the first `count` in this order."""
+    """bool [E]: the first `count` entries in the order given by the indices `order` [E]."""
     return torch.zeros_like(order, dtype=torch.bool).index_fill_(0, order[:count], True)
 
 
 def _survivors(nodes: Nodes, into: Tensor) -> Tensor:
-    """bool [N]: places of the nodes that go into none other."""
+    """bool [N]: places of the nodes that go into no other node."""
     return nodes.is_first.flatten() & (into == torch.arange(len(into), device=into.device))
 
 
 def _lowest(cosine: Tensor, is_taken: Tensor) -> Tensor:
-    """The lowest cosine that was taken, inf if none was."""
+    """The lowest cosine that was taken, or inf if none was taken; a scalar tensor."""
     return torch.where(is_taken, cosine, torch.inf).amin() if cosine.numel() else cosine.new_tensor(torch.inf)

@@ -1,4 +1,4 @@
-"""Settings of the merge: which method, how much to keep, and the method's own options."""
+"""Settings of the merge: the method, how many tokens it keeps, and the options of the method."""
 
 import math
 from fractions import Fraction
@@ -16,28 +16,34 @@ Threshold = Field(default=None, ge=-1.0, le=1.0)
 class MergeConfig(Settings):
     """How the visual tokens of one video are reduced.
 
-    For `sttm` say either `budget` and/or `tokens` (the thresholds follow, per video), or the thresholds. A threshold of
-    None turns its step off; with nothing said at all nothing is merged. Every other method needs `budget` or `tokens`.
+    For the method `sttm`, set either `budget`, `tokens` or both, and the thresholds are chosen for each video; or set
+    the thresholds yourself. A threshold of None turns its step off. If none of these four is set, nothing is merged.
+    Every other method except `none` needs `budget` or `tokens`.
 
     Attributes:
-        method: `sttm`, `none` (keep everything) or a peer from `sttm.merging.peers.dispatch`.
-        budget: share of the tokens kept, in (0, 1]: floor(budget * N) of them.
-        tokens: most tokens kept; a shorter video is left alone. With `budget` too, the smaller count holds.
-        spatial_threshold: a node stays whole if its cosine with each child reaches this (tau_S of the paper).
-        temporal_threshold: nodes of neighbouring frames are linked from this cosine on (tau_T of the paper).
-        root_level: how many levels below the coarsest the quadtree search starts; the paper uses 1.
-        variant: `exact` is the paper's text; `reference` is what the authors' released code computes.
-        links: `best`: a node joins its most similar overlap in the frame before; `all`: it joins all of them.
-            None picks the variant's own: `best` for `exact`, `all` for `reference`, which knows no other.
-        weighted: members of a survivor count by the cells they cover (True) or equally (False). None picks the
-            variant's own: True for `exact`, False for `reference`.
-        head_dim: similarity is the mean of the cosines of slices of this many channels; None compares whole vectors.
-        spatial_share: under a budget r the spatial step alone keeps r ** spatial_share of the tokens, the temporal step
-            the rest: 0 merges over time only, 1 over space only, 0.5 reduces by the same factor in both. The default
-            kept the most accuracy of the built-in model (README, Findings).
-        threshold_floor: a budget never links or pools below this cosine; where that is not enough it keeps more tokens
-            than asked for, which `Merged.over_target` tells.
-        seed: of the `random` method.
+        method: `sttm`; `none`, which keeps every token; or one of the methods of `sttm.merging.peers.dispatch`.
+        budget: share of the tokens that is kept, in (0, 1]: floor(budget * N) tokens.
+        tokens: the most tokens that are kept; a video with fewer tokens stays as it is. If `budget` is set too, the
+            smaller count holds.
+        spatial_threshold: a node stays whole if its cosine with each child reaches this value (tau_S in the paper).
+        temporal_threshold: overlapping nodes of neighbouring frames are linked if their cosine reaches this value
+            (tau_T in the paper).
+        root_level: how many levels below the coarsest level the quadtree search starts; the paper uses 1.
+        variant: `exact` computes what the text of the paper says; `reference` computes what the authors' released code
+            computes.
+        links: with `best`, a node joins the most similar of the nodes it overlaps in the frame before; with `all`, it
+            joins every one above the threshold. None takes `best` for the variant `exact` and `all` for the variant
+            `reference`, which has no `best`.
+        weighted: if True, the members of a survivor are averaged in proportion to the cells they cover; if False, all
+            members count the same. None takes True for the variant `exact` and False for the variant `reference`.
+        head_dim: vectors are cut into slices of this many channels, and similarity is the mean of the slices' cosines.
+            None compares whole vectors.
+        spatial_share: under a budget r, the spatial step alone keeps r ** spatial_share of the tokens, and the temporal
+            step removes the rest: 0 merges over time only, 1 over space only, 0.5 reduces by the same factor in both.
+            The default kept the most accuracy of the built-in model (sttm/evaluation/FINDINGS.md).
+        threshold_floor: under a budget no tokens below this cosine are merged. If that leaves more tokens than the
+            budget allows, `Merged.over_target` says how many.
+        seed: seed of the method `random`.
     """
 
     method: Method = "sttm"
@@ -77,9 +83,9 @@ class MergeConfig(Settings):
         return self.variant == "exact" if self.weighted is None else self.weighted
 
     def target(self, cells: int) -> int | None:
-        """The most tokens to keep of a video of `cells` tokens; None where neither budget nor cap is set."""
+        """The most tokens to keep of a video of `cells` tokens; None if neither `budget` nor `tokens` is set."""
         targets = []
-        if self.budget is not None:  # read as the decimal it was written as: 0.29 of 100 is 29, not 28.999...
+        if self.budget is not None:  # as a decimal fraction, because in floats 0.29 * 100 is 28.999...
             targets.append(max(1, math.floor(Fraction(str(self.budget)) * cells)))
         if self.tokens is not None:
             targets.append(min(self.tokens, cells))

@@ -1,4 +1,7 @@
-"""What the two steps decided about one video, before any feature is touched. Shapes: T frames of P cells, N = T*P."""
+"""What the spatial and the temporal step decide about one video, before any feature is averaged.
+
+Shapes: T frames of P cells, N = T*P.
+"""
 
 from dataclasses import dataclass
 
@@ -13,12 +16,14 @@ from sttm.merging.temporal import LinkRule, collapse, find_links
 
 @dataclass(frozen=True)
 class Decision:
-    """Which nodes there are and where each goes.
+    """Which quadtree nodes are left, and which node each of them goes into.
 
     Attributes:
-        nodes: what the spatial step leaves.
-        into: int64 [N], place of the node that the node at each place collapses into (its own: it survives).
-        spatial_threshold, temporal_threshold: lowest cosines accepted; None where a step was off or did nothing.
+        nodes: the nodes that the spatial step leaves.
+        into: int64 [N], for the node at each place, the place of the node that it goes into. A node that goes into
+            itself survives.
+        spatial_threshold: lowest cosine at which a node was kept whole; None if the step was off or did nothing.
+        temporal_threshold: lowest cosine at which nodes were linked; None if the step was off or did nothing.
     """
 
     nodes: Nodes
@@ -30,7 +35,7 @@ class Decision:
 def decide_by_thresholds(
     similarity: Similarity, grid: Grid, spatial: float | None, temporal: float | None, rule: LinkRule
 ) -> Decision:
-    """Both steps at given thresholds; None turns a step off."""
+    """Run both steps with given thresholds. A threshold of None turns its step off."""
     cover = cover_cosine(similarity.split, grid)
     covered = torch.zeros_like(cover, dtype=torch.bool) if spatial is None else cover >= spatial
     nodes = nodes_of(covered, grid)

@@ -1,8 +1,11 @@
-"""The pyramid over one H x W grid as index tables, computed once and shared by every video of that grid.
+"""The quadtree over one H x W grid as index tables, computed once and shared by all videos with that grid.
 
-Shapes: L levels; P = H*W cells of a frame; Q nodes of all levels, numbered level by level from the cells up, raster
-order within a level, so that node p < P is cell p; I = Q - P inner nodes; R roots; a root's cells are laid out on
-S x S slots (S = 2 ** (L - 1)), some empty where a side was odd, and its K nodes follow one another level by level.
+Nodes are numbered level by level from the cells up, and in raster order within a level, so that node p < P is cell p.
+The cells of one root are laid out on S x S slots; where a side of the grid is odd, some slots are empty. The K nodes
+of a root follow one another level by level.
+
+Shapes: L levels; P = H*W cells of a frame; Q nodes on all levels; I = Q - P inner nodes; R roots; S*S slots of a root,
+S = 2 ** (L - 1); K nodes of a root.
 """
 
 from dataclasses import dataclass
@@ -14,23 +17,26 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """Index tables of one (H, W, root_level).
+    """Index tables for one height, width and root level.
 
     Attributes:
-        sizes: (h, w) of every level, finest first.
-        node: int64 [L, P], the node that covers each cell at each level.
-        inner: int64 [L-1, P], the same for the levels above the cells, counted from the first inner node.
+        sizes: (h, w) of every level, the finest level first.
+        node: int64 [L, P], the node that covers each cell on each level.
+        inner: int64 [L-1, P], the inner node that covers each cell on each level above the cells, numbered from the
+            first inner node on.
         first: int64 [Q], top-left cell of each node.
-        box: int32 [Q, 4], half-open (y0, x0, y1, x1) of each node.
-        patches: int64 [Q], cells each node covers.
-        children: int64 [I, 4], nodes below each inner node; a missing child repeats the first.
-        child_count: int64 [I], 1 to 4.
-        lineage: int64 [I, L-1], each inner node and those above it, counted from the first inner node; a root repeats.
-        weight: float32 [L, P], weight of each cell in the mean that is its node of each level.
+        box: int32 [Q, 4], half-open box (y0, x0, y1, x1) of each node, in cells.
+        patches: int64 [Q], number of cells that each node covers.
+        children: int64 [I, 4], the nodes below each inner node; in place of a missing child the first one is repeated.
+        child_count: int64 [I], number of children of each inner node, 1 to 4.
+        lineage: int64 [I, L-1], each inner node and the nodes above it, numbered from the first inner node on; the
+            root is repeated where the lineage is shorter.
+        weight: float32 [L, P], weight of each cell in the mean that is the value of its node on each level.
         slot_cell: int64 [R, S*S], the cell in each slot; an empty slot repeats a cell of its root.
-        pool: float32 [R, K, S*S], the nodes of each root as linear maps of its slots; 0 at empty slots.
-        node_slot: int64 [Q], root * K + position of each node among the K of its root.
-        child_cosine: int64 [I, 4], where the cosine of each inner node with each child is among the R*K*K of a frame.
+        pool: float32 [R, K, S*S], the nodes of each root as linear maps of its slots, with 0 at empty slots.
+        node_slot: int64 [Q], root * K + k for the k-th node of each root.
+        child_cosine: int64 [I, 4], index of the cosine of each inner node with each child in the flattened [R, K, K]
+            cosines of a frame.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -62,10 +68,10 @@ class Grid:
 
 
 def level_sizes(H: int, W: int, root_level: int) -> tuple[tuple[int, int], ...]:
-    """Sides of the pyramid's levels, finest first (paper, section 3.2).
+    """Height and width of each level of the quadtree, the finest level first (paper, section 3.2).
 
-    A level halves the one below (rounded up) while both sides exceed 2; the coarsest `root_level` levels are left out:
-    14 x 14 has levels 14, 7, 4 at root level 1.
+    Each level halves the level below it, rounded up, while both sides exceed 2. The coarsest `root_level` levels are
+    left out. Example: a 14 x 14 grid has levels of side 14, 7 and 4 at root level 1.
     """
     sizes = [(H, W)]
     while min(sizes[-1]) > 2:
@@ -75,7 +81,7 @@ def level_sizes(H: int, W: int, root_level: int) -> tuple[tuple[int, int], ...]:
 
 @lru_cache(maxsize=64)
 def make_grid(H: int, W: int, root_level: int, device: torch.device) -> Grid:
-    """The tables of one grid on `device`; made once for each."""
+    """The index tables of one grid on `device`. They are computed on the first call and then cached."""
     sizes = level_sizes(H, W, root_level)
     owner_y, slot_y = _axis([h for h, _ in sizes])
     owner_x, slot_x = _axis([w for _, w in sizes])
@@ -99,10 +105,17 @@ def make_grid(H: int, W: int, root_level: int, device: torch.device) -> Grid:
 
 
 def _axis(sides: list[int]) -> tuple[list[Tensor], Tensor]:
-    """Of one axis: per level the index that covers each finest position, and the slot of each finest position.
+    """Assign the positions of one axis to the coarser levels and to slots.
 
-    An odd side keeps its first position alone, in the second of two slots:
-    sides [3, 2] -> owners [0, 1, 2] and [0, 1, 1], slots 1 | 0, 1 within the two roots.
+    Where a side is odd, its first position has no partner and lies in the second of two slots.
+
+    Args:
+        sides: length of the axis on each level, the finest level first.
+
+    Returns:
+        Per level, the index that covers each finest position; and the slot of each finest position within its root.
+
+    Example: sides [3, 2] -> indices [0, 1, 2] and [0, 1, 1]; slots [1, 0, 1]: slot 1 of root 0, slots 0, 1 of root 1.
     """
     owner = torch.arange(sides[0])
     owners, slot = [owner], torch.zeros_like(owner)
@@ -115,7 +128,7 @@ def _axis(sides: list[int]) -> tuple[list[Tensor], Tensor]:
 
 
 def _extents(node_LP: Tensor, nodes: int, W: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`first`, `box`, `patches` of all nodes."""
+    """Compute the tables `first`, `box` and `patches` of `Grid`."""
     cell_LP = torch.arange(node_LP.shape[1]).expand_as(node_LP)
     first = torch.full((nodes,), node_LP.shape[1]).scatter_reduce(0, node_LP.flatten(), cell_LP.flatten(), "amin")
     last = torch.zeros(nodes, dtype=torch.long).scatter_reduce(0, node_LP.flatten(), cell_LP.flatten(), "amax")
@@ -124,7 +137,7 @@ def _extents(node_LP: Tensor, nodes: int, W: int) -> tuple[Tensor, Tensor, Tenso
 
 
 def _family(node_LP: Tensor, first_Q: Tensor, starts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """`parent`, `children`, `child_count`."""
+    """Compute the parent of each node (int64 [Q]; a root is its own parent) and `children`, `child_count` of `Grid`."""
     parent = torch.arange(len(first_Q))
     for level in range(len(starts) - 2):
         ids = slice(starts[level], starts[level + 1])
@@ -140,7 +153,7 @@ def _family(node_LP: Tensor, first_Q: Tensor, starts: list[int]) -> tuple[Tensor
 
 
 def _lineage(parent_Q: Tensor, cells: int, inner_levels: int) -> Tensor:
-    """`lineage`."""
+    """Compute the table `lineage` of `Grid`."""
     line = [torch.arange(cells, len(parent_Q))]
     for _ in range(inner_levels - 1):
         line.append(parent_Q[line[-1]])
@@ -148,7 +161,10 @@ def _lineage(parent_Q: Tensor, cells: int, inner_levels: int) -> Tensor:
 
 
 def _weights(node_LP: Tensor, child_count_I: Tensor, cells: int) -> Tensor:
-    """`weight`: a node is the mean of its children, so a cell's weight is divided by their number at each level."""
+    """Compute the table `weight` of `Grid`.
+
+    A node is the mean of its children, so on each level the weight of a cell is divided by the number of children.
+    """
     weights = [torch.ones(cells)]
     for level_nodes in node_LP[1:]:
         weights.append(weights[-1] / child_count_I[level_nodes - cells])
@@ -158,7 +174,7 @@ def _weights(node_LP: Tensor, child_count_I: Tensor, cells: int) -> Tensor:
 def _slots(
     node_LP: Tensor, first_Q: Tensor, weight_LP: Tensor, slot_y: Tensor, slot_x: Tensor, starts: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`slot_cell`, `pool`, `node_slot`."""
+    """Compute the tables `slot_cell`, `pool` and `node_slot` of `Grid`."""
     levels, cells = node_LP.shape
     root = node_LP[-1] - starts[levels - 1]
     roots, S = starts[levels] - starts[levels - 1], 1 << (levels - 1)

@@ -1,4 +1,4 @@
-"""Spatio-temporal token merging (arXiv 2507.07990, section 3): decide which tokens become one, then average them.
+"""Spatio-temporal token merging (arXiv 2507.07990, section 3): decide which tokens are merged, then average them.
 
 Shapes: T frames of H x W cells, P = H*W, N = T*P, C channels, M survivors.
 """
@@ -7,24 +7,28 @@ import torch
 from torch import Tensor
 
 from sttm.errors import ConfigError
+from sttm.merging.assignment import assign
 from sttm.merging.budget import decide_by_budget
 from sttm.merging.config import MergeConfig
 from sttm.merging.decision import Decision, decide_by_thresholds
 from sttm.merging.grid import Grid, make_grid
 from sttm.merging.merged import Merged, weighted_sum
 from sttm.merging.peers.dispatch import merge_by_peer
-from sttm.merging.rows import rows_of
 from sttm.merging.similarity import Similarity, measure
 
 
 @torch.no_grad()
 def merge(features_THWC: Tensor, config: MergeConfig) -> Merged:
-    """Reduce the visual tokens of one video, [T, H, W, C] of any float dtype on any device.
+    """Reduce the visual tokens of one video with the method that `config` names.
 
     Similarities and sums are taken in float32; the merged features have the dtype of the input.
 
+    Args:
+        features_THWC: features [T, H, W, C], in any float dtype and on any device.
+        config: the method and how many tokens to keep.
+
     Raises:
-        ConfigError: the features are no [T, H, W, C] with T, H, W, C >= 1, or `head_dim` does not divide C.
+        ConfigError: the features are not floats [T, H, W, C] with T, H, W, C >= 1, or `head_dim` does not divide C.
     """
     if features_THWC.ndim != 4 or 0 in features_THWC.shape or not features_THWC.is_floating_point():
         raise ConfigError(
@@ -38,9 +42,9 @@ def merge(features_THWC: Tensor, config: MergeConfig) -> Merged:
     grid = make_grid(H, W, config.root_level, features_THWC.device)
     x_TPC = features_THWC.reshape(T, H * W, C)
     if features_THWC.is_cuda:
-        from sttm.merging import replay
+        from sttm.merging import cuda_graph
 
-        if merged := replay.merge_to_budget(x_TPC, grid, config):
+        if merged := cuda_graph.merge_to_budget(x_TPC, grid, config):
             return merged
     return _assemble(x_TPC, grid, _decide(features_THWC, grid, config), config)
 
@@ -65,11 +69,12 @@ def _decide(x_THWC: Tensor, grid: Grid, config: MergeConfig) -> Decision:
 
 
 def _assemble(x_TPC: Tensor, grid: Grid, decision: Decision, config: MergeConfig) -> Merged:
-    """Carry a decision out."""
-    rows = rows_of(decision, grid, is_weighted=config.is_weighted)
+    """Average the features [T, P, C] as a decision says."""
+    assignment = assign(decision, grid, is_weighted=config.is_weighted)
+    survivor, weights, count = assignment.survivor, assignment.weights, len(assignment.index)
     return Merged(
-        features=weighted_sum(x_TPC.flatten(0, 1), rows.survivor, rows.weights, len(rows.index)),
-        **vars(rows),
+        features=weighted_sum(x_TPC.flatten(0, 1), survivor, weights, count),
+        **vars(assignment),
         spatial_threshold=decision.spatial_threshold,
         temporal_threshold=decision.temporal_threshold,
         target=config.target(x_TPC.shape[0] * x_TPC.shape[1]),

@@ -1,15 +1,17 @@
-"""Attention of many questions over one video: the shared keys are read once, not copied a question.
+"""Attention of many questions over one video: the video's keys are read once for all questions and never copied.
 
-Attention over two sets of keys is the two partial results, weighted by their sums of exponentials (the log-sum-exp
-trick of FlashAttention, arXiv 2205.14135). So the video's part is one product for all rows, and only each row's own
-tokens take memory of their own. On a GPU, in half precision, kernels of torch that give the log-sum-exp beside the
-result do both parts; the plain products here are what they compute, and run everywhere else.
+Attention over two sets of keys equals the results for each set, weighted by their sums of exponentials (the
+log-sum-exp trick of FlashAttention, arXiv 2205.14135). So the video's part is one matrix product for all rows of the
+batch, and only each row's own tokens take extra memory. On a GPU in half precision, torch's kernels that return the
+log-sum-exp compute both parts. The plain matrix products in this file define the result and run everywhere else.
 
-transformers' AttentionInterface carries it: `register()` makes `ATTENTION` a name to load a language model with. A
-layer that is called with `video=(keys, values)` attends to them too; without it, it is plain SDPA. `key_bias` makes
-attention proportional to what a merged token stands for (ToMe, arXiv 2210.09461, section 3).
+`register()` adds this attention to transformers' AttentionInterface under the name `ATTENTION`, with which a language
+model is loaded. A decoder layer that is called with `video=(keys, values)` attends to the video too; without `video` it
+computes plain SDPA. `key_bias` makes attention proportional to the number of cells that a merged token stands for
+(ToMe, arXiv 2210.09461, section 3).
 
-Shapes: B rows, h key heads, g query heads a key head, Q new tokens, S video tokens, P own tokens so far, D head size.
+Shapes: B rows, h key heads, g query heads for each key head, Q new tokens, S video tokens, P own tokens so far, D head
+size.
 """
 
 from functools import cache
@@ -20,12 +22,12 @@ from torch import Tensor
 
 ATTENTION = "sttm"
 _SCORES_AT_ONCE = 1 << 26  # float32 scores in memory at one time, 256 MB
-_WIDEST = 248  # channels of a head that flash attention takes, with 8 more for a bias
-_HIDDEN = -3e4  # weighs nothing; not infinite, since a kernel's result for a row that sees nothing may be NaN
+_WIDEST = 248  # flash attention takes heads of up to 256 channels, and the bias adds 8
+_HIDDEN = -3e4  # added to hidden scores; finite, because a kernel may return NaN for a query that sees no key
 
 
 def register() -> None:
-    """Teach transformers the name `ATTENTION`. Masks are made as for SDPA."""
+    """Register the attention with transformers under the name `ATTENTION`, with the masks that SDPA uses."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -45,7 +47,22 @@ def _forward(
     key_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What a decoder layer calls: query [B, h*g, Q, D], key and value [B, h, P, D]; out [B, Q, h*g, D]."""
+    """The function that a decoder layer calls.
+
+    Args:
+        module: the attention module of the layer.
+        query: [B, h*g, Q, D].
+        key: [B, h, P, D].
+        value: [B, h, P, D].
+        attention_mask: see `attend`; without `video`, a mask for SDPA.
+        scaling: factor of the scores.
+        video: keys and values of the video [h, S, D]; None for plain attention.
+        key_bias: float32, added to the scaled scores of the video's keys [S], or without `video` of the keys [P].
+        kwargs: passed on to SDPA.
+
+    Returns:
+        The result [B, Q, h*g, D], and None in place of attention weights.
+    """
     if video is not None:
         return attend(query, video, (key, value), attention_mask, scaling, key_bias).transpose(1, 2), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -58,10 +75,11 @@ def _forward(
 
 
 def with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [..., tokens, D + 8]: their products are those of the inputs plus the key's `bias` [P].
+    """Extend queries, keys and values by 8 channels, so that the products of queries and keys include `bias` [P].
 
-    A bias given as a mask would keep SDPA from its fast kernels; extra channels do not. Two of them carry it, so that
-    half precision loses nothing; eight, because the kernels want sizes divisible by eight.
+    A bias in the form of a mask would keep SDPA from using its fast kernels. Two of the channels hold the bias, as a
+    coarse and a fine part, so that half precision does not round it. The others are zero, because the kernels need
+    sizes divisible by eight.
     """
     coarse = bias.to(key.dtype)
     fine = (bias - coarse.float()).to(key.dtype)
@@ -72,7 +90,7 @@ def with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask as something to add to scores, for `attend`, which then need not make it again in every layer."""
+    """Convert a bool mask into one that is added to scores. Done once, it saves `attend` this work in every layer."""
     return mask.logical_not().to(dtype).mul_(_HIDDEN)
 
 
@@ -84,16 +102,20 @@ def attend(
     scaling: float,
     video_bias: Tensor | None = None,
 ) -> Tensor:
-    """Attention of queries over the video's tokens and each row's own, [B, h*g, Q, D]; in memory it is [B, Q, h*g, D].
+    """Attention of queries over the video's tokens and over each row's own tokens.
 
     Args:
-        query: [B, h*g, Q, D], rotated.
-        video: keys and values [h, S, D], seen by every query.
-        own: keys and values [B, h, P, D] of each row's tokens, the new ones last.
-        mask: broadcastable to [B, 1, Q, P], bool, who may see which own token, or the same as `additive` in the
-            query's dtype; None: all of them. Every query must see at least one token of either kind.
+        query: [B, h*g, Q, D], after the rotary embedding.
+        video: keys and values [h, S, D], which every query sees.
+        own: keys and values [B, h, P, D] of each row's own tokens, the new tokens last.
+        mask: broadcastable to [B, 1, Q, P]. Either bool, True where a query sees an own token, or the result of
+            `additive` in the query's dtype. None lets every query see all own tokens. Every query must see at least
+            one token of the video or of its own.
         scaling: factor of the scores.
         video_bias: float32 [S], added to the scaled scores of the video's keys.
+
+    Returns:
+        [B, h*g, Q, D], a view of memory laid out as [B, Q, h*g, D].
     """
     B, heads, Q, D = query.shape
     groups = (video[0].shape[0], heads // video[0].shape[0])
@@ -112,7 +134,7 @@ def attend(
 
 
 def _has_kernels(query: Tensor, keys: Tensor) -> bool:
-    """Whether torch has kernels for this: they want channels, biases beside them, and rows of a mask to be aligned."""
+    """Whether torch's kernels can be used: they need half precision on a GPU, and aligned channels and mask rows."""
     if not query.is_cuda or query.dtype not in (torch.bfloat16, torch.float16):
         return False
     is_aligned = query.shape[-1] % 8 == 0 and keys.shape[2] % 16 == 0
@@ -121,14 +143,18 @@ def _has_kernels(query: Tensor, keys: Tensor) -> bool:
 
 @cache
 def _is_ampere(device: torch.device) -> bool:
-    """Or newer, as flash attention needs."""
+    """Whether the GPU is of the Ampere generation or newer, which flash attention needs."""
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _video_by_kernel(
     query: Tensor, video: tuple[Tensor, Tensor], scaling: float, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """As `_over_video`, with results in the query's dtype: all rows are one sequence of queries."""
+    """Attention over the video by flash attention, with all rows of the batch as one sequence of queries.
+
+    Returns:
+        Results [B, h, g, Q, D] in the query's dtype, and their log-sum-exp [B, h, g, Q].
+    """
     B, h, g, Q, D = query.shape
     inputs = query.transpose(0, 1).reshape(1, h, B * g * Q, D), video[0][None], video[1][None]
     if bias is not None:
@@ -141,7 +167,11 @@ def _video_by_kernel(
 def _own_by_kernel(
     query: Tensor, own: tuple[Tensor, Tensor], mask: Tensor | None, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """As `_over_own`, with results in the query's dtype: key heads are a batch, so no key is copied for a group."""
+    """Attention over the rows' own keys by a kernel of torch. Key heads form a batch, so no key is copied.
+
+    Returns:
+        Results [B, h, g, Q, D] in the query's dtype, and their log-sum-exp [B, h, g, Q].
+    """
     B, h, g, Q, _ = query.shape
     keys, values = (tensor.flatten(0, 1)[:, None].expand(-1, g, -1, -1) for tensor in own)
     if mask is not None:
@@ -149,13 +179,13 @@ def _own_by_kernel(
     out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
         query.flatten(0, 1), keys, values, mask, True, scale=scaling
     )
-    return out.unflatten(0, (B, h)), lse[..., :Q].unflatten(0, (B, h))  # the kernel fills up to whole blocks of queries
+    return out.unflatten(0, (B, h)), lse[..., :Q].unflatten(0, (B, h))  # the kernel pads queries to whole blocks
 
 
 def _over_video(
     query: Tensor, video: tuple[Tensor, Tensor], scaling: float, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """float32 results [B, h, g, Q, D] and log-sum-exp [B, h, g, Q] over keys that all rows share."""
+    """Attention over the video's keys, which all rows share: float32 results [B, h, g, Q, D] and log-sum-exp."""
     keys, values = video
     B, h, g, Q, D = query.shape
     rows = query.transpose(0, 1).reshape(h, B * g * Q, D)
@@ -168,7 +198,10 @@ def _over_video(
 
 
 def _over_own(query: Tensor, own: tuple[Tensor, Tensor], mask: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
-    """The same over each row's own keys; a query that sees none of them gets a log-sum-exp of -inf."""
+    """Attention over each row's own keys: float32 results [B, h, g, Q, D] and log-sum-exp [B, h, g, Q].
+
+    A query that sees none of these keys gets a log-sum-exp of -inf.
+    """
     keys, values = own
     B, h, g, Q, D = query.shape
     rows = query.reshape(B * h, g * Q, D)
@@ -182,14 +215,18 @@ def _over_own(query: Tensor, own: tuple[Tensor, Tensor], mask: Tensor | None, sc
 
 
 def _partial(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax-weighted values [n, q, D] and log-sum-exp [n, q], both float32, of scores [n, q, k]."""
+    """Weight values [n, k, D] by the softmax of scores [n, q, k].
+
+    Returns:
+        Weighted values [n, q, D] and log-sum-exp [n, q], both float32.
+    """
     lse = scores.logsumexp(-1)
     weights = (scores - lse.clamp_min(torch.finfo(lse.dtype).min)[..., None]).exp()
     return _product(weights.to(values.dtype), values), lse
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """float32 product of two batches of matrices; half precision is only ever an input."""
+    """Product of two batches of matrices, accumulated and returned in float32 also for half precision."""
     if a.dtype == torch.float32:
         return torch.bmm(a, b)
     if a.is_cuda:

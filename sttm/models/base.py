@@ -1,8 +1,11 @@
-"""What the engine must know of a model family: prompt, positions, preprocessing, vision. No weights live here.
+"""What the engine must know about a model family: preprocessing, vision tower, prompt and positions. No weights here.
 
-A family is one subclass of `Family` in one file, listed in `sttm.models.families`. Shapes: F sampled frames, (T, H, W)
-the grid of visual tokens inside the LLM, N = T*H*W, P >= N places the vision tower fills in the prompt (grid cells and
-separators), L prefix tokens, A position axes (1 for RoPE, 3 for M-RoPE), C hidden size.
+Each family is one subclass of `Family` in a file of its own, listed in `sttm.models.families`. README.md in this folder
+shows how to add one.
+
+Shapes: F sampled frames; (T, H, W) the grid of visual tokens inside the LLM, N = T*H*W; P >= N places in the prompt
+that the vision tower fills (grid cells and separators); L prefix tokens; A position axes (1 for RoPE, 3 for M-RoPE); C
+hidden size.
 """
 
 from abc import ABC, abstractmethod
@@ -23,10 +26,10 @@ _QUESTION_MARK = "\x00question\x00"  # stands for the question while the chat te
 
 @dataclass(frozen=True)
 class VideoInputs:
-    """A video as the vision tower takes it, still in uint8 so that it is small to send.
+    """A video as the vision tower takes it, but still in uint8, so that it is small to send.
 
     Attributes:
-        pixels: uint8, resized and laid out by the family's official processor (patches or frames).
+        pixels: uint8, resized and laid out by the official processor of the family, as patches or as frames.
         grid: (T, H, W) of the visual tokens inside the LLM.
         seconds: float64 [F], presentation times of the sampled frames.
         frame_seconds: float64 [T], presentation time of the first sampled frame of each grid frame.
@@ -40,41 +43,44 @@ class VideoInputs:
     def __post_init__(self) -> None:
         if self.pixels.dtype != np.uint8 or len(self.frame_seconds) != self.grid[0] or min(self.grid) < 1:
             raise ValueError(
-                f"pixels {self.pixels.dtype}, grid {self.grid}, {len(self.frame_seconds)} frame times do not fit"
+                f"VideoInputs needs uint8 pixels and one time for each grid frame, got {self.pixels.dtype}, "
+                f"grid {self.grid} and {len(self.frame_seconds)} times"
             )
 
     @property
     def tokens(self) -> int:
-        """Visual tokens before the merge."""
+        """Number of visual tokens before the merge."""
         t, h, w = self.grid
         return t * h * w
 
     def page_locked(self) -> "VideoInputs":
-        """The same, with pixels in memory from which a GPU takes them at the full rate of the bus."""
+        """Copy the pixels into page-locked memory, from which a GPU reads at the full rate of the bus."""
         pixels = torch.empty(self.pixels.shape, dtype=torch.uint8, pin_memory=True).numpy()
         np.copyto(pixels, self.pixels)
         return replace(self, pixels=pixels)
 
     def pixels_on(self, device: torch.device) -> Tensor:
-        """The pixels on a device; page-locked ones arrive there before later work of its current stream."""
-        # Ray's object store gives out read-only memory, which torch shares only with a warning.
+        """The pixels on a device. From page-locked memory the copy is queued on the device's current stream."""
+        # Arrays from Ray's object store are read-only, and torch warns when it shares such memory, so copy it.
         pixels = torch.from_numpy(self.pixels) if self.pixels.flags.writeable else torch.tensor(self.pixels)
         return pixels.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """The prefix of every question about one video, as the decoder takes it.
+    """The prefix that all questions about one video share, as the decoder takes it.
 
     Attributes:
-        ids: int64 [L] token ids; the visual places hold the video token's id.
-        embeds: [L, C] embeddings with the visual features in place.
-        positions: int64 [A, L] position ids.
+        ids: int64 [L], token ids; the visual places hold the id of the video token.
+        embeds: [L, C], embeddings, with the visual features at the visual places.
+        positions: int64 [A, L], position ids.
         next_position: position of the first token after the prefix.
-        visual: int64 [N], where the visual tokens sit, in (t, y, x) raster order. Not always one run.
-        grid: (T, H, W), T*H*W == N.
-        frame_seconds: float64 [T].
-        deepstack: per level [N, C], added to the visual tokens after decoder layer 0, 1, ... (Qwen3-VL).
+        visual: int64 [N], indices of the visual tokens in the prefix, in (t, y, x) raster order. They need not be
+            contiguous.
+        grid: (T, H, W), with T*H*W == N.
+        frame_seconds: float64 [T], presentation time of each grid frame.
+        deepstack: per level [N, C], features that are added to the visual tokens after decoder layer 0, 1, ...
+            (Qwen3-VL).
     """
 
     ids: Tensor
@@ -90,31 +96,44 @@ class Prompt:
         length, (t, h, w) = len(self.ids), self.grid
         if self.embeds.shape[0] != length or self.positions.shape[1] != length or len(self.visual) != t * h * w:
             raise ValueError(
-                f"{length} ids, embeds {tuple(self.embeds.shape)}, positions {tuple(self.positions.shape)}, "
-                f"{len(self.visual)} visual tokens for grid {self.grid}"
+                f"the parts of a Prompt do not fit together: {length} ids, embeds {tuple(self.embeds.shape)}, "
+                f"positions {tuple(self.positions.shape)}, {len(self.visual)} visual tokens, grid {self.grid}"
             )
 
 
 class Family(ABC):
-    """One model family, made from a checkpoint's config, tokenizer and (when indexing) video processor.
+    """The adapter of one model family.
 
-    Subclasses say how to preprocess, encode, lay out the prefix and number its positions.
+    Subclasses say how to preprocess a video, run the vision tower, lay out the prefix and number its positions.
+
+    Attributes:
+        model_types: values of `model_type` in config.json that this adapter serves.
+        processor_class: name of the transformers class that resizes and lays out the videos of this family.
+        default_bounds: bounds of a frame's pixels for checkpoints that do not say how videos are preprocessed. None if
+            the checkpoints always say it, or if all frames have one size.
+        prefix_end: the special token that ends the prefix after the video; None if the video itself ends the prefix.
+            In both cases the prefix ends with a special token, so that BPE cannot join the question to it.
+
+    Args:
+        config: the checkpoint's transformers config.
+        tokenizer: the checkpoint's tokenizer, with a chat template that renders a video.
+        processor: the checkpoint's video processor; only indexing needs it.
+        pixel_bounds: bounds of a frame's pixels; None keeps those of the processor.
+
+    Raises:
+        ModelError: a decoder layer does not use full attention.
     """
 
     model_types: ClassVar[tuple[str, ...]]
-    # transformers' class that resizes and lays out this family's videos.
     processor_class: ClassVar[str]
-    # Of frames where a checkpoint describes no videos; None where it always does, or its frames have one size.
     default_bounds: ClassVar[PixelBounds | None] = None
-    # The last piece of the prefix after the video, None where the video itself is last. Either way a special token, so
-    # that BPE cannot join the question to it.
     prefix_end: ClassVar[str | None] = None
 
     def __init__(
         self, config: Any, tokenizer: Any, processor: Any = None, pixel_bounds: PixelBounds | None = None
     ) -> None:
         self.config, self.tokenizer, self.processor = config, tokenizer, processor
-        self.pixel_bounds = pixel_bounds  # None: the processor's own
+        self.pixel_bounds = pixel_bounds
         kinds = _attention_kinds(config.get_text_config())
         if kinds - {"full_attention"}:
             raise ModelError(
@@ -124,55 +143,81 @@ class Family(ABC):
 
     @abstractmethod
     def preprocess(self, pixels: np.ndarray, seconds: np.ndarray) -> VideoInputs:
-        """Resize and lay out frames uint8 [F, H, W, 3] shown at `seconds` float64 [F], on the CPU."""
+        """Resize and lay out frames on the CPU.
+
+        Args:
+            pixels: uint8 [F, H, W, 3], RGB frames as decoded.
+            seconds: float64 [F], presentation times of the frames.
+        """
 
     @abstractmethod
     def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the vision tower: embeddings of all places [P, C], deepstack levels of the grid cells, each [N, C]."""
+        """Run the vision tower of the whole model `model` on one video.
+
+        Returns:
+            Embeddings of all places [P, C], cells and separators in the order of the prompt; and the deepstack levels
+            of the cells, each [N, C], or an empty tuple if the family has no deepstack.
+        """
 
     @abstractmethod
-    def number(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
-        """Position ids int64 [A, L] of the prefix, and the next free position (largest used plus one)."""
+    def position_ids(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
+        """Number the tokens of the prefix.
+
+        Args:
+            ids: int64 [L], token ids of the prefix.
+            inputs: the video in this prefix.
+
+        Returns:
+            Position ids int64 [A, L] on the device of `ids`; and the next free position, which is the largest position
+            plus one.
+        """
 
     @property
     @abstractmethod
     def video_token(self) -> str:
-        """The placeholder of one visual token."""
+        """The text of the placeholder token that stands for one visual token in the prompt."""
 
-    @staticmethod  # noqa: B027 (most families need nothing)
+    @staticmethod  # noqa: B027 (an adapter need not override this)
     def prepare(model: nn.Module) -> None:
-        """Called once on a loaded model, to make its vision tower faster; the outputs stay the same."""
+        """Replace slow modules in the vision tower of a model that was just loaded. Its outputs must not change."""
 
     def is_cell(self, inputs: VideoInputs) -> Tensor:
-        """Bool [P]: which places hold a cell of the grid, in raster order; the others are separators, never merged."""
+        """bool [P]: which places hold a cell of the grid, in raster order. The other places hold separators.
+
+        Separators are prompt tokens like text: they are never merged.
+        """
         return torch.ones(inputs.tokens, dtype=torch.bool)
 
     def prefix_ids(self, inputs: VideoInputs) -> list[int]:
-        """Ids of the prompt up to and including the video and `prefix_end`."""
+        """Token ids of the prompt up to and including the video and `prefix_end`."""
         before, after, _ = self._template()
         video = [self._id(self.video_token)] * len(self.is_cell(inputs))
         return self._opening(before) + video + self._encode_after(self.video_token, self._split(after)[0])
 
     def question_ids(self, question: str) -> list[int]:
-        """Ids that follow the prefix: the question, the end of the user's turn, the start of the answer.
+        """Token ids that follow the prefix: the question, the end of the user's turn and the start of the answer.
 
         Raises:
-            QuestionError: the text holds a control token, which would end the user's turn or stand for a video.
+            QuestionError: the question contains a control token, which would end the user's turn or stand for a video.
         """
         if control := [token for token in self.tokenizer.get_added_vocab() if token in question]:
-            raise QuestionError(f"the question holds the control token {control[0]!r}; leave it out")
+            raise QuestionError(f"the question contains the control token {control[0]!r}; leave it out")
         _, after, end = self._template()
         return self._encode_after(self.prefix_end or self.video_token, self._split(after)[1] + question + end)
 
     def stop_ids(self, generation_config: Any) -> frozenset[int]:
-        """Ids that end an answer."""
+        """Token ids that end an answer, from the checkpoint's generation config (may be None) and its tokenizer."""
         ids = generation_config.eos_token_id if generation_config is not None else None
         ids = list(ids) if isinstance(ids, Sequence) else [ids]
         return frozenset(int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
 
     @torch.inference_mode()
     def prompt(self, model: Any, inputs: VideoInputs) -> Prompt:
-        """Encode one video and build its prefix on the model's device."""
+        """Run the vision tower on one video and build the prefix on the model's device.
+
+        Raises:
+            ModelError: the vision tower made another number of embeddings than the prompt has visual places.
+        """
         embed_tokens = model.get_input_embeddings()
         device = embed_tokens.weight.device
         features, deepstack = self.encode(model, inputs)
@@ -180,12 +225,14 @@ class Family(ABC):
         places = torch.nonzero(ids == self._id(self.video_token)).squeeze(1)
         if len(places) != len(features):
             raise ModelError(
-                f"{self.config.model_type}: the vision tower made {len(features)} tokens for {len(places)} places "
-                f"(grid {inputs.grid}); the checkpoint's processor and config disagree"
+                f"{self.config.model_type}: the vision tower made {len(features)} embeddings for {len(places)} places "
+                f"in the prompt (grid {inputs.grid}); the checkpoint's processor and config do not fit together, take "
+                "both from the same release"
             )
-        embeds = embed_tokens(ids.masked_fill(ids == self._id(self.video_token), 0))  # its id may have no row
+        # The embedding table may have no row for the video token's id.
+        embeds = embed_tokens(ids.masked_fill(ids == self._id(self.video_token), 0))
         embeds[places] = features.to(embeds)
-        positions, next_position = self.number(ids, inputs)
+        positions, next_position = self.position_ids(ids, inputs)
         return Prompt(
             ids,
             embeds,
@@ -201,23 +248,27 @@ class Family(ABC):
         """Check that the chat template renders a video and a question.
 
         Raises:
-            ModelError: it does not; names the folder and the cure.
+            ModelError: the chat template does not; the message names the folder and the cure.
         """
         self._template()
 
     def _template(self) -> tuple[str, str, str]:
-        """The chat template cut at the video and at the question: text before, between and after."""
+        """Render the chat template and cut it at the video and at the question.
+
+        Returns:
+            The text before the video, between video and question, and after the question.
+        """
         content = [{"type": "video"}, {"type": "text", "text": _QUESTION_MARK}]
         try:
             text = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:  # what a template of text alone comes to
+        except (TemplateError, TypeError, ValueError, KeyError) as error:  # a template for text alone raises these
             raise self._template_error(f"{type(error).__name__}: {error}") from error
         before, video, rest = text.partition(self.video_token)
         after, question, end = rest.partition(_QUESTION_MARK)
         if not video or not question or self.video_token in rest:
-            raise self._template_error(f"it gives {text[:200]!r}")
+            raise self._template_error(f"it renders {text[:200]!r}")
         return before, after, end
 
     def _template_error(self, cause: str) -> ModelError:
@@ -228,20 +279,20 @@ class Family(ABC):
         )
 
     def _split(self, after: str) -> tuple[str, str]:
-        """Text between video and question, cut into the prefix's share and the question's."""
+        """Cut the text between video and question into the part of the prefix and the part of the question."""
         if self.prefix_end is None:
             return "", after
         head, end, tail = after.partition(self.prefix_end)
         return (head + end, tail) if end else ("", after)
 
     def _opening(self, before: str) -> list[int]:
-        """Ids of the text before the video, with the BOS that some tokenizers put before everything (Llama)."""
+        """Token ids of the text before the video, with the BOS token if the tokenizer starts every text with it."""
         bos = self.tokenizer.bos_token
         adds_bos = bos and self._id(bos) in self.tokenizer("")["input_ids"] and not before.startswith(bos)
         return self._encode((bos if adds_bos else "") + before)
 
     def _encode_after(self, token: str, text: str) -> list[int]:
-        """Ids of `text` as it follows a special token; alone, some tokenizers would put a space before it."""
+        """Token ids of `text` after the special token `token`. Without it, some tokenizers would add a space first."""
         return self._encode(token + text)[1:]
 
     def _encode(self, text: str) -> list[int]:
@@ -252,7 +303,11 @@ class Family(ABC):
 
 
 def _attention_kinds(text_config: Any) -> set[str]:
-    """Kinds of attention in the decoder's layers, where its config tells; Mistral's names its one window only."""
+    """Kinds of attention in the decoder layers; empty if the config does not say.
+
+    Configs like Mistral's list no kinds and only give the size of a sliding window. A window as long as all positions
+    hides nothing.
+    """
     if kinds := getattr(text_config, "layer_types", None):
         return set(kinds)
     window = getattr(text_config, "sliding_window", None)

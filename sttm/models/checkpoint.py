@@ -1,6 +1,7 @@
-"""A checkpoint folder or hub repository: what it is (digests), and how its parts are loaded.
+"""Open a checkpoint folder or hub repository, load its parts, and compute the digests that identify it.
 
-Safetensors only, and never code from the checkpoint: an untrusted checkpoint can be wrong but cannot run.
+Weights are read from safetensors files only, and code from a checkpoint is never run. So an untrusted checkpoint can
+give wrong answers, but it cannot execute anything.
 """
 
 import json
@@ -18,7 +19,7 @@ from sttm.errors import ConfigError, ModelError
 from sttm.models import attention, lmms_lab
 from sttm.models.base import Family
 from sttm.models.families import family_of
-from sttm.models.fused import fuse
+from sttm.models.fused_modules import fuse
 from sttm.models.language_model import LanguageModel, load_language_model
 from sttm.models.pixel_bounds import PixelBounds
 from sttm.models.placement import Devices, as_devices, device_map
@@ -27,18 +28,23 @@ from sttm.models.weights import Weights
 from sttm.settings import Settings
 
 BUILT_IN = Path(__file__).parent / "tiny"
+BUILT_IN_NOTICE = (
+    "The built-in model knows coloured shapes only; its answers about real film mean nothing. "
+    "For real video index with a real checkpoint: --config qwen2_5_vl_7b, or --set model.path=FOLDER."
+)
 
 
 class ModelConfig(Settings):
-    """Which checkpoint, and in which arithmetic.
+    """Which checkpoint is used, and in which arithmetic.
 
     Attributes:
         path: a folder, a Hugging Face repository id, or `tiny` for the built-in model. None means the built-in model
             when videos are indexed, and the model that made the cache when questions are asked.
-        revision: branch, tag or commit of a hub repository; None takes its default branch.
-        dtype: arithmetic of the language model and the vision tower.
-        frame_pixels: most pixels (width x height) of a frame in the vision tower; a larger one is scaled down. None
-            takes what the checkpoint says of videos, see `sttm.models.pixel_bounds`.
+        revision: branch, tag or commit of a hub repository; None takes the default branch.
+        dtype: dtype in which the language model and the vision tower compute.
+        frame_pixels: the most pixels (width x height) of a frame in the vision tower; a larger frame is scaled down.
+            None takes the bounds that the checkpoint gives for videos, or the defaults of its family if it gives none
+            (see `sttm.models.pixel_bounds`).
     """
 
     path: str | None = None
@@ -53,7 +59,14 @@ class ModelConfig(Settings):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: `folder` on this machine, and the name and commit it came from."""
+    """An opened checkpoint.
+
+    Attributes:
+        folder: the files on this machine.
+        name: the path or repository id that the checkpoint was opened by.
+        commit: commit of the hub repository; None for a folder.
+        settings: the settings that the checkpoint was opened with.
+    """
 
     folder: Path
     name: str
@@ -62,12 +75,12 @@ class Checkpoint:
 
     @staticmethod
     def open(settings: ModelConfig) -> "Checkpoint":
-        """Find the folder, downloading a hub repository's safe files if need be.
+        """Find the folder. For a hub repository, download the files that are needed; none of them can run code.
 
         Raises:
-            ModelError: no such folder or repository, or one without config.json or safetensors.
+            ModelError: the folder or repository does not exist, or it lacks config.json or safetensors files.
         """
-        import_torchvision()  # before anything of transformers that needs it
+        import_torchvision()  # must come before transformers imports torchvision
         attention.register()
         path = settings.path or "tiny"
         if path == "tiny":
@@ -78,22 +91,27 @@ class Checkpoint:
             folder, commit = _download(path, settings.revision)
         for pattern in ("config.json", "*.safetensors"):
             if not list(folder.glob(pattern)):
-                raise ModelError(f"{folder} has no {pattern}; a Hugging Face checkpoint in safetensors form is needed")
+                raise ModelError(f"{folder} has no {pattern}; give a Hugging Face checkpoint with safetensors files")
         return Checkpoint(folder, path, commit, settings)
+
+    @property
+    def notice(self) -> str:
+        """What a user of this checkpoint must know, for commands to print; empty for all but the built-in model."""
+        return BUILT_IN_NOTICE if self.folder.resolve() == BUILT_IN.resolve() else ""
 
     @cached_property
     def config(self) -> Any:
         """The transformers config object.
 
         Raises:
-            ModelError: the checkpoint is of an unsupported kind, or quantised.
+            ModelError: no adapter serves the checkpoint, or the checkpoint is quantised.
         """
         from transformers import AutoConfig
 
         self._refuse_quantised()
         if self._is_lmms_lab:
             return lmms_lab.convert_config(self.folder, self._raw_config)
-        family_of(str(self._raw_config.get("model_type")), self.name)  # before transformers says it less clearly
+        family_of(str(self._raw_config.get("model_type")), self.name)  # its error is clearer than that of transformers
         return AutoConfig.from_pretrained(self.folder)
 
     @cached_property
@@ -102,33 +120,44 @@ class Checkpoint:
         return family_of(self.config.model_type, self.name)
 
     def family(self, with_processor: bool = True) -> Family:
-        """The adapter with this checkpoint's tokenizer, and its video processor when videos will be read."""
+        """The adapter of this checkpoint, with its tokenizer.
+
+        Args:
+            with_processor: also load the video processor, which only reading videos needs.
+
+        Raises:
+            ModelError: the chat template is missing, or it cannot render a video and a question.
+        """
         processor = self._video_processor() if with_processor else None
         family = self.family_class(self.config, self._tokenizer(), processor, self.pixel_bounds)
-        family.require_template()  # before any video
+        family.require_template()  # fail now, and not at the first video
         return family
 
     @cached_property
     def pixel_bounds(self) -> PixelBounds | None:
-        """Of the frames shown to the vision tower, where it is not the checkpoint that says it.
+        """Bounds of a frame's pixels from the settings or the family; None if those of the checkpoint count.
 
         Raises:
-            ConfigError: `frame_pixels` is set for a model whose frames have one size.
+            ConfigError: `frame_pixels` is set for a model whose frames all have one size.
         """
         asked, bounds = self.settings.frame_pixels, self.family_class.default_bounds
         if asked is None:
             return None if bounds is None or describes_videos(self.folder) else bounds
         if bounds is None:
             raise ConfigError(
-                f"model.frame_pixels={asked}: {self.name} shows every frame in the one size of its vision tower; "
+                f"model.frame_pixels={asked}: the vision tower of {self.name} takes frames of one size only; "
                 "leave the setting out"
             )
-        return bounds.asked(asked)
+        return bounds.with_frame_pixels(asked)
 
     def load_model(self, devices: Devices) -> nn.Module:
-        """The whole model (vision tower and language model) for inference on one device, or spread over several.
+        """Load the whole model (vision tower and language model) for inference.
 
-        Spread, the weights go straight to their GPUs and never fill the host's memory: a 72B model has 145 GB.
+        With several devices, the weights go straight to their GPUs and never fill the host's memory, because a 72B
+        model has 145 GB of weights.
+
+        Args:
+            devices: one device, or several over which the decoder layers are spread.
 
         Raises:
             ModelError: a weight is missing or quantised, or there are more devices than layers.
@@ -136,7 +165,7 @@ class Checkpoint:
         from transformers import AutoModelForImageTextToText
 
         devices = as_devices(devices)
-        Weights(self.folder)  # transformers would take quantised ones for numbers
+        Weights(self.folder)  # raises if weights are quantised, which transformers would load without their scales
         model, report = AutoModelForImageTextToText.from_pretrained(
             self.folder,
             config=self.config,
@@ -152,7 +181,7 @@ class Checkpoint:
         if len(devices) > 1:
             from accelerate.hooks import remove_hook_from_submodules
 
-            # They would move tensors before and after every module; the engine moves them where the device changes.
+            # These hooks would move tensors around every module. The engine moves them only where the device changes.
             remove_hook_from_submodules(model)
         else:
             model = model.to(devices[0])
@@ -162,12 +191,12 @@ class Checkpoint:
         return model
 
     def load_language_model(self, devices: Devices) -> LanguageModel:
-        """The language model alone, on one device or spread over several: all that answering needs."""
+        """Load the language model alone, which is all that answering needs, on one device or spread over several."""
         return load_language_model(self.folder, self.config, self.settings.torch_dtype, devices)
 
     @cached_property
     def generation_config(self) -> Any:
-        """The checkpoint's generation settings, or None."""
+        """The checkpoint's generation settings as a transformers `GenerationConfig`; None if it has none."""
         from transformers import GenerationConfig
 
         if not (self.folder / "generation_config.json").exists():
@@ -176,7 +205,7 @@ class Checkpoint:
 
     @cached_property
     def digests(self) -> dict[str, Any]:
-        """What identifies the checkpoint in a recipe: digests (blake3) of all that changes a KV cache."""
+        """The blake3 digests of all files that can change a KV cache; they identify the checkpoint in a recipe."""
         groups = {
             "weights": ["*.safetensors"],
             "config": ["config.json"],
@@ -191,9 +220,11 @@ class Checkpoint:
         try:
             raw = json.loads((self.folder / "config.json").read_text("utf-8"))
         except ValueError as error:
-            raise ModelError(f"{self.folder / 'config.json'} is not JSON: {error}") from error
+            raise ModelError(f"{self.folder / 'config.json'} is not JSON ({error}); copy it again") from error
         if not isinstance(raw, dict):
-            raise ModelError(f"{self.folder / 'config.json'} holds a {type(raw).__name__}, not a mapping")
+            raise ModelError(
+                f"{self.folder / 'config.json'} holds a {type(raw).__name__}, not a JSON object; copy it again"
+            )
         return raw
 
     def _device_map(self, devices: tuple[torch.device, ...]) -> dict[str, torch.device]:
@@ -213,7 +244,7 @@ class Checkpoint:
         return load_video_processor(self.folder, self.family_class.processor_class)
 
     def _refuse_quantised(self) -> None:
-        """Raise a ModelError if the config speaks of quantised weights."""
+        """Raise a ModelError if the config says that the weights are quantised."""
         for part in (self._raw_config, self._raw_config.get("text_config")):
             if isinstance(part, dict) and (found := part.get("quantization_config")):
                 method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
@@ -223,10 +254,10 @@ class Checkpoint:
                 )
 
     def _tokenizer(self) -> Any:
-        """With the chat template that knows of videos: the processor's, which comes in a file of its own.
+        """The tokenizer, with the chat template of the processor, which lies in a file of its own and renders videos.
 
-        tokenizer_config.json may hold another one, for text and tools alone (Qwen2.5-VL). Of two files transformers'
-        processors prefer the JSON.
+        The template in tokenizer_config.json may be for text and tools alone (Qwen2.5-VL). If both template files
+        exist, the JSON file counts, as in the processors of transformers.
         """
         from transformers import AutoTokenizer
 
@@ -239,7 +270,10 @@ class Checkpoint:
         elif jinja.exists():
             tokenizer.chat_template = jinja.read_text("utf-8")
         if not tokenizer.chat_template:
-            raise ModelError(f"{self.name} has no chat template (chat_template.jinja or chat_template.json)")
+            raise ModelError(
+                f"{self.name} has no chat template; put the template of the model's processor into the folder as "
+                "chat_template.json or chat_template.jinja"
+            )
         return tokenizer
 
 
@@ -268,4 +302,4 @@ def _download(path: str, revision: str | None) -> tuple[Path, str]:
             f"{path!r} (revision {revision or 'default'}) is neither a folder here nor a hub "
             f"repository that can be read: {str(error).splitlines()[0]}"
         ) from error
-    return folder, folder.name  # a snapshot's folder is named after its commit
+    return folder, folder.name  # huggingface_hub names the folder of a snapshot after its commit

@@ -1,4 +1,4 @@
-"""Which adapter serves which checkpoint. To add a family: subclass `sttm.models.base.Family`, list it here."""
+"""The list of supported model families. To add one, subclass `sttm.models.base.Family` and list the subclass here."""
 
 from sttm.errors import ModelError
 from sttm.models.base import Family
@@ -13,10 +13,14 @@ FAMILIES: dict[str, type[Family]] = {name: family for family in ADAPTERS for nam
 
 
 def family_of(model_type: str, checkpoint: str) -> type[Family]:
-    """The adapter for a config's `model_type`.
+    """The adapter for the `model_type` of a config.
+
+    Args:
+        model_type: the value in the checkpoint's config.json.
+        checkpoint: name of the checkpoint, for the error message.
 
     Raises:
-        ModelError: there is none; names the `checkpoint`, the supported types and how to add one.
+        ModelError: no adapter serves this `model_type`.
     """
     if model_type not in FAMILIES:
         raise ModelError(

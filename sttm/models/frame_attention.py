@@ -1,11 +1,12 @@
-"""Vision attention over many frames of equal size in one call.
+"""Attention of the Qwen vision towers over many frames in one call.
 
-The Qwen vision towers pack all frames into one sequence in which each frame (or window) attends to itself only. Under
-SDPA transformers loops over them in Python, one kernel a frame and layer, and asks the GPU for their lengths in every
-layer. Here segments of equal length become a batch: one kernel a layer and length.
+These towers pack all frames into one sequence, in which each frame (or window) attends only to itself. With SDPA,
+transformers loops over these segments in Python, with one kernel for each frame and layer, and in every layer it reads
+their lengths from the GPU. Here segments of equal length form a batch: one kernel for each layer and length.
 
-transformers' AttentionInterface cannot say this: a registered function gets one segment a call, unless its name holds
-"flash", and then loading asks for a flash-attention package. So the module is replaced, on the loaded model only.
+transformers' AttentionInterface does not allow this: a registered function gets one segment in a call, unless its name
+contains "flash", and then loading requires a flash-attention package. So the attention module of the loaded model is
+replaced instead.
 """
 
 from typing import Any
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 
 
 class FrameAttention(nn.Module):
-    """Takes the place of one block's `attn`; keeps its projections.
+    """Replaces the attention module `attn` of one block of a vision tower and keeps its projections.
 
     Args:
-        attention: of Qwen2-VL, Qwen2.5-VL or Qwen3-VL: `qkv` and `proj` linear, `num_heads`, `scaling`.
+        attention: the attention module of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL vision block, with linear modules `qkv`
+            and `proj`, and with `num_heads` and `scaling`.
     """
 
     def __init__(self, attention: Any) -> None:
@@ -29,12 +31,17 @@ class FrameAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any
     ) -> Tensor:
-        """Attention within segments; the argument names are those the block uses.
+        """Attention within segments. The names of the arguments are those that the block of transformers uses.
 
         Args:
-            hidden_states: [N, C], segments behind one another.
-            cu_seqlens: int32 [segments + 1], where segments begin and end; best on the CPU, where reading it is free.
-            position_embeddings: cosines and sines [N, D].
+            hidden_states: [N, C], all segments one after the other.
+            cu_seqlens: int32 [segments + 1], where segments begin and end. It should lie on the CPU, because reading
+                it from a GPU would wait for that GPU.
+            position_embeddings: cosines and sines of the rotary embedding, [N, D] each.
+            kwargs: further arguments of the block, which are not used.
+
+        Returns:
+            [N, C].
         """
         qkv = self.qkv(hidden_states).unflatten(1, (3, self.num_heads, -1))
         cos, sin = (angle.float() for angle in position_embeddings)
@@ -47,9 +54,11 @@ def attend_segments(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, s
     """Attention, not causal, within the segments of a packed sequence.
 
     Args:
-        query, key, value: [N, heads, D].
-        bounds: int [segments + 1], as `cu_seqlens` above.
-        scaling: factor on the logits.
+        query: [N, heads, D].
+        key: [N, heads, D].
+        value: [N, heads, D].
+        bounds: int [segments + 1], where segments begin and end.
+        scaling: factor of the scores.
 
     Returns:
         [N, heads, D].
@@ -68,7 +77,7 @@ def attend_segments(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, s
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """Attention within each of a batch of segments [segments, size, heads, D], same shape out."""
+    """Attention within each segment of a batch: [segments, size, heads, D] in, the same shape out."""
     out = torch.nn.functional.scaled_dot_product_attention(
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale=scaling
     )
@@ -76,15 +85,16 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of [N, 2, heads, D] by [N, D], half-split layout, in float32: bit for bit transformers' own.
+    """Rotary embedding of queries and keys [N, 2, heads, D] by angles [N, D], equal bit for bit to transformers' own.
 
-    Half by half straight into the result, because whole float32 copies of queries and keys would be the tower's largest
-    memory traffic. Inference only: `out=` knows no gradients.
+    The layout is half-split and the arithmetic float32. Each half is written straight into the result, because whole
+    float32 copies of queries and keys would be the largest memory traffic of the tower. This works for inference only,
+    because `out=` has no gradients.
     """
     if x.is_cuda:
-        from sttm.models import kernels
+        from sttm.models import triton_kernels
 
-        return kernels.rotate(x, cos, sin)
+        return triton_kernels.rotate(x, cos, sin)
     cos, sin, half = cos[:, None, None], sin[:, None, None], x.shape[-1] // 2
     low, high = x[..., :half], x[..., half:]
     out = torch.empty_like(x, memory_format=torch.contiguous_format)

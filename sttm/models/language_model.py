@@ -1,4 +1,4 @@
-"""The language model alone: all that answering needs. No vision tower is built or read."""
+"""The language model without the vision tower, which is all that answering from a stored cache needs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,35 +9,40 @@ from torch import Tensor, nn
 
 from sttm.errors import ModelError
 from sttm.models.attention import ATTENTION
-from sttm.models.fused import fuse
+from sttm.models.fused_modules import fuse
 from sttm.models.placement import Devices, as_devices, place_layers
 from sttm.models.weights import Weights
 
-# Where the same weight lives in checkpoints of different age and family.
+# Checkpoints of different age and family store the same weight under these prefixes and names.
 _TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "language_model.")
 _HEAD_NAMES = ("lm_head.weight", "language_model.lm_head.weight")
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """Decoder stack and output head; `text` has embed_tokens, layers, rotary_emb, norm and config."""
+    """Decoder layers and output head.
+
+    Attributes:
+        text: the decoder, with `embed_tokens`, `layers`, `rotary_emb`, `norm` and `config`.
+        head: linear module from hidden states to logits.
+    """
 
     text: Any
     head: nn.Module
 
     @staticmethod
     def of(model: Any) -> "LanguageModel":
-        """The language model inside a full multimodal model; nothing is copied."""
+        """The language model inside a whole multimodal model of transformers; nothing is copied."""
         return LanguageModel(model.model.language_model, model.lm_head)
 
     @property
     def device(self) -> torch.device:
-        """Where embeddings are, so token ids go there, and logits come from there."""
+        """The device of the embeddings. Token ids must lie there, and `logits` returns its result there."""
         return self.text.embed_tokens.weight.device
 
     @property
     def layer_devices(self) -> tuple[torch.device, ...]:
-        """Where each decoder layer is: not all on `device` where the model is larger than one GPU."""
+        """The device of each decoder layer. They differ from `device` if the model is spread over several GPUs."""
         return tuple(next(layer.parameters()).device for layer in self.text.layers)
 
     @property
@@ -45,22 +50,23 @@ class LanguageModel:
         return self.text.embed_tokens.weight.dtype
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., C] after the last layer -> float32 logits [..., vocabulary]."""
+        """Apply final norm and output head: hidden states [..., C] -> float32 logits [..., vocabulary]."""
         normed = self.text.norm(hidden.to(self.text.norm.weight.device))
         return self.head(normed.to(next(self.head.parameters()).device)).float().to(self.device)
 
 
 def load_language_model(folder: Path, config: Any, dtype: torch.dtype, devices: Devices) -> LanguageModel:
-    """Read only the language model's weights of a multimodal checkpoint.
+    """Read only the language model of a multimodal checkpoint.
 
     Args:
-        folder: checkpoint folder with safetensors.
-        config: the whole model's transformers config.
-        dtype: arithmetic, and dtype of the loaded weights.
-        devices: where to put them; the layers are spread over several, see `sttm.models.placement`.
+        folder: checkpoint folder with safetensors files.
+        config: transformers config of the whole model.
+        dtype: dtype of the loaded weights and of the arithmetic.
+        devices: one device, or several over which the layers are spread (see `sttm.models.placement`).
 
     Raises:
-        ModelError: a weight is missing, is quantised, or has another shape than the config says.
+        ModelError: a weight is missing, is quantised, or has another shape than the config says; or there are more
+            devices than layers.
     """
     from transformers import AutoModel
 
@@ -77,20 +83,29 @@ def load_language_model(folder: Path, config: Any, dtype: torch.dtype, devices: 
         tensor = weights.read([prefix + name for prefix in _TEXT_PREFIXES], expected.shape)
         state[name] = tensor.to(_device_of(name, devices[0], layers), dtype)
     text.load_state_dict(state, assign=True)
-    # Its buffers are computed, not stored.
+    # The buffers of the rotary embedding are not in the checkpoint; a new module computes them.
     text.rotary_emb = type(text.rotary_emb)(config=text_config).to(devices[0])
     if is_own_head:
         head.weight = nn.Parameter(weights.read(_HEAD_NAMES, head.weight.shape).to(layers[-1], dtype))
     elif getattr(config, "tie_word_embeddings", False) or getattr(text_config, "tie_word_embeddings", False):
         head.weight = text.embed_tokens.weight
     else:
-        raise ModelError(f"{folder} has no lm_head.weight, and its config does not tie it to the embeddings")
+        raise ModelError(
+            f"{folder} has no lm_head.weight, and its config does not tie the output head to the embeddings; "
+            "the checkpoint is incomplete, copy it again"
+        )
     fuse(text)
     return LanguageModel(text.eval().requires_grad_(False), head.eval().requires_grad_(False))
 
 
 def _device_of(name: str, first: torch.device, layers: tuple[torch.device, ...]) -> torch.device:
-    """Where a weight of the decoder goes, by its name within it."""
+    """The device of a decoder weight with this name.
+
+    Args:
+        name: name of the weight within the decoder, such as `layers.3.mlp.up_proj.weight`.
+        first: device of the embeddings.
+        layers: device of each layer.
+    """
     part, _, rest = name.partition(".")
     if part == "layers":
         return layers[int(rest.split(".")[0])]

@@ -1,6 +1,6 @@
-"""What the LLaVA families share: frames of one square size, pooled grids, 1-D positions.
+"""The common part of the LLaVA adapters: square frames of one size, pooled token grids, and 1-D positions.
 
-Shapes: F frames, S the side of a frame's token grid after pooling, C hidden size of the language model.
+Shapes: F frames, S x S visual tokens of a frame after pooling, C hidden size of the language model, C' of the tower.
 """
 
 from abc import abstractmethod
@@ -13,7 +13,7 @@ from torch import Tensor
 from sttm.models.base import Family, VideoInputs
 from sttm.models.patch_embedding import LinearFrameEmbedding
 
-# Frames in one pass of the vision tower, to bound its memory: 6 MB a frame and layer in SigLIP-so400m's MLP.
+# Frames in one pass of the vision tower. This bounds its memory: the MLP of SigLIP-so400m takes 6 MB for each frame.
 _FRAMES_A_PASS = 32
 
 
@@ -26,26 +26,26 @@ class Llava(Family):
 
     @staticmethod
     def prepare(model: Any) -> None:
-        """Replace one module of this one model's vision tower by a faster one with the same weights and outputs."""
+        """Replace the patch embedding by a faster module with the same weights and outputs."""
         embeddings = model.model.vision_tower.embeddings
         embeddings.patch_embedding = LinearFrameEmbedding(embeddings.patch_embedding)
 
     @property
     @abstractmethod
-    def side(self) -> int:
-        """S, rows and columns of visual tokens a frame."""
+    def tokens_per_side(self) -> int:
+        """S: a frame has S rows and S columns of visual tokens."""
 
     def preprocess(self, pixels: np.ndarray, seconds: np.ndarray) -> VideoInputs:
-        """Resize to uint8 [F, 3, image_size, image_size] with the official processor; normalising comes later."""
+        """Resize to uint8 [F, 3, image_size, image_size] with the official processor, but do not normalise yet."""
         frames = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
         batch = self.processor(
             videos=[frames], do_sample_frames=False, do_rescale=False, do_normalize=False, return_tensors="pt"
         )
-        return VideoInputs(
-            batch["pixel_values_videos"][0].numpy(), (len(frames), self.side, self.side), seconds, seconds
-        )
+        grid = (len(frames), self.tokens_per_side, self.tokens_per_side)
+        return VideoInputs(batch["pixel_values_videos"][0].numpy(), grid, seconds, seconds)
 
     def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run the vision tower over all frames, a few at a time: embeddings [F*S*S, C], and no deepstack levels."""
         pixels = self._normalised(inputs, model)
         return torch.cat([self.features(model, part) for part in pixels.split(_FRAMES_A_PASS)]), ()
 
@@ -55,18 +55,19 @@ class Llava(Family):
 
     @abstractmethod
     def project(self, model: Any, states: Tensor) -> Tensor:
-        """The tower's states [F, side*side, C'] pooled and brought into the language model: [F, S*S, C]."""
+        """Pool the tower's states [F, patches, C'] and project them into the language model: [F, S*S, C]."""
 
     def _tower_states(self, tower: Any, pixels: Tensor) -> Tensor:
-        """States [F, patches, C'] of the layers that `vision_feature_layer` names, through no layer behind them.
+        """Hidden states [F, patches, C'] of the layers that `vision_feature_layer` names; later layers are not run.
 
-        The tower's own forward runs all its layers and a norm, and in transformers 5.17 keeps the states of each.
+        The tower's own forward would run all layers and a norm, and in transformers 5.17 it keeps the states of every
+        layer.
         """
         layers = tower.encoder.layers
         named = self.config.vision_feature_layer
         wanted = [at % (len(layers) + 1) for at in ([named] if isinstance(named, int) else named)]
         hidden = tower.embeddings(pixels)
-        if hasattr(tower, "pre_layrnorm"):  # CLIP's, by transformers' name
+        if hasattr(tower, "pre_layrnorm"):  # CLIP has this norm, and transformers spells its name so
             hidden = tower.pre_layrnorm(hidden)
         states = {0: hidden}
         for number, layer in enumerate(layers[: max(wanted)], start=1):
@@ -76,12 +77,12 @@ class Llava(Family):
         chosen = torch.cat([states[at] for at in wanted], dim=-1) if len(wanted) > 1 else states[wanted[0]]
         return chosen[:, 1:] if self.config.vision_feature_select_strategy == "default" else chosen
 
-    def number(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
-        """0, 1, 2, ..."""
+    def position_ids(self, ids: Tensor, inputs: VideoInputs) -> tuple[Tensor, int]:
+        """Number all tokens 0, 1, 2, ... on one axis: int64 [1, L] and L."""
         return torch.arange(len(ids), device=ids.device)[None], len(ids)
 
     def _normalised(self, inputs: VideoInputs, model: Any) -> Tensor:
-        """Rescale and normalise on the model's device with the official processor's own arithmetic."""
+        """Rescale and normalise the pixels on the model's device, by a method of the official processor."""
         p = self.processor
         frames = inputs.pixels_on(model.device)
         frames = p.rescale_and_normalize(

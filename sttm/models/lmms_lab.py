@@ -1,11 +1,12 @@
-"""Checkpoints in the layout of the original LLaVA code (lmms-lab on the hub): LLaVA-Video and LLaVA-OneVision on Qwen2.
+"""Load LLaVA-Video and LLaVA-OneVision checkpoints in the layout of the original LLaVA code (lmms-lab on the hub).
 
-They are OneVision models under other names: a flat config.json (`model_type: llava`, `architectures:
-[LlavaQwenForCausalLM]`) that only names its vision tower, other weight names, a text tokenizer without placeholder for
-the video, and neither processor nor chat template. All of that is put right here and nowhere else; nothing is written.
+These are OneVision models in another layout: a flat config.json (`model_type: llava`, `architectures:
+[LlavaQwenForCausalLM]`) that names its vision tower without describing it, other names of weights, a text tokenizer
+without a placeholder for the video, and neither a processor nor a chat template. This file supplies all of that in
+memory; the checkpoint's files are not changed.
 
-Source: https://github.com/LLaVA-VL/LLaVA-NeXT (llava_arch.py, siglip_encoder.py, conversation.py `qwen_1_5`), and
-transformers' convert_llava_onevision_weights_to_hf.py, which does the same for OneVision on disk.
+Sources: https://github.com/LLaVA-VL/LLaVA-NeXT (llava_arch.py, siglip_encoder.py, conversation.py `qwen_1_5`), and
+convert_llava_onevision_weights_to_hf.py of transformers, which converts OneVision checkpoints on disk.
 """
 
 import re
@@ -17,20 +18,20 @@ from sttm.errors import ModelError
 from sttm.models.weights import Weights
 
 _VISION = r"^model\.vision_tower\.vision_tower\.(?:vision_model\.)?"
-# Weight names of transformers (values) for those of the original code (regular expressions, keys).
+# Names of weights: from the original code (keys, regular expressions) to transformers (values).
 KEY_MAPPING = {
     _VISION: "model.vision_tower.",
     r"^model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
     r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
     r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
 }
-# What the weights of a tower do not show.
+# Settings of each supported vision tower that cannot be read from the shapes of its weights.
 _TOWERS = {"google/siglip-so400m-patch14-384": {"num_attention_heads": 16, "hidden_act": "gelu_pytorch_tanh"}}
-_LAYERS_USED = 26  # of 27: the original deletes the last one
+_LAYERS_USED = 26  # the original code deletes the last of SigLIP's 27 layers
 _SUPPORTED = {"mm_projector_type": "mlp2x_gelu", "mm_spatial_pool_mode": "bilinear", "mm_spatial_pool_stride": 2}
-_DEFAULT_IF_NULL = ("mm_spatial_pool_stride",)  # the original code takes 2; it fails where one of the others is null
+_DEFAULT_IF_NULL = ("mm_spatial_pool_stride",)  # null means 2 in the original code; with other keys null it fails
 
-VIDEO_TOKEN = "<video>"  # noqa: S105 (no password)
+VIDEO_TOKEN = "<video>"  # noqa: S105 (this is not a password)
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -42,7 +43,7 @@ CHAT_TEMPLATE = (
 
 
 def is_lmms_lab(config: dict[str, Any]) -> bool:
-    """Whether a config.json is in the original layout: it names its vision tower instead of describing it."""
+    """Whether a config.json has the original layout, which names the vision tower instead of describing it."""
     return "mm_vision_tower" in config and "vision_config" not in config
 
 
@@ -50,11 +51,11 @@ def convert_config(folder: Path, config: dict[str, Any]) -> Any:
     """The transformers config of a checkpoint in the original layout.
 
     Args:
-        folder: the checkpoint, whose weights show the shape of the vision tower.
-        config: its config.json.
+        folder: the checkpoint; the shapes of its weights describe the vision tower.
+        config: the content of its config.json.
 
     Raises:
-        ModelError: it is not of the kind that LLaVA-Video and LLaVA-OneVision are.
+        ModelError: the checkpoint differs from LLaVA-Video and LLaVA-OneVision in a way that is not supported.
     """
     from transformers import LlavaOnevisionConfig, Qwen2Config
 
@@ -72,7 +73,7 @@ def convert_config(folder: Path, config: dict[str, Any]) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The Qwen2 tokenizer with the placeholder and the chat template that the original code keeps in Python."""
+    """The Qwen2 tokenizer, with the video placeholder and the chat template that the original code has in Python."""
     from transformers import AddedToken, Qwen2Tokenizer
 
     tokenizer = Qwen2Tokenizer.from_pretrained(folder)
@@ -82,10 +83,10 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def video_processor(config: Any) -> Any:
-    """SigLIP's preprocessing: bicubic to the tower's square, then to -1..1.
+    """The video processor of SigLIP, which resizes frames bicubically to a square and scales values to -1..1.
 
     Args:
-        config: from `convert_config`.
+        config: the result of `convert_config`.
     """
     from transformers import LlavaOnevisionVideoProcessor
 
@@ -103,13 +104,18 @@ def _check(folder: Path, config: dict[str, Any]) -> None:
             "only LlavaQwenForCausalLM is; take a checkpoint in transformers' layout (llava-hf on the hub)"
         )
     if config["mm_vision_tower"] not in _TOWERS:
-        raise ModelError(f"{folder}: vision tower {config['mm_vision_tower']!r} is not {', '.join(_TOWERS)}")
+        raise ModelError(
+            f"{folder}: vision tower {config['mm_vision_tower']!r} is not {', '.join(_TOWERS)}, the only one supported "
+            "in the original LLaVA layout; take a checkpoint in transformers' layout (llava-hf on the hub)"
+        )
     for key, expected in _SUPPORTED.items():
         given = config.get(key, expected)
         if given != expected and not (given is None and key in _DEFAULT_IF_NULL):
             raise ModelError(f"{folder}: {key} {config[key]!r} is not supported, only {expected!r} is")
     if config.get("add_faster_video"):
-        raise ModelError(f"{folder}: add_faster_video (frames at two rates) is not supported")
+        raise ModelError(
+            f"{folder}: add_faster_video (frames at two rates) is not supported; take a checkpoint without it"
+        )
 
 
 def _newline_position(config: dict[str, Any]) -> str:
@@ -126,7 +132,9 @@ def _vision_config(folder: Path, tower: str) -> dict[str, Any]:
         positions = shapes["embeddings.position_embedding.weight"][0]
         hidden = shapes["encoder.layers.0.mlp.fc1.weight"][0]
     except KeyError as error:
-        raise ModelError(f"{folder} holds no {error.args[0]!r}; the vision tower must be included") from error
+        raise ModelError(
+            f"{folder} has no weight {error.args[0]!r} of a vision tower; take a checkpoint that includes its tower"
+        ) from error
     layers = {int(name.split(".")[2]) for name in shapes if name.startswith("encoder.layers.")}
     return {
         "model_type": "siglip_vision_model",

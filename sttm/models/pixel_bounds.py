@@ -1,9 +1,10 @@
-"""How large a video's frames are shown to a model whose vision tower takes any size.
+"""The size of a video's frames for a model whose vision tower takes frames of any size.
 
-A checkpoint that describes its video preprocessing is taken at its word. Qwen2-VL's and Qwen2.5-VL's describe images
-only, whose limit of 16,384 tokens makes 172,000 of two minutes of 1080p; they get the bounds that
-Qwen's own preprocessing of videos had at their release (qwen_vl_utils/vision_process.py; the total has been raised
-since, beyond the positions of a 7B model) instead. The setting `model.frame_pixels` goes before both.
+If a checkpoint describes its video preprocessing, its bounds are used. The checkpoints of Qwen2-VL and Qwen2.5-VL
+describe images only, with a limit of 16,384 tokens that would turn two minutes of 1080p into 172,000 tokens. They get
+the bounds that Qwen's own tool for videos had at the time of their release instead (qwen_vl_utils/vision_process.py;
+its bound for a whole video has been raised since, beyond the positions of a 7B model). The setting `model.frame_pixels`
+overrides both.
 """
 
 from dataclasses import dataclass
@@ -14,20 +15,24 @@ class PixelBounds:
     """Bounds of a frame's width x height after resizing, in pixels.
 
     Attributes:
-        least, most: of one frame.
-        total: of all frames together, which lowers `most` in a long video; None: no such bound.
+        least: the fewest pixels of one frame.
+        most: the most pixels of one frame.
+        total: the most pixels of all frames together, which lowers `most` in a long video; None sets no such bound.
     """
 
     least: int
     most: int
     total: int | None = None
 
-    def of(self, frames: int) -> tuple[int, int]:
-        """(least, most) pixels of a frame of a video of so many; a total leaves each a little more than `least`."""
+    def for_video(self, frames: int) -> tuple[int, int]:
+        """The fewest and the most pixels of each frame of a video with this number of frames.
+
+        However small `total` is, the upper bound stays 5 % above `least`, so that a frame always fits.
+        """
         if self.total is None:
             return self.least, self.most
         return self.least, max(min(self.most, self.total // frames), int(self.least * 1.05))
 
-    def asked(self, frame_pixels: int) -> "PixelBounds":
-        """The same with a setting in place of `most` and `total`."""
+    def with_frame_pixels(self, frame_pixels: int) -> "PixelBounds":
+        """Bounds with `frame_pixels` in place of `most`, and without `total`."""
         return PixelBounds(min(self.least, frame_pixels), frame_pixels)

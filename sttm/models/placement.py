@@ -1,8 +1,8 @@
-"""Which GPU each part of a model lives on, for models larger than one.
+"""Which GPU each part of a model lies on, for models that are larger than one GPU.
 
     first: vision tower, embeddings, layers 0..a  |  next: layers a+1..b  |  last: layers b+1.., norm, output head
 
-Every part stays where it is put: whoever walks the layers (`sttm.engine`) takes the hidden states along.
+The parts never move. `sttm.engine` runs the layers one after the other and moves the hidden states between GPUs.
 """
 
 from bisect import bisect_right
@@ -19,26 +19,26 @@ Devices = str | torch.device | Sequence[torch.device]
 
 
 def first_gpus(count: int) -> tuple[torch.device, ...]:
-    """The first `count` GPUs this process sees; the CPU where there is none.
+    """The first `count` GPUs that this process sees, or the CPU if it sees none.
 
     Raises:
-        ModelError: there are fewer, or `count` is below 1.
+        ModelError: `count` is below 1, or the process sees some GPUs but fewer than `count`.
     """
     there = torch.cuda.device_count()
     if count < 1:
-        raise ModelError(f"gpus_per_model is {count}; at least 1 is needed")
+        raise ModelError(f"gpus_per_model is {count}; set it to at least 1")
     if there and count > there:
         raise ModelError(f"gpus_per_model is {count}, but this process sees {there} GPU(s); lower it or add GPUs")
     return tuple(torch.device("cuda", i) for i in range(count)) if there else (torch.device("cpu"),)
 
 
 def is_gpu_lost(error: BaseException) -> bool:
-    """Whether every later call of this process to its GPU fails, too, as after an assertion that failed there."""
+    """Whether all later GPU calls of this process fail too, for example after a failed assertion in a kernel."""
     return isinstance(error, torch.AcceleratorError) and "out of memory" not in str(error)
 
 
 def as_devices(devices: Devices) -> tuple[torch.device, ...]:
-    """One device or several as a tuple."""
+    """Convert one device or several devices into a tuple."""
     if isinstance(devices, str | torch.device):
         return (torch.device(devices),)
     return tuple(devices)
@@ -47,12 +47,16 @@ def as_devices(devices: Devices) -> tuple[torch.device, ...]:
 def spread(
     layer_bytes: Sequence[int], devices: Sequence[torch.device], first_bytes: int = 0, last_bytes: int = 0
 ) -> tuple[torch.device, ...]:
-    """The device of each layer: contiguous blocks in the order of `devices`, the fullest device as empty as can be.
+    """Assign layers to devices in contiguous blocks, so that the fullest device holds as few bytes as possible.
 
     Args:
-        layer_bytes: weights of each layer.
-        devices: at least one, each gets at least one layer.
-        first_bytes, last_bytes: what lies on the first and the last device beside layers.
+        layer_bytes: size of the weights of each layer.
+        devices: at least one device; each gets at least one layer, in this order.
+        first_bytes: size of what lies on the first device beside layers.
+        last_bytes: size of what lies on the last device beside layers.
+
+    Returns:
+        The device of each layer.
 
     Raises:
         ModelError: there are more devices than layers.
@@ -63,7 +67,10 @@ def spread(
 
     @cache
     def best(device: int, begin: int) -> tuple[int, tuple[int, ...]]:
-        """Layers from `begin` on over devices from `device` on: the fullest one's load, and where each block ends."""
+        """Assign the layers from `begin` on to the devices from `device` on.
+
+        Returns the bytes on the fullest of these devices, and the layer at which each block ends.
+        """
         beside = first_bytes * (device == 0) + last_bytes * (device == last)
         if device == last:
             return beside + sum(layer_bytes[begin:]), (layers,)
@@ -84,26 +91,32 @@ def place_layers(
     beside_bytes: int = 0,
     layers: Sequence[nn.Module] | None = None,
 ) -> tuple[torch.device, ...]:
-    """The device of each decoder layer, see `spread`; embeddings go to the first device, norm and head to the last.
+    """Choose the device of each decoder layer. Embeddings go to the first device, norm and output head to the last.
 
     Args:
-        text: decoder with `embed_tokens`, `layers` and `norm`, on any device, `meta` too.
-        head: the output head if it has weights of its own; one tied to the embeddings stays with them.
-        devices: at least one.
-        beside_bytes: what else goes to the first device.
-        layers: None: those of `text`.
+        text: decoder with `embed_tokens`, `layers` and `norm`, on any device, including `meta`.
+        head: the output head if it has weights of its own; None if it is tied to the embeddings and stays with them.
+        devices: at least one device.
+        beside_bytes: size of what else goes to the first device.
+        layers: the layers to place; None takes the layers of `text`.
+
+    Raises:
+        ModelError: there are more devices than layers.
     """
     first, last = _bytes(text.embed_tokens) + beside_bytes, _bytes(text.norm) + (_bytes(head) if head else 0)
     return spread([_bytes(layer) for layer in layers or text.layers], devices, first, last)
 
 
 def place_model_layers(model: Any, devices: Sequence[torch.device], repeats: int = 1) -> tuple[torch.device, ...]:
-    """The same for a multimodal model of transformers, whose vision tower goes to the first device.
+    """Choose the device of each decoder layer of a multimodal model, whose vision tower goes to the first device.
 
     Args:
-        model: on any device, `meta` too.
-        devices: at least one.
-        repeats: how often its layers will be repeated.
+        model: a model of transformers, on any device, including `meta`.
+        devices: at least one device.
+        repeats: how often the decoder layers will be repeated; the result has an entry for each repetition.
+
+    Raises:
+        ModelError: there are more devices than layers.
     """
     text = model.model.language_model
     head = None if _is_tied(model) else model.lm_head
@@ -112,11 +125,17 @@ def place_model_layers(model: Any, devices: Sequence[torch.device], repeats: int
 
 
 def device_map(model: Any, devices: Sequence[torch.device]) -> dict[str, torch.device]:
-    """The device of every part of a multimodal model, by name of module or lone tensor; none is left out.
+    """Choose the device of every part of a multimodal model, in the form of a `device_map` of transformers.
 
     Args:
-        model: of transformers, on any device, `meta` too.
-        devices: at least one.
+        model: a model of transformers, on any device, including `meta`.
+        devices: at least one device.
+
+    Returns:
+        The device by name of a module, or of a parameter or buffer outside of these modules; every tensor is covered.
+
+    Raises:
+        ModelError: there are more devices than layers.
     """
     text, is_tied = model.model.language_model, _is_tied(model)
     layers = place_model_layers(model, devices)
@@ -132,7 +151,7 @@ def _is_tied(model: Any) -> bool:
 
 
 def _parts(module: nn.Module, prefix: str, but: str) -> list[str]:
-    """Names of a module's own children, parameters and buffers, but one."""
+    """Names of a module's direct children, parameters and buffers, except the one called `but`."""
     tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     return [prefix + name for name, _ in [*module.named_children(), *tensors] if name != but]
 

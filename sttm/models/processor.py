@@ -1,4 +1,4 @@
-"""The official video processors. They resize with torchvision, whose import needs a word (see `import_torchvision`)."""
+"""Load the official video processor of a checkpoint. It resizes with torchvision, which is imported first."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,11 @@ import torch
 
 
 def import_torchvision() -> None:
-    """Import torchvision, also where its compiled operators cannot load.
+    """Import torchvision, even if its compiled operators cannot be loaded.
 
-    The registry's torchvision is built for CUDA; beside a CPU-only torch its operators stay away and the import dies on
-    the missing schemas of two of them. Resizing needs none of them, so declaring the schemas is enough.
+    The torchvision on PyPI is built for CUDA. Beside a CPU-only torch its operators cannot be loaded, and the import
+    fails because the schemas of two operators are missing. Resizing needs no operator, so it is enough to declare these
+    two schemas.
     """
     try:
         import torchvision
@@ -25,29 +26,31 @@ def import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
-_kept_alive: list[Any] = []  # a Library undoes its definitions when it is collected
+_kept_alive: list[Any] = []  # a Library removes its definitions when it is garbage collected
 
 
 def load_video_processor(folder: Path, kind: str) -> Any:
-    """A checkpoint's video processor, from what it says of videos or, where it says nothing, of images.
+    """Load a video processor with the checkpoint's settings for videos or, if it has none, its settings for images.
+
+    AutoVideoProcessor is not used: it derives the class from the name of the image processor, and never returns for a
+    LLaVA-NeXT-Video checkpoint that names the image processor of LLaVA-NeXT.
 
     Args:
         folder: the checkpoint.
-        kind: transformers' class. Not AutoVideoProcessor, which derives one from the image processor's class and loops
-            for ever where a checkpoint of LLaVA-NeXT-Video names LLaVA-NeXT's.
+        kind: name of the processor class in transformers.
     """
     import_torchvision()
     import transformers
 
     processor_class = getattr(transformers, kind)
     settings, _ = processor_class.get_video_processor_dict(str(folder))
-    # Where a checkpoint is silent, transformers' default is about to change, and the grids of its videos with it.
+    # Set explicitly, because the default of transformers is about to change, which would change the grids of videos.
     is_capped = bool(settings.get("cap_pixels_per_frame"))
     return processor_class.from_dict(settings, cap_pixels_per_frame=is_capped)
 
 
 def describes_videos(folder: Path) -> bool:
-    """Whether a checkpoint says how videos are preprocessed, or images only."""
+    """Whether a checkpoint says how videos are preprocessed; some describe images only."""
     if (folder / "video_preprocessor_config.json").exists():
         return True
     path = folder / "processor_config.json"

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL (arXiv 2502.13923): Qwen2-VL with positions in absolute time and window attention in the vision tower.
+"""Qwen2.5-VL (arXiv 2502.13923): Qwen2-VL with time positions in seconds and window attention in the vision tower.
 
 Model doc: https://huggingface.co/docs/transformers/model_doc/qwen2_5_vl
 """
@@ -20,9 +20,9 @@ class Qwen25VL(Qwen2VL):
     def time_step(self, inputs: VideoInputs) -> float:
         """`tokens_per_second` times the seconds between two grid frames.
 
-        A grid frame is two sampled frames: 1 s at 2 fps, so 2 positions with the published `tokens_per_second: 2`.
-        The seconds are kept as a fraction, as in training, transformers 4 and 5.23. transformers 5.17 truncates them,
-        so that below 1 s a grid frame all frames of a video share one position.
+        A grid frame is two sampled frames. At 2 fps it takes 1 s, which is 2 positions with the published
+        `tokens_per_second: 2`. The seconds are a fraction, as in the training and in transformers 4 and 5.23.
+        transformers 5.17 truncates them, so that all frames share one position if a grid frame takes less than 1 s.
         """
         times = inputs.frame_seconds
         if len(times) < 2 or times[-1] <= times[0]:
@@ -30,7 +30,10 @@ class Qwen25VL(Qwen2VL):
         return self.config.vision_config.tokens_per_second * float(times[-1] - times[0]) / (len(times) - 1)
 
     def segments(self, visual: Any, grid_thw: Tensor) -> dict[str, Any]:
-        """Frames for the layers with full attention, and windows (8x8 patches, less at the border) for the others."""
+        """Bounds of frames, for the layers with full attention, and of windows, for the other layers.
+
+        A window has 8x8 patches, and fewer at the border.
+        """
         from transformers.vision_utils import get_vision_window_index
 
         index, bounds = get_vision_window_index(

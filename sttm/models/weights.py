@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint's safetensors files, by name."""
+"""Read the tensors of a checkpoint's safetensors files by name."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,10 +13,13 @@ _FLOATS = ("BF16", "F16", "F32")
 
 
 class Weights:
-    """Named tensors over all safetensors files of a folder, memory-mapped.
+    """The named tensors of all safetensors files in a folder, memory-mapped.
+
+    Args:
+        folder: the checkpoint.
 
     Raises:
-        ModelError: a weight is no ordinary float. Quantised ones mean nothing without the scales that lie beside them.
+        ModelError: a weight is quantised. Without the scales stored beside it, it would be read as wrong numbers.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,30 +31,38 @@ class Weights:
             if name.endswith((".weight", ".bias")) and dtype not in _FLOATS:
                 raise ModelError(
                     f"{folder}: {name} is stored as {dtype}, which is quantised; take the unquantised checkpoint "
-                    f"({', '.join(_FLOATS)})"
+                    f"(weights in {', '.join(_FLOATS)})"
                 )
 
     def has(self, names: Sequence[str]) -> bool:
-        """Whether there is a tensor under one of `names`."""
+        """Whether there is a tensor with one of `names`."""
         return any(name in self._home for name in names)
 
     def read(self, names: Sequence[str], shape: torch.Size) -> Tensor:
-        """The first tensor that exists under one of `names`.
+        """Read the first of `names` that exists.
+
+        Args:
+            names: the current name of the tensor, then the names that older checkpoints use.
+            shape: the expected shape.
 
         Raises:
-            ModelError: there is none, or it has another shape.
+            ModelError: no tensor has one of these names, or the tensor has another shape.
         """
         for name in names:
             if name in self._home:
                 tensor = self._home[name].get_tensor(name)
                 if tensor.shape != shape:
                     raise ModelError(
-                        f"{self._folder}: {name} has shape {tuple(tensor.shape)}, its config says {tuple(shape)}"
+                        f"{self._folder}: {name} has shape {tuple(tensor.shape)}, but config.json says {tuple(shape)}; "
+                        "take both files from the same checkpoint"
                     )
                 return tensor
-        raise ModelError(f"{self._folder} has no weight {names[0]!r} (nor under its older names)")
+        raise ModelError(
+            f"{self._folder} has no weight {names[0]!r}, also not under its older names; the checkpoint is incomplete, "
+            "copy it again"
+        )
 
     def shapes(self) -> Iterator[tuple[str, list[int]]]:
-        """Names and shapes of all, from the headers."""
+        """Names and shapes of all tensors, from the headers of the files."""
         for name, file in self._home.items():
             yield name, file.get_slice(name).get_shape()

@@ -1,0 +1,1 @@
+"""Answers questions about stored videos from their KV caches."""

@@ -1,26 +1,35 @@
-"""Questions being answered about one video, and what one turn of theirs is: a token a row, or a piece of a choice."""
+"""Batches of requests about one video. A scheduler gives each batch one short step after another."""
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from sttm.engine.likelihood import Pieces
+from sttm.engine.likelihood import Steps
 from sttm.engine.ready_video import ReadyVideo
-from sttm.query.ticket import Piece, Ticket
-from sttm.query.worker import Answers, Choice
+from sttm.query.answers import Answers, Choice
+from sttm.query.request import Piece, Request
 
 
 class Batch(ABC):
-    """Questions about one video that are answered together, a turn at a time."""
+    """Requests about one video that are answered together.
 
-    def __init__(self, video: ReadyVideo, tickets: Sequence[Ticket]) -> None:
-        self.identity, self.video = tickets[0].identity, video
-        self._tickets: dict[int, Ticket] = dict(enumerate(tickets))  # rows that have not ended
+    Args:
+        video: the video that all of them are about.
+        requests: at least one.
+
+    Attributes:
+        identities: the artifacts that the video consists of.
+        video: the video.
+    """
+
+    def __init__(self, video: ReadyVideo, requests: Sequence[Request]) -> None:
+        self.identities, self.video = requests[0].identities, video
+        self._requests: dict[int, Request] = dict(enumerate(requests))  # by row, only those that have not ended
 
     @property
     def running(self) -> int:
-        """Questions that have not ended."""
-        return len(self._tickets)
+        """Number of requests that have not ended."""
+        return len(self._requests)
 
     @property
     def _kv_tokens(self) -> int:
@@ -29,23 +38,26 @@ class Batch(ABC):
     @property
     @abstractmethod
     def rows(self) -> int:
-        """What they take of the memory."""
+        """Rows of memory that the batch takes on the device."""
 
     @abstractmethod
     def step(self) -> bool:
-        """One turn, short whatever was asked; False once all have ended. What it raises has ended none of them."""
+        """Do a short part of the work. Returns False once all requests have ended.
+
+        If it raises, no request has received the error: call `fail`.
+        """
 
     def fail(self, error: BaseException) -> None:
-        """No question of the batch can be answered any more."""
-        while self._tickets:
-            self._tickets.popitem()[1].fail(error)
+        """End all requests that still run with this error."""
+        while self._requests:
+            self._requests.popitem()[1].fail(error)
 
 
-class Speaking(Batch):
-    """Answers that are generated, one token of each a turn."""
+class GenerationBatch(Batch):
+    """Requests whose answers are generated. One step generates one token for each of them."""
 
-    def __init__(self, video: ReadyVideo, tickets: Sequence[Ticket], answers: Answers) -> None:
-        super().__init__(video, tickets)
+    def __init__(self, video: ReadyVideo, requests: Sequence[Request], answers: Answers) -> None:
+        super().__init__(video, requests)
         self._answers = answers
 
     @property
@@ -53,54 +65,60 @@ class Speaking(Batch):
         return self.running
 
     def step(self) -> bool:
-        for row, ticket in list(self._tickets.items()):
-            if ticket.is_cancelled:
+        for row, request in list(self._requests.items()):
+            if request.is_cancelled:
                 self._answers.cut(row)
                 self._end(row)
-        if not self._tickets:
+        if not self._requests:
             return False
         pieces = self._answers.step()
         now = time.perf_counter()
-        for row, ticket in list(self._tickets.items()):
-            ticket.first = ticket.first or now
+        for row, request in list(self._requests.items()):
+            request.first_token_at = request.first_token_at or now
             if pieces[row]:
-                ticket.tell(Piece(pieces[row]))
+                request.emit(Piece(pieces[row]))
             if self._answers.ended(row):
                 self._end(row)
-        return bool(self._tickets)
+        return bool(self._requests)
 
     def _end(self, row: int) -> None:
         answers = self._answers
         reason = answers.ended(row) or "cut"
-        prompt, completion = answers.prompt_tokens[row], answers.completion_tokens[row]
-        self._tickets.pop(row).end(reason, self._kv_tokens, prompt, completion)
+        self._requests.pop(row).end(reason, self._kv_tokens, answers.prompt_tokens[row], answers.completion_tokens[row])
 
 
-class Choosing(Batch):
-    """One question whose options are scored, at most `max_rows` at one time."""
+class ScoringBatch(Batch):
+    """One request whose options are scored.
 
-    def __init__(self, video: ReadyVideo, ticket: Ticket, pieces: Pieces[list[Choice]], max_rows: int) -> None:
-        super().__init__(video, [ticket])
-        self._ticket, self._pieces, self._max_rows = ticket, pieces, max_rows
+    Args:
+        video: the video that the request is about.
+        request: a request with options.
+        scoring: the work, whose result is the one choice.
+        max_rows: options that the work scores at a time.
+    """
+
+    def __init__(self, video: ReadyVideo, request: Request, scoring: Steps[list[Choice]], max_rows: int) -> None:
+        super().__init__(video, [request])
+        self._request, self._scoring, self._max_rows = request, scoring, max_rows
 
     @property
     def rows(self) -> int:
-        return self._ticket.rows(self._max_rows)
+        return self._request.rows(self._max_rows)
 
     def step(self) -> bool:
-        ticket = self._ticket
-        if ticket.is_cancelled:
-            self._tickets.clear()
-            ticket.end("cut", self._kv_tokens, 0)
+        request = self._request
+        if request.is_cancelled:
+            self._requests.clear()
+            request.end("cut", self._kv_tokens, 0)
             return False
         try:
-            next(self._pieces)
+            next(self._scoring)
         except StopIteration as end:
             (choice,) = end.value
         else:
             return True
-        self._tickets.clear()
-        ticket.first = time.perf_counter()
-        ticket.tell(Piece(ticket.options[choice.index]))
-        ticket.end("stop", self._kv_tokens, choice.prompt_tokens, choice=choice)
+        self._requests.clear()
+        request.first_token_at = time.perf_counter()
+        request.emit(Piece(request.options[choice.index]))
+        request.end("stop", self._kv_tokens, choice.prompt_tokens, choice=choice)
         return False

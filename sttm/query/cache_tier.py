@@ -1,6 +1,8 @@
-"""Videos at hand: those used last on the device, then in (page-locked) host memory, then wherever they load from.
+"""Recently used videos, kept on the device and behind it in host memory.
 
-get(identity) ──► device ──► host ──► load: local disk, remote store
+    get(identity) ──► device ──► host memory ──► load: local disk, remote store
+
+Videos that no longer fit on the device move to host memory, which is page-locked where the device is a GPU.
 """
 
 import threading
@@ -17,19 +19,20 @@ from sttm.models.placement import Devices, as_devices
 from sttm.query.lru import ByteLRU
 from sttm.settings import Settings
 
+Identities = tuple[str, ...]  # the artifacts that a question is about, in the order in which the model sees them
 _GB, _HOST_GB = 1e9, 16.0
 
 
 class CacheConfig(Settings):
-    """How much of each kind of memory videos may take that are kept for later questions.
+    """Memory and disk for videos that are kept for later questions.
 
-    Videos being answered about come on top while they are, and those loaded for the next questions: at most as many as
-    `ScheduleConfig.loaders`.
+    Videos that are being asked about take further memory, and so do the few that are being loaded for the next
+    questions.
 
     Attributes:
-        device_gb: GB (10^9 bytes) that videos may take in the memory of the device that answers.
-        host_gb: GB that videos may take in page-locked host memory behind a GPU. None means 16 where there is a GPU,
-            and 0 elsewhere: on the CPU both memories are the same.
+        device_gb: GB (10^9 bytes) that kept videos may take on the device that answers.
+        host_gb: GB that kept videos may take in page-locked host memory. None means 16 where there is a GPU, and 0
+            where there is none: the CPU's memory is the device's memory then.
         disk: folder for copies of a remote store's KV files. None keeps no copies.
         disk_gb: GB that these copies may take; all processes that share the folder share it.
     """
@@ -41,28 +44,28 @@ class CacheConfig(Settings):
 
     @property
     def device_bytes(self) -> int:
-        """Bytes that videos may take on the device that answers."""
+        """Bytes that kept videos may take on the device that answers."""
         return int(self.device_gb * _GB)
 
     @property
     def host_bytes(self) -> int:
-        """Bytes that videos may take in host memory."""
+        """Bytes that kept videos may take in host memory."""
         host_gb = _HOST_GB * torch.cuda.is_available() if self.host_gb is None else self.host_gb
         return int(host_gb * _GB)
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that copies of remote files may take on disk."""
+        """Bytes that copies of remote KV files may take on disk."""
         return int(self.disk_gb * _GB)
 
 
 @dataclass(frozen=True)
 class CacheState:
-    """What a worker has at hand.
+    """What a worker's caches hold, and how often they were used.
 
     Attributes:
-        size_bytes: of those kept, by tier: `device`, `host`, `disk`.
-        gets: how often videos were found in a tier, or where else, as `CacheTier.counts`; and on `disk`.
+        size_bytes: bytes held in each tier: `device`, `host`, `disk`.
+        gets: how often a video was found in each place. The names are those of `CacheTier.counts`, and `disk`.
     """
 
     size_bytes: Mapping[str, int]
@@ -70,81 +73,83 @@ class CacheState:
 
 
 class CacheTier:
-    """Loads each video once, however many ask for it at once, and keeps those used last. Thread-safe.
+    """Loads each video once, however many threads ask for it at once, and keeps those used last. Thread-safe.
 
     Args:
-        load: reads a video by identity onto the device; what it raises reaches all who wait, and is not remembered.
-        devices: where answers are computed: one, or one a layer.
-        device_bytes, host_bytes: as in `CacheConfig`.
+        load: reads one video, or several as one, onto the device. Every thread that waits for the video gets the
+            exception that `load` raises. The next `get` calls `load` again.
+        devices: the devices of the model: one for all layers, or one for each layer.
+        device_bytes: bytes that kept videos may take on the devices.
+        host_bytes: bytes that kept videos may take in host memory.
 
     Attributes:
-        counts: how often `get` or `held` found the video on the `device`, and `get` found it in `host` memory, `joined`
-            a load under way, or had to `load` it.
+        counts: how often a video was found on the `device`, found in `host` memory, found while another thread loaded
+            it (`joined`), and loaded (`load`).
     """
 
     def __init__(
-        self, load: Callable[[str], ReadyVideo], devices: Devices, device_bytes: int, host_bytes: int = 0
+        self, load: Callable[[Identities], ReadyVideo], devices: Devices, device_bytes: int, host_bytes: int = 0
     ) -> None:
         self.counts = {"device": 0, "host": 0, "joined": 0, "load": 0}
         self._load, self._devices = load, as_devices(devices)
         self._lock = threading.Lock()
-        self._on_device: ByteLRU[ReadyVideo] = ByteLRU(device_bytes)
-        self._on_host: ByteLRU[ReadyVideo] = ByteLRU(host_bytes)
-        self._loading: dict[str, Future[ReadyVideo]] = {}
+        self._on_device: ByteLRU[Identities, ReadyVideo] = ByteLRU(device_bytes)
+        self._on_host: ByteLRU[Identities, ReadyVideo] = ByteLRU(host_bytes)
+        self._loading: dict[Identities, Future[ReadyVideo]] = {}
 
     @property
     def size_bytes(self) -> dict[str, int]:
-        """Bytes kept, by tier."""
+        """Bytes of the videos kept in each tier: `device` and `host`."""
         return {"device": self._on_device.size_bytes, "host": self._on_host.size_bytes}
 
-    def get(self, identity: str) -> ReadyVideo:
-        """The video, ready on the device; raises what `load` raises."""
+    def get(self, *identities: str) -> ReadyVideo:
+        """The video of one artifact, or of several as one, ready on the device. Raises what `load` raises."""
         with self._lock:
-            if video := self._on_device.get(identity):
+            if video := self._on_device.get(identities):
                 self.counts["device"] += 1
                 return video
-            loading = self._loading.get(identity)
+            loading = self._loading.get(identities)
             if is_first := loading is None:
-                loading = self._loading[identity] = Future()
+                loading = self._loading[identities] = Future()
             else:
                 self.counts["joined"] += 1
         assert loading is not None
         if is_first:
-            self._bring(identity, loading)
+            self._fetch(identities, loading)
         return loading.result()
 
-    def held(self, identity: str) -> ReadyVideo | None:
-        """The video if it is on the device now, which counts as found there; loads nothing and waits for nobody."""
+    def held(self, *identities: str) -> ReadyVideo | None:
+        """The video if it is on the device now, else None. Loads nothing and waits for no other thread."""
         with self._lock:
-            video = self._on_device.get(identity)
+            video = self._on_device.get(identities)
             self.counts["device"] += video is not None
         return video
 
-    def _bring(self, identity: str, loading: "Future[ReadyVideo]") -> None:
+    def _fetch(self, identities: Identities, loading: "Future[ReadyVideo]") -> None:
         try:
-            video = self._from_host(identity) or self._load(identity)
+            video = self._from_host(identities) or self._load(identities)
         except BaseException as error:
             with self._lock:
-                del self._loading[identity]
+                del self._loading[identities]
             loading.set_exception(error)
             return
         with self._lock:
-            gone = self._on_device.put(identity, video, video.size_bytes)
-            del self._loading[identity]
+            dropped = self._on_device.put(identities, video, video.size_bytes)
+            del self._loading[identities]
         loading.set_result(video)
-        self._demote(gone)
+        self._demote(dropped)
 
-    def _from_host(self, identity: str) -> ReadyVideo | None:
+    def _from_host(self, identities: Identities) -> ReadyVideo | None:
         with self._lock:
-            video = self._on_host.get(identity)
+            video = self._on_host.get(identities)
             self.counts["load" if video is None else "host"] += 1
         return None if video is None else video.to(self._devices)
 
-    def _demote(self, videos: list[tuple[str, ReadyVideo]]) -> None:
-        for identity, video in videos:
+    def _demote(self, videos: list[tuple[Identities, ReadyVideo]]) -> None:
+        for identities, video in videos:
             with self._lock:
-                is_wanted = video.size_bytes <= self._on_host.limit_bytes and identity not in self._on_host
+                is_wanted = video.size_bytes <= self._on_host.limit_bytes and identities not in self._on_host
             if is_wanted:
                 copy = video.to("cpu", pinned=self._devices[0].type == "cuda")
                 with self._lock:
-                    self._on_host.put(identity, copy, copy.size_bytes)
+                    self._on_host.put(identities, copy, copy.size_bytes)

@@ -1,4 +1,4 @@
-"""Copies of remote KV files on a local disk. A copy is trusted no more than the network: digests decide."""
+"""Copies of remote KV files on a local disk. Their digests are checked at every load."""
 
 import logging
 import os
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from sttm.store.kv.read_buffer import ReadBuffer
 
 _log = logging.getLogger(__name__)
-_ABANDONED = timedelta(hours=1)  # a half-written copy this old has no writer any more
-_WAITING_BYTES = 1 << 30  # of copies that a slow disk has not taken yet; they are in memory
+_ABANDONED = timedelta(hours=1)  # a half-written copy of this age has no writer any more
+_WAITING_BYTES = 1 << 30  # copies in memory that are still to be written to a slow disk
 
 
 class DiskCache:
-    """KV files of one remote store under a local folder, the least recently used removed beyond a number of bytes.
+    """KV files of one remote store under a local folder. Beyond a size, the least recently used are removed.
 
-    Several processes may share the folder and together keep below the limit: what is there, and when it was last
-    used, is read from the folder itself. Thread-safe.
+    Several processes may share the folder and keep its limit together, because each reads from the folder itself which
+    copies there are and when they were last used. Thread-safe.
 
     Args:
-        folder: made if need be.
-        limit_bytes: what all copies together may take.
+        folder: the folder; it is made if it does not exist.
+        limit_bytes: bytes that all copies together may take.
 
     Attributes:
-        hits: loads served from the disk.
-        size_bytes: of all copies, when this process last looked.
+        hits: loads that were served from the disk.
+        size_bytes: bytes of all copies, when this process last looked.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
@@ -46,7 +46,7 @@ class DiskCache:
         self.hits, self.size_bytes = 0, 0
         self._folder, self._limit_bytes, self._storage = folder, limit_bytes, Storage(str(folder))
         self._lock, self._waiting_bytes = threading.Lock(), 0
-        self._writer = ThreadPoolExecutor(1, "disk-cache")  # nobody waits for a copy to be written
+        self._writer = ThreadPoolExecutor(1, "disk-cache")  # copies are written in the background
         with suppress(StoreError):
             for entry in self._storage.entries("tmp"):
                 if datetime.now(UTC) - entry.modified > _ABANDONED:
@@ -60,11 +60,11 @@ class DiskCache:
         device: "torch.device | str" = "cpu",
         buffer: "ReadBuffer | None" = None,
     ) -> "KVCache":
-        """The KV cache of a committed artifact, every byte verified, from the disk if it is there and sound.
+        """The KV cache of a committed artifact, from the disk if an undamaged copy is there. Every byte is verified.
 
         Raises:
             MissingObjectError: the remote file is gone.
-            ArtifactError: the remote file is damaged; nothing of it is kept.
+            ArtifactError: the remote file is damaged; no copy of it is kept.
         """
         from sttm.store.kv.file import decode_kv, read_kv
 
@@ -77,7 +77,7 @@ class DiskCache:
         except MissingObjectError:
             pass
         except StoreError as error:
-            _log.warning("the copy on disk is of no use, reading the original: %s", error)
+            _log.warning("the copy on disk cannot be used, reading the original: %s", error)
             self._remove(file.key)
         require_size(remote, file)
         data = memoryview(bytearray(file.size_bytes))
@@ -91,11 +91,11 @@ class DiskCache:
         return cache
 
     def close(self) -> None:
-        """Wait until all copies are written."""
+        """Wait until all copies are written, then stop the writer."""
         self._writer.shutdown(wait=True)
 
     def _keep(self, key: str, data: memoryview) -> None:
-        """Have a copy written, unless the disk is behind."""
+        """Let the writer write a copy, unless too many copies wait already."""
         with self._lock:
             is_behind = self._waiting_bytes > 0 and self._waiting_bytes + len(data) > _WAITING_BYTES
             if is_behind or len(data) > self._limit_bytes:
@@ -108,7 +108,7 @@ class DiskCache:
             self._storage.put(key, data)
             self._mark_used(key)
             self._make_room()
-        except StoreError as error:  # a full disk costs speed, never an answer
+        except StoreError as error:  # A full disk must not fail an answer.
             _log.warning("cannot keep a copy: %s", error)
         finally:
             with self._lock:
@@ -125,7 +125,7 @@ class DiskCache:
         self.size_bytes = size
 
     def _mark_used(self, key: str) -> None:
-        """Date a copy now, more finely than a file system does by itself."""
+        """Set the time of a copy to now, in nanoseconds, which is finer than some file systems do by themselves."""
         now = time.time_ns()
         with suppress(OSError):
             os.utime(self._folder / key, ns=(now, now))

@@ -1,12 +1,33 @@
-"""What may be asked, by whichever way a question comes in."""
+"""A question about a video: what it consists of, and whether it can be asked."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sttm.engine.sampling import SamplingConfig
 
 MAX_CHARS, MAX_OPTIONS = 32_000, 64
 
 
+@dataclass(frozen=True)
+class Query:
+    """The turns of a conversation about a video, the last of which is to be answered.
+
+    Attributes:
+        turns: question, answer, question, and so on. The last turn is the question to answer.
+        sampling: how the answer is generated, and where it ends.
+    """
+
+    turns: tuple[str, ...]
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
 def fault(question: str, options: Sequence[str] = ()) -> str:
-    """Why a question, with what may be chosen from, cannot be asked; empty if it can."""
+    """Why a question cannot be asked. The text is empty if it can be asked.
+
+    Args:
+        question: the text of the question.
+        options: answers to choose from; none means that the answer is generated.
+    """
     if not question.strip():
         return "the question is empty"
     if len(question) > MAX_CHARS:
@@ -18,6 +39,6 @@ def fault(question: str, options: Sequence[str] = ()) -> str:
     for text in (question, *options):
         try:
             text.encode()
-        except UnicodeEncodeError:  # half a surrogate pair, which is how Python holds bytes that are not UTF-8
+        except UnicodeEncodeError:  # Python holds bytes that are not UTF-8 as halves of surrogate pairs.
             return f"{text[:80]!r} is not valid Unicode; write it in UTF-8"
     return ""

@@ -1,9 +1,10 @@
-"""Many askers, one model: questions about the same video that wait together are answered together.
+"""Answers requests of many threads with one model. Requests about the same video are answered together.
 
-    submit ──► waiting ──► load the videos of the next ones (loader threads) ──► batches, a turn each ──► hear(Piece)
-                      └──► those whose video is at hand ──────────────────────┘                ... hear(Ended)
+    submit ──► queue ──► load videos of the next requests (loader threads) ──► batches, one step each ──► on_event
+                   └───► videos that are loaded already ───────────────────────┘
 
-One thread computes. It gives every batch a short turn, so that a new question never waits for a long answer.
+One thread computes. It gives each batch one short step after another, so that a new question never waits for a long
+answer to end.
 """
 
 import logging
@@ -17,59 +18,57 @@ from contextlib import suppress
 from functools import partial
 from itertools import chain
 
-from pydantic import Field
-
 from sttm.engine.batching import batches
 from sttm.engine.ready_video import ReadyVideo
 from sttm.errors import SttmError
 from sttm.models.placement import is_gpu_lost
-from sttm.query.batch import Batch, Choosing, Speaking
-from sttm.query.cache_tier import CacheState
-from sttm.query.ticket import Hear, Ticket
-from sttm.query.worker import Query, QueryWorker
-from sttm.settings import Settings
+from sttm.query.batch import Batch, GenerationBatch, ScoringBatch
+from sttm.query.cache_tier import CacheState, Identities
+from sttm.query.question import Query
+from sttm.query.request import OnEvent, Request
+from sttm.query.worker import QueryWorker
 
 _log = logging.getLogger(__name__)
 
 
-class ScheduleConfig(Settings):
-    """How much is done at once.
-
-    Attributes:
-        max_rows: questions, or options of one, answered at one time; memory grows with it.
-        max_batches: batches about one video at one time; later questions gather until one ends.
-        max_waiting: questions accepted but not begun; more are refused. They hold no memory of the device.
-        loaders: videos loaded at one time, or loaded for the questions that are next.
-    """
-
-    max_rows: int = Field(default=64, ge=1)
-    max_batches: int = Field(default=4, ge=1)
-    max_waiting: int = Field(default=256, ge=1)
-    loaders: int = Field(default=8, ge=1)
-
-
 class BusyError(SttmError):
-    """More questions wait than the service accepts; ask again later."""
+    """The scheduler accepts no more requests now; ask again later."""
 
 
 class Scheduler:
-    """Answers questions from many threads. Every question that is not cancelled hears exactly one `Ended` or exception.
+    """Answers requests of many threads. Each request that is not cancelled gets exactly one `Ended` or exception.
+
+    Args:
+        worker: the model and the videos.
+        max_rows: questions, or options of one question, that are computed at a time. Memory grows with it.
+        max_waiting: requests that are accepted before they can begin; further ones are refused. They hold no memory
+            of the device.
+        max_batches: batches about one video at a time; later requests about it gather until one of them ends.
+        loaders: videos that are being loaded, or are loaded for the next requests, at a time.
 
     Attributes:
-        running: questions being answered.
-        waiting: questions accepted and not begun.
+        running: requests that are being answered.
+        waiting: requests that were accepted and have not begun.
     """
 
-    def __init__(self, worker: QueryWorker, config: ScheduleConfig | None = None) -> None:
-        self._worker, self._config = worker, config or ScheduleConfig()
-        self._loaders = ThreadPoolExecutor(self._config.loaders, "load")
-        self._arrived: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()  # None only wakes
-        self._queue: deque[Ticket] = deque()
-        self._ahead: dict[str, Future[ReadyVideo]] = {}  # by identity, for tickets of the queue
+    def __init__(
+        self,
+        worker: QueryWorker,
+        max_rows: int = 64,
+        max_waiting: int = 256,
+        max_batches: int = 4,
+        loaders: int = 8,
+    ) -> None:
+        self._worker, self._max_rows, self._max_waiting = worker, max_rows, max_waiting
+        self._max_batches, self._max_loading = max_batches, loaders
+        self._loaders = ThreadPoolExecutor(loaders, "load")
+        self._arrived: queue.SimpleQueue[Request | None] = queue.SimpleQueue()  # None only wakes the thread
+        self._queue: deque[Request] = deque()
+        self._loading: dict[Identities, Future[ReadyVideo]] = {}  # videos of requests in the queue
         self._batches: list[Batch] = []
-        self._asked_about: dict[str, ReadyVideo] = {}  # by identity, in the last turn: some have ended with it
+        self._in_last_step: dict[Identities, ReadyVideo] = {}  # also those of batches that have just ended
         self._lock, self._accepted, self._is_closing = threading.Lock(), 0, False
-        self._lost: BaseException | None = None
+        self._gpu_loss: BaseException | None = None
         self.running = 0
         self._thread = threading.Thread(target=self._run, name="answer", daemon=True)
         self._thread.start()
@@ -80,32 +79,38 @@ class Scheduler:
 
     @property
     def is_alive(self) -> bool:
-        """Whether questions are still being answered; not after an error that a GPU does not recover from."""
-        return self._thread.is_alive() and self._lost is None
+        """Whether requests are being answered. False after `close`, and after a GPU error that stays."""
+        return self._thread.is_alive() and self._gpu_loss is None
 
     @property
     def caches(self) -> dict[str, CacheState]:
-        """What the worker has at hand, under the name "": it is the only one."""
+        """The state of the worker's caches, under the name "" because there is only one worker."""
         return {"": self._worker.cache_state}
 
-    def submit(self, identity: str, query: Query, hear: Hear, options: Sequence[str] = ()) -> Ticket:
-        """Ask about a video. `hear` is called from other threads; with `options` the likeliest is chosen.
+    def submit(self, identities: Identities, query: Query, on_event: OnEvent, options: Sequence[str] = ()) -> Request:
+        """Ask about a video.
+
+        Args:
+            identities: the artifact that the query is about, or several that are shown one after the other.
+            query: the turns, and how the answer is generated.
+            on_event: takes the events of the answer. It is called from another thread.
+            options: answers of which the likeliest is chosen. None means that text is generated.
 
         Raises:
-            BusyError: too many wait already, or nothing is answered any more.
+            BusyError: too many requests wait already, or the scheduler was closed or has ended.
         """
-        ticket = Ticket(identity, query, tuple(options), hear, partial(self._arrived.put, None))
+        request = Request(identities, query, tuple(options), on_event, partial(self._arrived.put, None))
         with self._lock:
             if self._is_closing:
                 raise BusyError("this service is ending; ask again later")
-            if self._accepted >= self._config.max_waiting:
+            if self._accepted >= self._max_waiting:
                 raise BusyError(f"{self._accepted} questions are waiting; ask again later")
             self._accepted += 1
-            self._arrived.put(ticket)
-        return ticket
+            self._arrived.put(request)
+        return request
 
     def close(self) -> None:
-        """Refuse new questions, answer those accepted, end."""
+        """Refuse new requests, answer those that were accepted, then end the threads."""
         self._refuse()
         self._thread.join()
         self._loaders.shutdown(wait=True)
@@ -120,138 +125,139 @@ class Scheduler:
             while not self._is_closing or not self._arrived.empty() or self._queue or self._batches:
                 self._gather()
                 self._admit()
-                self._load_ahead()
+                self._load_next()
                 self._step()
-                if self._lost is not None:
-                    raise self._lost
-        except BaseException as error:  # whatever it is, nobody may wait for ever
+                if self._gpu_loss is not None:
+                    raise self._gpu_loss
+        except BaseException as error:  # Whatever it is, no asker may wait for ever.
             _log.critical("no question is answered any more", exc_info=error)
             self._refuse()
             self._gather()
             for batch in self._batches:
                 batch.fail(error)
             while self._queue:
-                self._take(self._queue.popleft()).tell(error)
+                self._take(self._queue.popleft()).emit(error)
 
     def _gather(self) -> None:
-        """Take what has arrived, waiting for something if there is nothing to do."""
-        is_ready = any(video.done() for video in self._ahead.values())
+        """Move requests that arrived into the queue. Wait for one if there is nothing else to do."""
+        is_loaded = any(video.done() for video in self._loading.values())
         with suppress(queue.Empty):
-            block = not (self._batches or self._asked_about or is_ready or self._lost)
+            block = not (self._batches or self._in_last_step or is_loaded or self._gpu_loss)
             while True:
-                ticket = self._arrived.get(block)
-                if ticket is not None:
-                    self._queue.append(ticket)
+                request = self._arrived.get(block)
+                if request is not None:
+                    self._queue.append(request)
                 block = False
 
     def _admit(self) -> None:
-        """Begin what is loaded and there is room for, questions about one video together."""
-        room = self._config.max_rows - sum(batch.rows for batch in self._batches)
-        busy = Counter(batch.identity for batch in self._batches)
-        groups: dict[str, tuple[ReadyVideo, list[Ticket]]] = {}
-        later: deque[Ticket] = deque()
-        for ticket in self._queue:
-            if ticket.is_cancelled:
-                self._take(ticket)
+        """Begin the requests whose videos are loaded, as far as there is room. Those about one video begin together."""
+        room = self._max_rows - sum(batch.rows for batch in self._batches)
+        batches_of = Counter(batch.identities for batch in self._batches)
+        groups: dict[Identities, tuple[ReadyVideo, list[Request]]] = {}
+        later: deque[Request] = deque()
+        for request in self._queue:
+            if request.is_cancelled:
+                self._take(request)
                 continue
-            has_room = room > 0 and busy[ticket.identity] < self._config.max_batches
-            video = self._at_hand(ticket.identity, has_room)
+            has_room = room > 0 and batches_of[request.identities] < self._max_batches
+            video = self._loaded(request.identities, has_room)
             if video is None:
-                later.append(ticket)
+                later.append(request)
                 continue
-            ticket.loaded = ticket.loaded or time.perf_counter()
+            request.loaded_at = request.loaded_at or time.perf_counter()
             if error := video.exception():
                 self._note(error)
-                self._take(ticket).tell(error)
+                self._take(request).emit(error)
             elif not has_room:
-                later.append(ticket)
+                later.append(request)
             else:
-                room -= ticket.rows(self._config.max_rows)
-                busy[ticket.identity] += bool(ticket.options)  # those without share a batch
-                groups.setdefault(ticket.identity, (video.result(), []))[1].append(ticket)
+                room -= request.rows(self._max_rows)
+                batches_of[request.identities] += bool(request.options)  # those without options share a batch
+                groups.setdefault(request.identities, (video.result(), []))[1].append(request)
         self._queue = later
-        self._asked_about.clear()  # what nobody asks about any more makes room for what begins
-        rest = [ticket for video, tickets in groups.values() for ticket in self._begin(video, tickets)]
+        self._in_last_step.clear()  # frees the videos that no request is about, before new batches take memory
+        rest = [request for video, requests in groups.values() for request in self._begin(video, requests)]
         self._queue.extendleft(reversed(rest))
 
-    def _at_hand(self, identity: str, has_room: bool) -> Future[ReadyVideo] | None:
-        """A video that can be asked about now, or why it cannot be loaded; what only the cache holds if there is room.
+    def _loaded(self, identities: Identities, has_room: bool) -> Future[ReadyVideo] | None:
+        """A finished future if the video is loaded or failed to load, else None.
 
-        Asked here, not by a loader: what that finds is known only after one more turn of all batches.
+        The device cache is looked up only where there is room for a request. It is looked up here, and not by a loader,
+        because a loader's result is seen only one step later.
         """
-        if loading := self._ahead.get(identity):
+        if loading := self._loading.get(identities):
             return loading if loading.done() else None
-        video = self._asked_about.get(identity) or (self._worker.videos.held(identity) if has_room else None)
+        video = self._in_last_step.get(identities) or (self._worker.videos.held(*identities) if has_room else None)
         if video is None:
             return None
         found: Future[ReadyVideo] = Future()
         found.set_result(video)
         return found
 
-    def _take(self, ticket: Ticket) -> Ticket:
-        """A ticket that waits no more."""
+    def _take(self, request: Request) -> Request:
+        """Count a request as one that waits no more."""
         with self._lock:
             self._accepted -= 1
-        return ticket
+        return request
 
-    def _load_ahead(self) -> None:
-        """Load the videos of the next questions, but of few: those that wait must not fill the device."""
-        self._asked_about = {batch.identity: batch.video for batch in self._batches}
-        waiting = dict.fromkeys(ticket.identity for ticket in self._queue if ticket.identity not in self._asked_about)
-        for identity in self._ahead.keys() - waiting.keys():
-            self._ahead.pop(identity).cancel()  # if it has not begun
-        for identity in [identity for identity in waiting if identity not in self._ahead]:
-            if len(self._ahead) >= self._config.loaders:
+    def _load_next(self) -> None:
+        """Load videos of the next requests. Only few, because loaded videos of waiting requests fill the device."""
+        self._in_last_step = {batch.identities: batch.video for batch in self._batches}
+        waiting = dict.fromkeys(r.identities for r in self._queue if r.identities not in self._in_last_step)
+        for identities in self._loading.keys() - waiting.keys():
+            self._loading.pop(identities).cancel()  # has an effect only if the load has not begun
+        for identities in [identities for identities in waiting if identities not in self._loading]:
+            if len(self._loading) >= self._max_loading:
                 return
-            self._ahead[identity] = self._loaders.submit(self._worker.load, identity)
-            self._ahead[identity].add_done_callback(lambda _: self._arrived.put(None))
+            self._loading[identities] = self._loaders.submit(self._worker.load, *identities)
+            self._loading[identities].add_done_callback(lambda _: self._arrived.put(None))
 
-    def _begin(self, video: ReadyVideo, tickets: Sequence[Ticket]) -> list[Ticket]:
-        """Begin as many batches as may be about one video, first that of the oldest question; the rest of the tickets.
+    def _begin(self, video: ReadyVideo, requests: Sequence[Request]) -> list[Request]:
+        """Begin as many batches as may run about one video, the batch of the oldest request first.
 
-        They wait on without memory of the device.
+        Returns the requests that have to wait on. They hold no memory of the device.
         """
-        speaking = []
-        for number, ticket in enumerate(tickets):
+        generated = []
+        for number, request in enumerate(requests):
             try:
-                if not ticket.options:
-                    ticket.ids = ticket.ids or self._worker.question_ids(video, ticket.query)
-                    speaking.append(number)
-            except Exception as error:  # one that cannot be asked costs no other
-                self._take(ticket).fail(error)
-        groups = [[number] for number, ticket in enumerate(tickets) if ticket.options]
-        for rows in batches([len(tickets[number].ids) for number in speaking], self._config.max_rows):
-            groups.append([speaking[row] for row in rows])
+                if not request.options:
+                    request.ids = request.ids or self._worker.question_ids(video, request.query)
+                    generated.append(number)
+            except Exception as error:  # A request that cannot be answered must not fail the others.
+                self._take(request).fail(error)
+        groups = [[number] for number, request in enumerate(requests) if request.options]
+        for rows in batches([len(requests[number].ids) for number in generated], self._max_rows):
+            groups.append([generated[row] for row in rows])
         groups.sort(key=min)
-        places = self._config.max_batches - sum(batch.identity == tickets[0].identity for batch in self._batches)
+        places = self._max_batches - sum(batch.identities == requests[0].identities for batch in self._batches)
         for group in groups[:places]:
-            self._start(video, [self._take(tickets[number]) for number in group])
-        return [tickets[number] for number in sorted(chain(*groups[places:]))]
+            self._start(video, [self._take(requests[number]) for number in group])
+        return [requests[number] for number in sorted(chain(*groups[places:]))]
 
-    def _start(self, video: ReadyVideo, tickets: Sequence[Ticket]) -> None:
-        """Feed questions as one batch; where that fails, such as for want of memory, as two halves."""
-        if options := tickets[0].options:
-            rows = self._config.max_rows
-            choosing = self._worker.choosing(video, [tickets[0].query.turns], [options], rows)
-            self._batches.append(Choosing(video, tickets[0], choosing, rows))
+    def _start(self, video: ReadyVideo, requests: Sequence[Request]) -> None:
+        """Feed questions as one batch. If that fails, for example for want of memory, feed them as two halves."""
+        if options := requests[0].options:
+            rows = self._max_rows
+            scoring = self._worker.choosing(video, [requests[0].query.turns], [options], rows)
+            self._batches.append(ScoringBatch(video, requests[0], scoring, rows))
             return
         try:
-            answers = self._worker.start(video, [t.query for t in tickets], [t.ids for t in tickets])
-            self._batches.append(Speaking(video, tickets, answers))
+            answers = self._worker.start(video, [r.query for r in requests], [r.ids for r in requests])
+            self._batches.append(GenerationBatch(video, requests, answers))
             return
         except Exception as error:
             self._note(error)
-            if len(tickets) == 1 or self._lost:
-                for ticket in tickets:
-                    ticket.fail(error)
+            if len(requests) == 1 or self._gpu_loss:
+                for request in requests:
+                    request.fail(error)
                 return
-        # Not above: the exception held what had been made.
-        half = len(tickets) // 2
-        self._start(video, tickets[:half])
-        self._start(video, tickets[half:])
+        # Outside the `except` block, because the exception keeps the failed batch's memory alive inside it.
+        half = len(requests) // 2
+        self._start(video, requests[:half])
+        self._start(video, requests[half:])
 
     def _step(self) -> None:
-        """One turn for every batch."""
+        """Give every batch one step."""
         for batch in list(self._batches):
             try:
                 is_running = batch.step()
@@ -264,6 +270,6 @@ class Scheduler:
         self.running = sum(batch.running for batch in self._batches)
 
     def _note(self, error: BaseException) -> None:
-        """After most errors of a GPU every later call in the process fails: then only another process helps."""
+        """Remember a GPU error after which every later call in this process fails, so that the scheduler ends."""
         if is_gpu_lost(error):
-            self._lost = error
+            self._gpu_loss = error

@@ -1,1 +1,1 @@
-"""Artifacts of indexed videos in local or object storage: `store.py` opens them, the other files are its parts."""
+"""Artifacts of indexed videos in local or object storage. `store.py` opens a store; FORMAT.md describes the format."""

@@ -3,19 +3,20 @@
     kv/<identity[:2]>/<identity>/<attempt>/kv.safetensors, tokens.parquet
     commit/<identity[:2]>/<identity>.json
 
-A writer killed before the manifest leaves files that no reader knows. Two writers of one identity write to
-different attempts; the manifest created first counts, for both.
+A writer that is killed before it creates the manifest leaves files that no reader looks at. Two writers of one identity
+write to different attempts, and the manifest that was created first counts for both.
 """
 
 import re
 import uuid
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING
 
 from sttm.errors import ArtifactError, StoreError
+from sttm.store.facts import Facts, read_facts
+from sttm.store.json_fields import build
 from sttm.store.key import FORMAT_VERSION, Recipe, identity
 from sttm.store.sealed import digest_of, read_sealed, seal
 from sttm.store.storage import INDEX_AGAIN, Storage
@@ -23,21 +24,20 @@ from sttm.store.storage import INDEX_AGAIN, Storage
 if TYPE_CHECKING:  # torch takes seconds to import, and listing a store needs none of it
     from sttm.store.kv.file import EncodedKV
 
-T = TypeVar("T")
 _IDENTITY = re.compile(r"[0-9a-f]{64}")
 _CURE = f"{INDEX_AGAIN}; where no row names the video, delete this file first"
 
 
 @dataclass(frozen=True)
 class Source:
-    """The video file an artifact was made of.
+    """The video file that an artifact was made of.
 
     Attributes:
-        uri: where it is.
-        video_id: its name in the corpus, unique there.
+        uri: absolute URI of the file.
+        video_id: name of the video, unique in the corpus.
         name: file name for people.
-        size_bytes: its size.
-        version: ETag or modification time, as text.
+        size_bytes: size of the file.
+        version: ETag or modification time of the file, as text.
     """
 
     uri: str
@@ -48,30 +48,14 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What was found out while the artifact was made.
+class StoredFile:
+    """One file of an artifact.
 
     Attributes:
-        tokens_before, tokens_after: visual tokens entering and leaving the merge.
-        thresholds: similarity thresholds really used, by name.
-        timings_s: seconds each step took, by name.
-        run_id: the run that made it.
-        attempts: tries it took.
-        details: further JSON: sampled times, provenance, fidelity certificate.
+        key: key of the object in the store.
+        size_bytes: size of the file.
+        digest: blake3 of all bytes of the file, hex.
     """
-
-    tokens_before: int
-    tokens_after: int
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-    timings_s: Mapping[str, float] = field(default_factory=dict)
-    run_id: str = ""
-    attempts: int = 1
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """One file of an artifact: key, size, blake3 of all its bytes."""
 
     key: str
     size_bytes: int
@@ -80,17 +64,17 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a commit says. The digests in it vouch for every byte of the artifact.
+    """The record that commits an artifact. Every byte of the artifact can be checked against the digests in it.
 
     Attributes:
-        identity: name of the artifact; follows from the next two.
+        identity: name of the artifact; it follows from `recipe` and `content_digest`.
         recipe: everything besides the video that shaped the bytes.
-        content_digest: of the video file.
-        source: the video file of the first writer.
-        kv, tokens: the files.
-        kv_header_digest: blake3 of the KV file's header, which holds the digests of its regions.
-        facts: found while making it.
-        created_at: UTC, ISO 8601.
+        content_digest: blake3 of the video file, hex.
+        source: the video file of the first writer; another file with the same content has the same artifact.
+        kv, tokens: the two files of the artifact.
+        kv_header_digest: blake3 of the KV file's header, which holds the digests of the file's regions.
+        facts: what was found out while the artifact was made.
+        created_at: time of the commit; UTC, ISO 8601.
     """
 
     identity: str
@@ -113,7 +97,19 @@ def commit_artifact(
     tokens: bytes,
     facts: Facts,
 ) -> tuple[Manifest, bool]:
-    """Write an artifact and commit it; returns the manifest that counts and whether it is ours, not another writer's.
+    """Write an artifact and commit it.
+
+    Args:
+        storage: objects of the store.
+        recipe: everything besides the video that shaped the bytes.
+        content_digest: blake3 of the video file, hex.
+        source: the video file.
+        kv: the finished KV file.
+        tokens: the bytes of the token table.
+        facts: what was found out while the artifact was made.
+
+    Returns:
+        The manifest that counts, and whether this call made it; another writer may have committed the identity first.
 
     Raises:
         StoreError: the storage refuses a write; nothing was committed.
@@ -131,7 +127,7 @@ def commit_artifact(
         facts=facts,
         created_at=utc_now(),
     )
-    record = seal({"format_version": FORMAT_VERSION, **asdict(manifest)})
+    record = seal({"format_version": FORMAT_VERSION, **asdict(manifest), "facts": facts.record()})
     storage.put(manifest.kv.key, kv.data)
     storage.put(manifest.tokens.key, tokens)
     if storage.create(manifest_key(name), record):
@@ -143,14 +139,22 @@ def commit_artifact(
 
 
 def manifest_key(identity: str) -> str:
-    """Key of an identity's manifest; refuses anything that is not an identity."""
+    """The key of an artifact's manifest.
+
+    Raises:
+        StoreError: the text is not an identity.
+    """
     if not _IDENTITY.fullmatch(identity):
         raise StoreError(f"{identity[:80]!r} is not an artifact identity (64 hex digits)")
     return f"commit/{identity[:2]}/{identity}.json"
 
 
 def load_manifest(storage: Storage, name: str) -> Manifest:
-    """Read and verify the manifest of an identity.
+    """Read and verify the manifest of an artifact.
+
+    Args:
+        storage: objects of the store.
+        name: identity of the artifact.
 
     Raises:
         MissingObjectError: nothing is committed under this identity.
@@ -163,7 +167,7 @@ def load_manifest(storage: Storage, name: str) -> Manifest:
     if version != FORMAT_VERSION:
         raise ArtifactError(f"{where} has format version {version}, this program reads {FORMAT_VERSION}; {_CURE}")
     try:
-        manifest = _built(Manifest, body)
+        manifest = build(Manifest, {**body, "facts": read_facts(body.get("facts"))})
         if manifest.identity != name or identity(manifest.recipe, manifest.content_digest) != name:
             raise ValueError("it belongs to another artifact")
         folder = f"kv/{name[:2]}/{name}/"
@@ -175,11 +179,11 @@ def load_manifest(storage: Storage, name: str) -> Manifest:
 
 
 def require_size(storage: Storage, file: StoredFile) -> None:
-    """Refuse a file of another size than was committed, before anybody takes memory for it.
+    """Check the size of an artifact's file, so that nobody allocates memory for a file that was replaced.
 
     Raises:
-        MissingObjectError: the file is gone.
-        ArtifactError: it is shorter or longer.
+        MissingObjectError: the file does not exist.
+        ArtifactError: the file is shorter or longer than it was at the commit.
     """
     if (size := storage.size(file.key)) != file.size_bytes:
         raise ArtifactError(
@@ -188,7 +192,12 @@ def require_size(storage: Storage, file: StoredFile) -> None:
 
 
 def read_file(storage: Storage, file: StoredFile) -> bytes:
-    """All bytes of an artifact's file, verified; errors as for `require_size`."""
+    """All bytes of an artifact's file, verified.
+
+    Raises:
+        MissingObjectError: the file does not exist.
+        ArtifactError: the size or the digest of the file is not the one that was committed.
+    """
     require_size(storage, file)
     data = storage.read(file.key)
     if digest_of(data) != file.digest:
@@ -205,30 +214,3 @@ def committed(storage: Storage) -> list[str]:
 def utc_now() -> str:
     """The time now in UTC, ISO 8601 with microseconds; such texts sort by time."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def _built(kind: type[T], body: Any) -> T:
-    """A dataclass of a JSON object; TypeError or ValueError unless every field is there and of its type."""
-    if not isinstance(body, dict):
-        raise TypeError(f"{kind.__name__} is not an object")
-    types = get_type_hints(kind)
-    return kind(**{name: _value(types.get(name, Any), value, name) for name, value in body.items()})
-
-
-def _value(kind: Any, value: Any, name: str) -> Any:
-    if is_dataclass(kind):
-        return _built(kind, value)  # type: ignore[arg-type]
-    if not _fits(value, kind):
-        raise TypeError(f"{name} is {ascii(value)[:80]}")
-    return value
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of a field's type. Counts and sizes are not negative, and fit into a table's columns."""
-    if kind is int:
-        return type(value) is int and 0 <= value < 1 << 63
-    if kind is float:
-        return type(value) is float or (type(value) is int and abs(value) < 1 << 53)
-    if get_origin(kind):  # a mapping; JSON has only text as keys
-        return isinstance(value, dict) and all(_fits(item, get_args(kind)[1]) for item in value.values())
-    return kind is Any or type(value) is kind

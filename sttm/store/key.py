@@ -1,7 +1,7 @@
-"""What an artifact is called: its identity follows from the video's content and from everything that shaped the bytes.
+"""Identity of an artifact: it follows from the video's content and from the recipe, which is all else that shaped it.
 
-A *recipe* is a plain JSON object of named sections (model, preprocess, merge, prefill, store, …). Two artifacts have
-the same identity exactly if their recipes and video contents are the same, so a hit is never a guess.
+A *recipe* is a plain JSON object of named sections (model, video, merge, prefill, store, …). Two artifacts have the
+same identity exactly if their recipes and the contents of their videos are the same.
 """
 
 import hashlib
@@ -16,7 +16,12 @@ Recipe = dict[str, Any]
 
 
 class Difference(NamedTuple):
-    """One leaf in which two recipes differ; a side that lacks it reads `ABSENT`."""
+    """One value in which two recipes differ.
+
+    Attributes:
+        path: place of the value, such as `merge.budget`.
+        left, right: the value in either recipe; `ABSENT` where a recipe has none.
+    """
 
     path: str
     left: Any
@@ -24,7 +29,7 @@ class Difference(NamedTuple):
 
 
 def make_recipe(**sections: Mapping[str, Any]) -> Recipe:
-    """A recipe of these sections and the store's format version, checked to be plain JSON.
+    """Make a recipe of named sections and the store's format version.
 
     Raises:
         ValueError: a value has no exact JSON form (a NaN, a tensor, a key that is not text).
@@ -34,37 +39,50 @@ def make_recipe(**sections: Mapping[str, Any]) -> Recipe:
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one JSON text of a value: keys sorted, no spaces, ASCII. Tuples count as lists."""
+    """The one JSON text of a value: keys sorted, no spaces, ASCII. A tuple is written as a list.
+
+    Raises:
+        ValueError: a value has no exact JSON form.
+    """
     _require_plain(value, "")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """sha256 of a recipe, 64 hex digits."""
+    """The sha256 of a recipe, 64 hex digits.
+
+    Raises:
+        ValueError: it was not built with `make_recipe`.
+    """
     if "format_version" not in recipe:
         raise ValueError("a recipe needs its format_version; build it with make_recipe")
     return hashlib.sha256(canonical_json(recipe)).hexdigest()
 
 
 def identity(recipe: Recipe, content_digest: str) -> str:
-    """Name of the artifact that this recipe makes of a video with this content digest, 64 hex digits."""
+    """The identity of the artifact that a recipe makes of a video with this content digest, 64 hex digits."""
     return hashlib.sha256(canonical_json(["identity", recipe_digest(recipe), content_digest])).hexdigest()
 
 
 def source_key(uri: str, size_bytes: int, version: str, recipe: Recipe) -> str:
-    """Name of "this recipe applied to this file", known without reading the file.
+    """A digest of "this recipe applied to this file", known without reading the file; 64 hex digits.
 
     Args:
-        uri: where the video is.
-        size_bytes: its size.
-        version: its ETag or modification time, as text.
-        recipe: as for `identity`.
+        uri: absolute URI of the video file.
+        size_bytes: size of the file.
+        version: ETag or modification time of the file, as text.
+        recipe: the recipe.
     """
     return hashlib.sha256(canonical_json(["source", uri, size_bytes, version, recipe_digest(recipe)])).hexdigest()
 
 
 def differences(left: Any, right: Any, path: str = "") -> list[Difference]:
-    """Every leaf in which two recipes differ, by path: `[Difference("merge.budget", 0.3, 0.5)]`."""
+    """Every value in which two recipes differ, such as `[Difference("merge.budget", 0.3, 0.5)]`.
+
+    Args:
+        left, right: the two recipes, or values inside them.
+        path: place of these values in their recipes.
+    """
     if isinstance(left, dict) and isinstance(right, dict):
         found = []
         for key in sorted({*left, *right}):

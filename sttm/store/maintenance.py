@@ -1,6 +1,6 @@
 """Looking after a store: verify every byte, count, remove videos, collect garbage.
 
-Nothing here runs by itself. `collect_garbage` and `remove` must not run beside an index job of the same store.
+Nothing in this file runs by itself. `collect_garbage` and `remove` must not run beside an index job of the same store.
 """
 
 from collections import Counter
@@ -19,8 +19,8 @@ from sttm.store.artifact import (
     require_size,
     utc_now,
 )
-from sttm.store.catalog.catalog import rows_of
 from sttm.store.catalog.history import Superseded, split_history
+from sttm.store.catalog.lookup import rows_of
 from sttm.store.storage import INDEX_AGAIN, Entry, MissingObjectError
 from sttm.store.store import Store
 
@@ -30,9 +30,9 @@ class Problem:
     """Something in a store that is not as it was committed.
 
     Attributes:
-        identity: of the artifact; empty if the catalog itself is concerned.
-        message: what, where, and what to do about it.
-        videos: ids of those that the artifact stands for, as far as the catalog can be read.
+        identity: identity of the artifact; empty if the problem is in the catalog.
+        message: what is wrong, where, and what to do about it.
+        videos: ids of the videos that have this artifact, as far as the catalog can be read.
     """
 
     identity: str
@@ -45,13 +45,13 @@ class StoreCounts:
     """What a store holds.
 
     Attributes:
-        videos: with at least one usable artifact.
-        artifacts: that rows of the catalog name.
-        errors: videos whose indexing failed.
-        kv_bytes, tokens_bytes: of these artifacts.
-        tokens_before, tokens_after: visual tokens entering and leaving the merge, summed.
-        recipes: artifacts by recipe digest.
-        superseded, superseded_bytes: further artifacts, which wait for `gc`, and the size of their files.
+        videos: number of videos with at least one usable artifact.
+        artifacts: number of usable artifacts.
+        errors: number of videos whose indexing failed.
+        kv_bytes, tokens_bytes: size of the usable artifacts' files.
+        tokens_before, tokens_after: visual tokens entering and leaving the merge, summed over the usable artifacts.
+        recipes: number of usable artifacts by recipe digest.
+        superseded, superseded_bytes: number of artifacts that wait for `gc`, and the size of their files.
     """
 
     videos: int
@@ -71,8 +71,8 @@ class Garbage:
     """What can be deleted.
 
     Attributes:
-        artifacts: identities of superseded ones.
-        objects: all objects to delete: manifests first, then files that nothing names.
+        artifacts: identities of superseded artifacts.
+        objects: all objects to delete: first manifests, then files that nothing names.
     """
 
     artifacts: tuple[str, ...]
@@ -89,10 +89,10 @@ class Removed:
     """A video that was removed.
 
     Attributes:
-        video_id: of the video.
-        rows: how many of the catalog's counted for it.
-        deleted: identities of its artifacts, which are deleted.
-        shared: identities of further ones, kept because other videos have the same content.
+        video_id: id of the video.
+        rows: number of catalog rows that counted for the video.
+        deleted: identities of the artifacts that were deleted.
+        shared: identities of the artifacts that were kept, because other videos have the same content.
     """
 
     video_id: str
@@ -102,10 +102,10 @@ class Removed:
 
 
 def verify(store: Store) -> Iterator[Problem]:
-    """Read every committed byte and every row; yields what is wrong, nothing if all is well."""
+    """Read every committed byte and every catalog row, and yield what is wrong; yields nothing if all is well."""
     identities = set(committed(store.storage))
     videos: dict[str, set[str]] = {}
-    with suppress(StoreError):  # told below
+    with suppress(StoreError):  # reported further down
         for row in store.catalog.history():
             videos.setdefault(row.identity, set()).add(row.video_id)
     damaged = set()
@@ -121,7 +121,7 @@ def verify(store: Store) -> Iterator[Problem]:
         yield Problem("", f"catalog: {error}")
         return
     for row in split_history(history)[0]:
-        # An index job may have committed it since the listing.
+        # An index job may have committed the artifact after the listing, so ask the store again.
         if row.status == "ok" and row.identity not in identities and not store.has(row.identity):
             message = f"video {row.video_id} has a row but no artifact; {INDEX_AGAIN}"
             yield Problem(row.identity, message, (row.video_id,))
@@ -130,7 +130,7 @@ def verify(store: Store) -> Iterator[Problem]:
 
 
 def count(store: Store) -> StoreCounts:
-    """Count what the catalog names; reads no artifact."""
+    """Count videos, artifacts and bytes by the catalog; reads no artifact."""
     old = {s.row.identity: s.row for s in superseded(store)}.values()
     rows = store.catalog.rows()
     usable = [row for row in rows if row.status == "ok"]
@@ -150,25 +150,25 @@ def count(store: Store) -> StoreCounts:
 
 
 def superseded(store: Store) -> list[Superseded]:
-    """Artifacts that newer ones of their videos, or errors of changed files, took the place of; `gc` deletes them."""
+    """Artifacts replaced by newer artifacts of their videos, or by errors of changed files; `gc` deletes them."""
     found = [s for s in split_history(store.catalog.history())[1] if s.by.status != "removed"]
-    there = set(committed(store.storage)) if found else set()  # a listing takes seconds where there are many
+    there = set(committed(store.storage)) if found else set()  # a listing of many artifacts takes seconds
     return [s for s in found if s.row.identity in there]
 
 
 def remove(store: Store, video: str) -> Removed:
-    """Remove a video under every recipe and delete its artifacts: superseded ones, and those of a killed run, too.
+    """Remove a video under every recipe and delete its artifacts, superseded ones and those of a killed run included.
 
-    Killed half-way, it leaves files that `collect_garbage` finds.
+    If it is killed half-way, it leaves files that `collect_garbage` finds.
 
     Args:
-        store: to remove from.
-        video: id, URI or name.
+        store: the store.
+        video: id, URI or file name of the video.
 
     Raises:
-        StoreError: no video or several fit.
+        StoreError: no video or several go by this name.
     """
-    store.catalog.repair()  # or the next index run would bring back what has no row yet
+    store.catalog.repair()  # otherwise the next index run would bring back artifacts that have no row yet
     history = store.catalog.history()
     rows = split_history(history)[0]
     video_id = rows_of(video, rows, store.storage.url)[0].video_id
@@ -183,18 +183,21 @@ def remove(store: Store, video: str) -> Removed:
 
 
 def find_garbage(store: Store, min_age: timedelta = timedelta(days=1)) -> Garbage:
-    """What no reader needs any more; changes nothing.
+    """Find what no reader needs any more; changes nothing.
 
-    That is: artifacts superseded at least `min_age` ago; files of writers that never committed, temporary files, and
-    old versions of the catalog, all untouched for `min_age`. Files of a damaged manifest stay, for `verify` to report.
+    Garbage is: artifacts superseded at least `min_age` ago; files of writers that never committed, temporary files, and
+    old versions of the catalog, all untouched for `min_age`. Files of a damaged manifest stay, and `verify` reports
+    them.
 
     Args:
-        store: to look through.
+        store: the store.
         min_age: must exceed the longest time between a writer's first file and its commit, and the longest time that
             a reader works with one snapshot of the catalog.
     """
     cutoff = datetime.now(UTC) - min_age
-    cutoff_text = cutoff.isoformat(timespec="microseconds")  # as rows are dated
+    cutoff_text = cutoff.isoformat(
+        timespec="microseconds"
+    )  # in the form of `created_at`, so that texts compare as times
     manifests, damaged = _manifests(store)
     replaced = [identity for identity in _replaced(store, cutoff_text) if identity in manifests]
     needed = {
@@ -215,7 +218,7 @@ def find_garbage(store: Store, min_age: timedelta = timedelta(days=1)) -> Garbag
 
 
 def collect_garbage(store: Store, garbage: Garbage) -> None:
-    """Delete what `find_garbage` found. Can be killed and repeated."""
+    """Delete what `find_garbage` found. After being killed it can be called again."""
     for entry in garbage.objects:
         store.storage.delete(entry.key)
 
@@ -230,7 +233,7 @@ def _verify_artifact(store: Store, identity: str) -> None:
 
 
 def _delete_artifact(store: Store, identity: str) -> None:
-    """The manifest first: without it no reader looks for the files."""
+    """Delete the manifest first, because without it no reader looks for the files."""
     store.storage.delete(manifest_key(identity))
     for key in store.storage.keys(f"kv/{identity[:2]}/{identity}"):
         store.storage.delete(key)
@@ -256,7 +259,7 @@ def _manifests(store: Store) -> tuple[dict[str, Manifest], set[str]]:
 
 
 def _replaced(store: Store, cutoff: str) -> list[str]:
-    """Identities that rows name, but no row that counts, superseded or removed before `cutoff`."""
+    """Identities of artifacts that no counting row names, and that were superseded or removed before `cutoff`."""
     history = store.catalog.history()
     counting, superseded = split_history(history)
     recent = {s.row.identity for s in superseded if s.by.created_at >= cutoff}
@@ -265,7 +268,7 @@ def _replaced(store: Store, cutoff: str) -> list[str]:
 
 
 def _old_catalog(store: Store, cutoff: datetime) -> list[Entry]:
-    """Catalog versions before the newest, older than `cutoff`, and the parts that only they name."""
+    """Catalog versions that are older than `cutoff` and not the newest, and the parts that only they name."""
     versions = store.catalog.versions()
     old = [entry for entry in versions[:-1] if entry.modified < cutoff]
     kept = [entry for entry in versions if entry not in old]

@@ -8,7 +8,7 @@ from typing import Any
 
 from sttm.errors import ArtifactError, StoreError
 from sttm.store.artifact import Manifest
-from sttm.store.catalog.catalog import rows_of
+from sttm.store.catalog.lookup import find_row
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store
@@ -96,11 +96,13 @@ class ChosenRecipe:
         recipe: the recipe.
         others: further recipes that could have been chosen, newest first.
         was_named: whether the user named the recipe; otherwise the newest was taken.
+        video: the video whose recipes were chosen from; None if these were all recipes of the store.
     """
 
     recipe: StoredRecipe
     others: tuple[StoredRecipe, ...]
     was_named: bool
+    video: str | None = None
 
     @property
     def digest(self) -> str:
@@ -112,8 +114,9 @@ class ChosenRecipe:
         """One line for the user, where the choice was made for them among several recipes; else None."""
         if self.was_named or not self.others:
             return None
+        place = "in this store" if self.video is None else f"of {self.video}"
         return (
-            f"{1 + len(self.others)} recipes in this store: taking the newest, {self.recipe.name} ({self.recipe}); "
+            f"{1 + len(self.others)} recipes {place}: taking the newest, {self.recipe.name} ({self.recipe}); "
             "choose another with --recipe"
         )
 
@@ -143,23 +146,27 @@ def choose_recipe(store: Store, prefix: str | None = None, video: str | None = N
 
     Raises:
         StoreError: the store holds no usable artifact, no recipe or several begin with the prefix, or the video is
-            unknown or its name ambiguous.
+            unknown, its name ambiguous, or indexing it failed.
     """
-    rows = [row for row in store.catalog.rows() if row.status == "ok"]
-    place = store.storage.url
-    if not rows:
+    rows, place = store.catalog.rows(), store.storage.url
+    if not any(row.status == "ok" for row in rows):
         raise StoreError(f"{place} holds no indexed video; index some into it first")
     if video is not None:
-        rows, place = rows_of(video, rows, place), f"{place} for {video}"
+        found = find_row(video, rows, place)
+        rows = [row for row in rows if row.status == "ok"]
+        of_video = [row for row in rows if row.video_id == found.video_id]
+        has_all = {row.recipe_digest for row in of_video} == {row.recipe_digest for row in rows}
+        rows, place, video = of_video, f"{place} for {video}", None if has_all else video
     recipes = stored_recipes(store, rows)
     if prefix is None:
-        return ChosenRecipe(recipes[0], tuple(recipes[1:]), was_named=False)
+        return ChosenRecipe(recipes[0], tuple(recipes[1:]), False, video)
     fitting = [recipe for recipe in recipes if prefix and recipe.digest.startswith(prefix.lower())]
     if not fitting:
         raise StoreError(f"no recipe {prefix[:80]!r} in {place}; it has {_listed(recipes)}")
     if len(fitting) > 1:
         raise StoreError(f"{prefix!r} is the beginning of {len(fitting)} recipes in {place}: {_listed(fitting)}")
-    return ChosenRecipe(fitting[0], tuple(recipe for recipe in recipes if recipe != fitting[0]), was_named=True)
+    others = tuple(recipe for recipe in recipes if recipe != fitting[0])
+    return ChosenRecipe(fitting[0], others, True, video)
 
 
 def _listed(recipes: list[StoredRecipe]) -> str:
@@ -173,11 +180,11 @@ def _described(store: Store, digest: str, rows: list[CatalogRow]) -> StoredRecip
     manifest = _a_manifest(store, rows)
     recipe = manifest.recipe if manifest else {}
     video, merge, prefill, stored = (_section(recipe, name) for name in ("video", "merge", "prefill", "store"))
-    made = _section(manifest.facts.details, "provenance") if manifest else {}
+    model = manifest.facts.provenance.model if manifest else ""
     sizes = {row.identity: row.kv_bytes + row.tokens_bytes for row in rows}
     return StoredRecipe(
         digest=digest,
-        model=made.get("model") or _section(recipe, "model").get("id"),
+        model=model or _section(recipe, "model").get("id"),
         fps=video.get("fps"),
         max_frames=video.get("max_frames"),
         method=merge.get("method"),

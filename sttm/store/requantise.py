@@ -1,4 +1,4 @@
-"""Deriving an artifact of another KV scheme from an exact one, without the model and the video."""
+"""Derive an artifact of another KV scheme from an exact one, without the model and the video."""
 
 from dataclasses import replace
 
@@ -11,13 +11,20 @@ from sttm.store.store import Store
 
 
 def requantise(store: Store, row: CatalogRow, scheme: str) -> CatalogRow:
-    """Derive an artifact of another scheme from the exact one of a row, for the row's video.
+    """Derive an artifact of another scheme from an exact one; its bytes are those that indexing again would give.
 
-    The bytes are those a fresh index would give. The fidelity certificate is not carried over: it spoke of the exact
-    artifact. The caller appends the new row.
+    The fidelity certificate is left out, because it describes the exact artifact.
+
+    Args:
+        store: the store.
+        row: catalog row of the exact artifact.
+        scheme: name in `SCHEMES`.
+
+    Returns:
+        The catalog row of the new artifact, for the row's video. The caller appends it to the catalog.
 
     Raises:
-        StoreError: the artifact is not exact (losses would add up), or there is none.
+        StoreError: the artifact is not exact, so that losses would add up, or it does not exist.
     """
     identity = row.identity
     manifest = store.manifest(identity)
@@ -30,15 +37,15 @@ def requantise(store: Store, row: CatalogRow, scheme: str) -> CatalogRow:
     notes = read_header(store.storage, manifest.kv.key, manifest.kv_header_digest)[0].notes
     sections = {key: value for key, value in manifest.recipe.items() if key != "format_version"}
     recipe = make_recipe(**{**sections, "store": {**said, "kv_scheme": scheme, "kv_scheme_below": None}})
-    details = {key: value for key, value in manifest.facts.details.items() if key != "certificate"}
-    facts = replace(manifest.facts, details={**details, "converted_from": identity})
+    facts = replace(manifest.facts, certificate=None, converted_from=identity)
     tokens = read_file(store.storage, manifest.tokens)
     kv = encode_kv(store.load_kv(identity), scheme, notes)
     return store.publish(recipe, manifest.content_digest, _source_of(row, manifest), kv, tokens, facts)
 
 
 def _source_of(row: CatalogRow, manifest: Manifest) -> Source:
-    """The video of a row of an artifact: its first writer's, or another with the same content."""
+    """The video of a row. It is the one in the manifest, or another with the same content."""
     source = replace(manifest.source, uri=row.uri, video_id=row.video_id, name=row.name)
     is_its_version = source_key(source.uri, source.size_bytes, source.version, manifest.recipe) == row.source_key
-    return source if is_its_version else replace(source, version="")  # a row keeps no version, only a digest with it
+    # A catalog row holds no version, only a digest made with it.
+    return source if is_its_version else replace(source, version="")

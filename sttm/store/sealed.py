@@ -1,4 +1,4 @@
-"""Small JSON records that notice every flipped bit: canonical text with the digest of its own body."""
+"""Small JSON records in which every flipped bit is noticed: canonical JSON that holds the digest of its own body."""
 
 import json
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ def unseal(data: bytes, name: str, cure: str) -> dict[str, Any]:
 
     Args:
         data: the bytes of the record.
-        name: what to call it in messages.
-        cure: what they say can be done.
+        name: name of the record for messages.
+        cure: what to do about a damaged record, for messages.
 
     Raises:
         ArtifactError: the record is not byte for byte what `seal` wrote.
@@ -40,7 +40,17 @@ def unseal(data: bytes, name: str, cure: str) -> dict[str, Any]:
 
 
 def read_sealed(storage: Storage, key: str, cure: str) -> dict[str, Any]:
-    """Read and unseal a record; at most `MAX_BYTES` are read. `cure` and errors as for `unseal`."""
+    """Read and unseal a record.
+
+    Args:
+        storage: objects of the store.
+        key: key of the record.
+        cure: what to do about a damaged record, for messages.
+
+    Raises:
+        MissingObjectError: there is no such object.
+        ArtifactError: the object is not byte for byte what `seal` wrote, or is larger than `MAX_BYTES`.
+    """
     name = f"{storage.url}/{key}"
     data = storage.read(key, 0, MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -49,7 +59,12 @@ def read_sealed(storage: Storage, key: str, cure: str) -> dict[str, Any]:
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse untrusted JSON; ValueError or RecursionError on anything but strict JSON without repeated keys."""
+    """Parse JSON of unknown origin.
+
+    Raises:
+        ValueError: the bytes are not strict JSON in UTF-8, or an object repeats a key.
+        RecursionError: the JSON is nested too deeply.
+    """
     return json.loads(data.decode("utf-8"), object_pairs_hook=_no_repeats, parse_constant=_no_constant)
 
 
@@ -65,5 +80,5 @@ def _no_constant(text: str) -> None:
 
 
 def digest_of(data: bytes | bytearray | memoryview) -> str:
-    """blake3 of some bytes on all cores, 64 hex digits."""
+    """The blake3 of some bytes, 64 hex digits; computed on all cores."""
     return str(blake3(data, max_threads=blake3.AUTO).hexdigest())

@@ -1,6 +1,6 @@
-"""The only door to files: a store root is a local folder, `memory://` or `s3://`, and objects in it have keys.
+"""The only door to a store's files: the root is a local folder, `memory://` or `s3://`, and each object has a key.
 
-Objects are written whole or not at all, and `create` decides races: of all who create one key, one wins.
+Objects are written whole or not at all. Of several writers that `create` the same key, exactly one wins.
 """
 
 import os
@@ -23,9 +23,10 @@ Data = bytes | bytearray | memoryview
 CHUNK_BYTES = 8 << 20
 REQUESTS_IN_FLIGHT = 32
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}){0,15}")
-_ATOMIC_CREATE = ("s3", "s3a", "gs", "gcs", "memory")
+_PROTOCOLS = ("s3", "s3a", "memory")  # whose exclusive create is tested; commits rest on it
 
-INDEX_AGAIN = "remove its video with `python -m jobs.store rm` and index the video again"  # cures a damaged artifact
+# The cure that messages give for a damaged artifact.
+INDEX_AGAIN = "remove its video with `python -m jobs.store rm` and index the video again"
 
 
 class MissingObjectError(StoreError):
@@ -34,7 +35,13 @@ class MissingObjectError(StoreError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One object of a listing."""
+    """One object of a listing.
+
+    Attributes:
+        key: key of the object.
+        size_bytes: size of the object.
+        modified: when the object was written.
+    """
 
     key: str
     size_bytes: int
@@ -42,14 +49,20 @@ class Entry:
 
 
 class Storage:
-    """Whole objects and byte ranges of them under one root URL.
+    """Objects under one root URL, read whole or in byte ranges.
 
     Every failure is a `StoreError` that names the object; a missing object is a `MissingObjectError`.
     Keys are relative paths of letters, digits and `._=-`; anything else is refused before it reaches a file system.
 
     Args:
         url: local path, `file://`, `memory://` or `s3://bucket/path`. Credentials come from the environment.
-        options: passed on to the fsspec file system.
+        options: arguments of the fsspec file system.
+
+    Attributes:
+        url: the root URL without credentials.
+
+    Raises:
+        StoreError: a store cannot be kept at this URL, or the package for its protocol is not installed.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
@@ -66,18 +79,22 @@ class Storage:
         return f"Storage({self.url!r})"
 
     def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        """Bytes [start, end) of an object, fewer where the object ends earlier; without `end`, up to its end."""
+        """Bytes [start, end) of an object; fewer if the object ends earlier, and up to its end if `end` is None."""
         with self._named_errors("read", key):
             return self._backend.read(key, start, end)
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Several ranges [start, end) of one object, fetched in parallel where the backend can."""
+        """Several byte ranges [start, end) of one object, fetched in parallel from object storage."""
         buffers = [bytearray(end - start) for start, end in ranges]
         self.read_into(key, [(start, memoryview(buffer)) for (start, _), buffer in zip(ranges, buffers, strict=True)])
         return [bytes(buffer) for buffer in buffers]
 
     def read_into(self, key: str, parts: Sequence[tuple[int, memoryview]]) -> None:
-        """Fill each buffer with the bytes of the object that start at its offset.
+        """Fill buffers with bytes of one object.
+
+        Args:
+            key: key of the object.
+            parts: offset in the object and buffer to fill, for each part.
 
         Raises:
             ArtifactError: the object ends before a buffer is full.
@@ -97,12 +114,12 @@ class Storage:
         return False
 
     def put(self, key: str, data: Data) -> None:
-        """Write a whole object, in place of any earlier one. Readers see all of it or none."""
+        """Write a whole object, in place of any earlier one. Readers see the old one or the new one, never a part."""
         with self._named_errors("write", key):
             self._backend.put(key, data)
 
     def create(self, key: str, data: Data) -> bool:
-        """Write a whole object unless there is one: True if the object now holds `data`, False if another's."""
+        """Write a whole object unless there is one already; returns whether the object now holds `data`."""
         with self._named_errors("create", key):
             return self._backend.create(key, data)
 
@@ -112,13 +129,14 @@ class Storage:
             self._backend.delete(key)
 
     def keys(self, prefix: str) -> list[str]:
-        """Keys of all objects below a folder, sorted; empty if there is no such folder. As for `entries`."""
+        """Keys of all objects below a folder, sorted; empty if there is no such folder."""
         return [entry.key for entry in self.entries(prefix)]
 
     def entries(self, prefix: str) -> list[Entry]:
-        """Objects below a folder with their sizes and times, sorted by key; none whose name is not a key.
+        """Objects below a folder with their sizes and times, sorted by key; empty if there is no such folder.
 
-        Those are not ours: desktops leave `.DS_Store`, network file systems `.nfs…`, S3 consoles `folder/`.
+        Objects whose names are not keys are left out, because other programs made them: desktops leave `.DS_Store`,
+        network file systems `.nfs…`, S3 consoles `folder/`.
         """
         with self._named_errors("list", prefix):
             found = [entry for entry in self._backend.entries(prefix) if _KEY.fullmatch(entry.key)]
@@ -145,7 +163,7 @@ class Storage:
 
 
 def public_url(url: str) -> str:
-    """The URL without user, password and query, fit for messages and records."""
+    """The URL without user, password and query, for messages and records."""
     if "://" not in url:
         return url.rstrip("/") or "/"
     parts = urlsplit(url)
@@ -207,7 +225,7 @@ class _LocalFolder:
 
     @contextmanager
     def _temporary(self, key: str, data: Data) -> Iterator[Path]:
-        """A finished copy of `data` outside every listed folder: a killed writer leaves nothing where readers look."""
+        """A finished file with `data` in `tmp/`, where no reader looks if the writer is killed."""
         temporary, target_folder = self.root / "tmp" / uuid.uuid4().hex, (self.root / key).parent
         made = list(takewhile(lambda folder: not folder.exists(), (target_folder, *target_folder.parents)))
         temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +243,7 @@ class _LocalFolder:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a new name in a folder survive a power cut: a commit must not outlive the files it names."""
+    """Make a new name in a folder survive a power cut; otherwise a manifest could survive the files that it names."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -239,15 +257,15 @@ _memory_lock = threading.Lock()
 class _ObjectStore:
     """A fsspec file system whose writes are whole objects and whose `create` is atomic."""
 
-    # Clients raise their own libraries' classes, which this file cannot import.
+    # Clients of object stores raise classes of their own libraries, which this file cannot import.
     failures: tuple[type[Exception], ...] = (Exception,)
 
     def __init__(self, url: str, protocol: str, shown_url: str, options: Mapping[str, Any]) -> None:
-        if protocol not in _ATOMIC_CREATE:
-            raise StoreError(f"cannot keep a store at {shown_url}: use a local folder, s3:// or gs://")
+        if protocol not in _PROTOCOLS:
+            raise StoreError(f"cannot keep a store at {shown_url}: use a local folder or s3://bucket/path")
         import fsspec
 
-        # A listing cache hides what other writers have added since.
+        # With a listing cache, objects that other writers add later would stay invisible.
         settings: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if protocol in ("s3", "s3a"):
             settings["config_kwargs"] = {"max_pool_connections": REQUESTS_IN_FLIGHT}
@@ -264,7 +282,7 @@ class _ObjectStore:
             return bytes(self.fs.cat_file(self._path(key), **({} if whole else {"start": start, "end": end})))
         except FileNotFoundError:
             raise
-        except Exception:  # of whatever class: servers refuse a range that begins where the object ends
+        except Exception:  # servers refuse a range that begins where the object ends, each with its own class
             if whole or start < self.size(key):
                 raise
             return b""
@@ -299,7 +317,8 @@ class _ObjectStore:
             with _memory_lock if self.in_memory else nullcontext():
                 self.fs.pipe_file(path, _sendable(data), mode="create")
         except OSError as error:
-            # A lost race is FileExistsError on one server and EINVAL on another; our own retried put also ends here.
+            # A lost race is FileExistsError on one server and EINVAL on another. The client's own retry after a lost
+            # reply ends here, too: then the object holds `data` already.
             try:
                 return bool(self.fs.cat_file(path) == data)
             except FileNotFoundError:
@@ -315,7 +334,7 @@ class _ObjectStore:
         except FileNotFoundError:
             return []
         root_length = len(self._path(""))
-        # Where another writer adds the first object just now, s3fs finds the folder itself.
+        # While another writer adds the first object of a folder, s3fs may list the folder itself as an entry.
         files = [(path, info) for path, info in found.items() if info["type"] == "file"]
         return [Entry(path[root_length:], int(info["size"]), _modified(info)) for path, info in files]
 
@@ -324,11 +343,11 @@ class _ObjectStore:
 
 
 def _modified(info: Mapping[str, Any]) -> datetime:
-    """When an object was written; each kind of file system has its own name and type for it."""
-    time = info.get("LastModified") or info.get("updated") or info["created"]
+    """When an object was written. File systems of fsspec have different names and types for this time."""
+    time = info.get("LastModified") or info["created"]
     return datetime.fromtimestamp(time, UTC) if isinstance(time, float) else time
 
 
 def _sendable(data: Data) -> bytes | bytearray:
-    """S3 clients take no memoryview."""
+    """The data as bytes, because S3 clients take no memoryview."""
     return bytes(data) if isinstance(data, memoryview) else data

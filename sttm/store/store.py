@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from sttm.errors import StoreError
 from sttm.store.artifact import (
-    Facts,
     Manifest,
     Source,
     commit_artifact,
@@ -17,6 +16,7 @@ from sttm.store.artifact import (
 )
 from sttm.store.catalog.catalog import Catalog
 from sttm.store.catalog.row import CatalogRow
+from sttm.store.facts import Facts
 from sttm.store.key import FORMAT_VERSION, Recipe
 from sttm.store.sealed import read_sealed, seal
 from sttm.store.storage import MissingObjectError, Storage
@@ -36,8 +36,8 @@ class Store:
     """Artifacts and their catalog under one root URL. Make it with `Store.open`.
 
     Attributes:
-        storage: the objects.
-        catalog: the rows.
+        storage: objects of the store.
+        catalog: rows of the store's videos.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -77,11 +77,12 @@ class Store:
         If the same identity is committed already, that artifact is used and the row points to it.
 
         Args:
-            recipe: everything besides the video that shaped the bytes; `recipe["store"]["kv_scheme"]` is `kv`'s.
-            content_digest: of the video file.
+            recipe: everything besides the video that shaped the bytes; its section `store` names the schemes of `kv`.
+            content_digest: blake3 of the video file, hex.
             source: the video file.
-            kv, tokens: the finished files.
-            facts: found while making them.
+            kv: the finished KV file.
+            tokens: the bytes of the finished token table.
+            facts: what was found out while the files were made.
 
         Raises:
             StoreError: a write failed; nothing was committed.
@@ -100,26 +101,48 @@ class Store:
         return self.storage.exists(manifest_key(identity))
 
     def manifest(self, identity: str) -> Manifest:
-        """The verified manifest; errors as for `load_manifest`."""
+        """Read and verify the manifest of an artifact.
+
+        Raises:
+            MissingObjectError: nothing is committed under this identity.
+            ArtifactError: the manifest is damaged, of another format version, or belongs to another identity.
+        """
         return load_manifest(self.storage, identity)
 
     def row_for(self, identity: str, source: Source) -> CatalogRow:
-        """A new catalog row for a file whose artifact is committed already; errors as for `manifest`."""
-        # Dated now: the file may have gone back to an earlier content, whose artifact is older than the last one.
+        """A new catalog row for a file whose content has a committed artifact.
+
+        Raises:
+            ArtifactError: the manifest of the artifact is damaged.
+        """
+        # Use the current time: after a file is reverted, its old artifact must win over the one made in between.
         return CatalogRow.of(replace(self.manifest(identity), source=source, created_at=utc_now()))
 
     def find(self, video: str, recipe_digest: str | None = None) -> CatalogRow:
-        """The newest artifact of a video by id, URI or name; errors as for `Catalog.find`."""
+        """The catalog row of the newest artifact of a video.
+
+        Args:
+            video: id, URI or file name of the video.
+            recipe_digest: look only at artifacts of this recipe; None looks at all.
+
+        Raises:
+            StoreError: no video or several go by this name, or indexing it failed.
+        """
         return self.catalog.find(video, recipe_digest)
 
     def load_kv(
         self, identity: str, device: "torch.device | str" = "cpu", buffer: "ReadBuffer | None" = None
     ) -> "KVCache":
-        """The KV cache of a committed artifact, every byte verified against its manifest; arguments as for `read_kv`.
+        """The KV cache of a committed artifact, every byte verified.
+
+        Args:
+            identity: identity of the artifact.
+            device: where keys and values go.
+            buffer: memory for the packed bytes; a caller who loads many caches saves time by giving one.
 
         Raises:
             MissingObjectError: nothing is committed under this identity.
-            ArtifactError: a file is damaged.
+            ArtifactError: the manifest or the KV file is damaged.
         """
         from sttm.store.kv.file import read_kv
 
@@ -128,14 +151,24 @@ class Store:
         return read_kv(self.storage, kv.key, manifest.kv_header_digest, kv.size_bytes, device, buffer)
 
     def load_survivors(self, identity: str) -> "Survivors":
-        """Where the reduced tokens of a committed artifact come from, read alone; errors as for `load_kv`."""
+        """Where the reduced tokens of a committed artifact come from; reads a small part of the KV file.
+
+        Raises:
+            MissingObjectError: nothing is committed under this identity.
+            ArtifactError: the manifest or this part of the KV file is damaged.
+        """
         from sttm.store.kv.file import read_survivors
 
         manifest = self.manifest(identity)
         return read_survivors(self.storage, manifest.kv.key, manifest.kv_header_digest, manifest.kv.size_bytes)
 
     def load_tokens(self, identity: str) -> "Tokens":
-        """The reduced tokens of a committed artifact, every byte verified; errors as for `load_kv`."""
+        """The reduced tokens of a committed artifact, every byte verified.
+
+        Raises:
+            MissingObjectError: nothing is committed under this identity.
+            ArtifactError: the manifest or the token table is damaged.
+        """
         from sttm.store.tokens import decode_tokens
 
         file = self.manifest(identity).tokens

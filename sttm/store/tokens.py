@@ -1,6 +1,7 @@
-"""`tokens.parquet`: one row a reduced visual token, with its place in the video and its feature vector.
+"""`tokens.parquet`: one row for each reduced visual token, with its place in the video and its feature vector.
 
-For search, audit and a later prefill; answering never reads it. The vector is the raw bytes of `dim` bfloat16 numbers.
+The table serves search, audit and a later prefill; answering never reads it. A vector is the raw bytes of `dim`
+bfloat16 numbers.
 """
 
 import io
@@ -22,7 +23,8 @@ from sttm.store.sealed import parse_json
 from sttm.store.storage import INDEX_AGAIN
 
 ROWS_PER_GROUP = 2048
-_UNPACKED_BYTES, _UNPACKED_RATIO = 64 << 20, 100  # more, no table of vectors becomes: a small file takes little memory
+# A table may unpack to 64 MB and 100 times its file: no real table needs more, and a forged one gets no more memory.
+_UNPACKED_BYTES, _UNPACKED_RATIO = 64 << 20, 100
 _BOX = ("frame", "y0", "x0", "y1", "x1")
 _TABLE = (*_BOX, "patches", "index", "seconds")
 
@@ -33,7 +35,7 @@ class Tokens:
 
     Attributes:
         boxes: int32 [M, 5] (t, y0, x0, y1, x1), half-open, in grid units.
-        patches: int32 [M], finest cells each token stands for.
+        patches: int32 [M], how many cells of the finest grid each token stands for.
         index: int32 [M], raster index (t·H + y)·W + x of each token's top-left cell.
         seconds: float64 [M], presentation time of each token's frame.
         grid: (T, H, W) before the merge.
@@ -57,9 +59,12 @@ def write_tokens(
     """The bytes of a `tokens.parquet`.
 
     Args:
-        boxes, patches, index, grid: as in `Tokens`.
+        boxes: int32 [M, 5] (t, y0, x0, y1, x1), half-open, in grid units.
+        patches: int32 [M], how many cells of the finest grid each token stands for.
+        index: int32 [M], raster index (t·H + y)·W + x of each token's top-left cell.
         frame_seconds: float64 [T], presentation time of each grid frame.
         features: [M, C] of any float dtype; stored as bfloat16.
+        grid: (T, H, W) before the merge.
     """
     boxes, dim = boxes.cpu(), features.shape[1]
     vectors = features.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy()
@@ -86,11 +91,11 @@ def write_tokens(
 
 
 def decode_tokens(data: bytes, name: str = "tokens.parquet") -> Tokens:
-    """The tokens of a file in memory, of whose numbers each is in its range.
+    """The tokens of a file in memory, with every number checked against its range.
 
     Args:
         data: the bytes of the file.
-        name: what to call it in messages.
+        name: name of the file for messages.
 
     Raises:
         ArtifactError: the file is malformed or damaged.
@@ -110,7 +115,7 @@ def decode_tokens(data: bytes, name: str = "tokens.parquet") -> Tokens:
 def export_tokens(tokens: Tokens) -> bytes:
     """A Parquet table for analytics: the same columns, the vector as Arrow's fixed-shape tensor of float16 [C].
 
-    float16 overflows beyond 65504 and rounds below 6e-5, which bfloat16 does not; for exact bytes use the artifact.
+    float16 overflows beyond 65504 and rounds below 6e-5, which bfloat16 does not; the artifact has the exact bytes.
     """
     vectors = tokens.features.to(torch.float16)
     flat = pa.array(vectors.flatten().numpy(), pa.float16())
@@ -124,7 +129,11 @@ def export_tokens(tokens: Tokens) -> bytes:
 
 
 def _require_plausible(file: pq.ParquetFile, dim: Any, grid: tuple[Any, ...], size_bytes: int) -> None:
-    """ValueError unless the file says to be what the writer writes, and no larger than it may become when unpacked."""
+    """Check the columns of a file and its unpacked size before anything is unpacked.
+
+    Raises:
+        ValueError: its columns or its grid are not those of version 1, or it would unpack to more than it may.
+    """
     if not all(type(number) is int and number >= 1 for number in (dim, *grid)) or len(grid) != 3:
         raise ValueError(f"dim {ascii(dim)[:40]} or grid {ascii(grid)[:80]} out of range")
     if math.prod(grid) > MAX_CELLS:

@@ -1,10 +1,4 @@
-"""Synthetic clips with questions: the training data of the built-in model, the demo's corpus, the benchmark.
-
-scenes = sample_scenes(seed=HELD_OUT_SEED, count=4)   # plain values, the same for the same seed
-clips = render(scenes, "cpu")                         # uint8 [4, 16, 392, 392, 3]
-for question in questions(scenes[0]):                 # text, options, answer, task
-    ...
-"""
+"""Synthetic clips with questions, for training and testing the built-in model and for the demo and the benchmarks."""
 
 from sttm.synthetic.questions import Question, questions
 from sttm.synthetic.render import render

@@ -1,6 +1,7 @@
-"""What a video codec does to pixels: 4:2:0 chroma and 8×8 transform coefficients rounded to a step.
+"""Simulate what a video codec does to pixels: 4:2:0 chroma, and 8×8 transform coefficients rounded to a step.
 
-The same input gives the same output, so still parts of a clip stay equal from frame to frame, as in a real video.
+The same input always gives the same output. So still parts of a clip stay equal from frame to frame, as in a real
+video.
 """
 
 import math
@@ -15,14 +16,14 @@ _TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 
 
 def degrade(clips: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """Pixels after a lossy round trip.
+    """Encode and decode the pixels with loss.
 
     Args:
-        clips: float [B, T, H, W, 3], RGB 0 to 255; H and W are multiples of 8.
-        step: float [B], the quantiser's step in grey levels; 0 leaves a clip's luma as it is.
+        clips: float [B, T, H, W, 3], RGB from 0 to 255; H and W are multiples of 8.
+        step: float [B], step of the quantiser in grey levels; 0 leaves the luma of a clip unchanged.
 
     Returns:
-        float [B, T, H, W, 3]; may leave 0..255 slightly.
+        float [B, T, H, W, 3]; values may lie slightly outside of 0..255.
     """
     to_ycc = torch.tensor(_TO_YCC, device=clips.device, dtype=clips.dtype)
     to_rgb = torch.tensor(_TO_RGB, device=clips.device, dtype=clips.dtype)
@@ -35,7 +36,7 @@ def degrade(clips: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
 
 
 def _quantise(luma: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """luma [B, T, H, W] with its 8×8 DCT coefficients rounded; high frequencies are rounded more coarsely."""
+    """Round the 8×8 DCT coefficients of luma [B, T, H, W]; high frequencies are rounded more coarsely."""
     B, T, H, W = luma.shape
     basis = _dct_basis().to(luma)
     order = torch.arange(BLOCK, device=luma.device, dtype=luma.dtype)
@@ -48,7 +49,7 @@ def _quantise(luma: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
 
 
 def _dct_basis() -> torch.Tensor:
-    """float32 [8, 8], orthonormal DCT-II; row k is frequency k."""
+    """float32 [8, 8]: the orthonormal DCT-II matrix, whose row k is frequency k."""
     k, n = torch.arange(BLOCK)[:, None], torch.arange(BLOCK)[None, :]
     basis = torch.cos(math.pi * (2 * n + 1) * k / (2 * BLOCK)) * math.sqrt(2 / BLOCK)
     basis[0] /= math.sqrt(2)

@@ -1,4 +1,4 @@
-"""Synthetic frames as a real video file, so that the demo and the benchmark go through a decoder like any video."""
+"""Encode synthetic frames as a real video file, so that the demo and the benchmarks decode them like any video."""
 
 import io
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def encode_clip(frames: np.ndarray, fps: int = 2) -> bytes:
-    """An H.264 MP4 of frames uint8 [T, H, W, 3]; the same bytes for the same frames.
+    """Encode frames as an H.264 MP4. The same frames always give the same bytes.
 
     Args:
-        frames: height and width even, as H.264 with half-resolution colour needs.
+        frames: uint8 [T, H, W, 3], with even H and W, because H.264 stores colour at half the resolution.
         fps: frames shown per second.
     """
     import av

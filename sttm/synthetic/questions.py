@@ -1,7 +1,7 @@
-"""Questions about a scene whose answers follow from the scene alone.
+"""Questions about a scene, with answers that follow from the scene alone.
 
-Words: an *object* is one of `Scene.objects`; the flash and the glyph are not counted among them. A question names an
-object only by what is unique in the clip ("the red object", "the star", "the red star").
+An *object* is one of `Scene.objects`; the flash and the glyph are not objects. A question names an object only by
+properties that no other object of the clip has ("the red object", "the star", "the red star").
 """
 
 import random
@@ -24,14 +24,14 @@ from sttm.synthetic.vocabulary import (
 YES_NO = ("yes", "no")
 NOT_MOVING = "nowhere"
 CLEARLY = 0.12
-"""Two objects are left/right (above/below) of each other when their centres differ by this much of the side."""
+"""Two objects are left/right (above/below) of each other if their centres differ by this share of the frame's side."""
 ABSENT = 0.4
-"""How often something absent is asked about: often enough to learn "none", too seldom to guess it."""
+"""Probability of a question about something absent: enough to learn "none", too little to guess it blindly."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, the answers one could give, the right one, and the task (one of `TASKS`) it belongs to."""
+    """A question, its possible answers, the right answer, and the task (one of `TASKS`) it belongs to."""
 
     text: str
     options: tuple[str, ...]
@@ -40,16 +40,17 @@ class Question:
 
     def __post_init__(self) -> None:
         if self.answer not in self.options:
-            raise ValueError(f"answer {self.answer!r} of {self.text!r} is not among its options {self.options}")
+            raise ValueError(f"answer {self.answer!r} to {self.text!r} is not among its options {self.options}")
         if self.task not in TASKS:
             raise ValueError(f"unknown task {self.task!r}; known: {', '.join(TASKS)}")
 
 
 def questions(scene: Scene, rng: random.Random | None = None) -> list[Question]:
-    """Everything one can ask about a scene, grouped by task in the order of `TASKS`, each in one phrasing.
+    """All questions about a scene, grouped by task in the order of `TASKS`, each question in one phrasing.
 
     Args:
-        rng: draws phrasings and which absent things are asked about; by default it follows from the scene's key.
+        scene: the scene.
+        rng: draws the phrasings and the absent things that are asked about. None derives it from the scene's key.
     """
     rng = rng or random.Random(f"questions {scene.key}")  # noqa: S311 - reproducible data, no secrets
     makers = (_colour, _shape, _count, _direction, _relation, _order, _flash, _glyph, _presence)
@@ -57,7 +58,7 @@ def questions(scene: Scene, rng: random.Random | None = None) -> list[Question]:
 
 
 def _names(scene: Scene, thing: Thing) -> list[str]:
-    """Ways to say which object is meant, shortest first; empty when it has a twin."""
+    """Phrases that name this object and no other; empty if another object has the same colour and shape."""
     colours = [o.colour for o in scene.objects]
     shapes = [o.sprite for o in scene.objects]
     pairs = [(o.colour, o.sprite) for o in scene.objects]
@@ -103,7 +104,7 @@ def _count(scene: Scene, rng: random.Random) -> Iterator[Question]:
     shapes = [o.sprite for o in scene.objects]
     yield Question(rng.choice(ways).format("objects"), COUNTS, str(len(scene.objects)), "count")
     for kinds, present in ((tuple(COLOURS), colours), (SHAPES, shapes)):
-        # Every kind seen more than once, and one drawn at random: else "0" and "1" would be nearly always right.
+        # Ask about every kind seen more than once, and one random kind. Otherwise 0 or 1 would nearly always be right.
         repeated = [kind for kind in kinds if present.count(kind) > 1]
         for kind in [*repeated, rng.choice(kinds if rng.random() < ABSENT else present)]:
             noun = f"{kind} objects" if kind in COLOURS else f"{kind}es" if kind == "cross" else f"{kind}s"
@@ -130,7 +131,7 @@ def _relation(scene: Scene, rng: random.Random) -> Iterator[Question]:
 
 
 def _side(a: Thing, b: Thing, axis: int) -> int:
-    """−1 or 1 when a is clearly before or after b on the axis whenever both are seen, else 0."""
+    """−1 or 1 if `a` is clearly before or after `b` on the axis whenever both are seen, otherwise 0."""
     shared = range(max(a.start, b.start), min(a.stop, b.stop))
     if len(shared) < 4:
         return 0
@@ -199,7 +200,7 @@ def _presence(scene: Scene, rng: random.Random) -> Iterator[Question]:
     for colour, shape in sorted(pairs):
         if rng.random() < 0.7:
             yield Question(rng.choice(ways).format(f"{colour} {shape}"), YES_NO, "yes", "presence")
-        # A wrong pairing of a colour and a shape that are both there is the hard "no".
+        # The hardest "no" is a colour and a shape that both appear, but not together.
         other = rng.choice([o.sprite for o in scene.objects] + [rng.choice(SHAPES)])
         tint = rng.choice([colour, rng.choice(tuple(COLOURS))])
         answer = "yes" if (tint, other) in pairs else "no"

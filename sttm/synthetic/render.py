@@ -1,6 +1,7 @@
-"""Draws scenes as pixels: packed into tensors once, then drawn as one batch on any device.
+"""Draw scenes as pixels: pack them into tensors once, then draw all of them as one batch on any device.
 
-Shape suffix legend: B clips, T frames, S side in pixels, K things a clip, P side of the patch a thing is drawn in.
+Shapes: B clips, T frames, S side of a frame in pixels, K things of a clip, G = `GRID_CELLS`, P side of the square patch
+in which a thing is drawn.
 """
 
 import math
@@ -18,7 +19,7 @@ from sttm.synthetic.vocabulary import COLOURS, MAX_OBJECTS
 
 GRAIN = 256
 THINGS = MAX_OBJECTS + 2
-"""Objects, the glyph and, drawn last, the flash."""
+"""The objects, the glyph, and the flash, which is drawn last."""
 
 _NO_PLATE, _DARK_PLATE, _WHITE_PLATE = 0, 1, 2
 
@@ -28,16 +29,22 @@ class PackedScenes:
     """Scenes of one size and length as tensors.
 
     Attributes:
-        size: side, pixels.
-        cells: float32 [B, 2, G, G, 3], coarse colours of both takes, grey levels.
-        stripes: float32 [B, 2, 4]; grain: float32 [B, 2]; see `Backdrop`.
-        take: int64 [B, T], which take a frame shows.
-        shift: int64 [B, T, 2, 2], pixels (x, y) by which the backdrop is moved: outside and inside the scrolled part.
+        size: side of a frame in pixels.
+        cells: float32 [B, 2, G, G, 3], coarse colours of both takes in grey levels.
+        stripes: float32 [B, 2, 4], see `Backdrop`.
+        grain: float32 [B, 2], see `Backdrop`.
+        take: int64 [B, T], which take each frame shows.
+        shift: int64 [B, T, 2, 2], pixels (x, y) by which the backdrop is moved, outside and inside the scrolled part.
         edge: float32 [B, 3], see `Scene.scroll_edge`.
-        sprite: int64 [B, K]; rgb: float32 [B, K, 3]; plate: int64 [B, K].
-        radius: float32 [B, K], pixels; centre: float32 [B, T, K, 2], pixels (x, y).
-        shown: bool [B, T, K].
-        noise, quantiser: float32 [B]; grain_offset: int64 [B, 2].
+        sprite: int64 [B, K], index of each thing's shape in `SPRITES`.
+        rgb: float32 [B, K, 3], colour of each thing.
+        plate: int64 [B, K], the plate behind each thing: 0 none, 1 dark, 2 white.
+        radius: float32 [B, K], in pixels.
+        centre: float32 [B, T, K, 2], in pixels (x, y).
+        shown: bool [B, T, K], whether each thing is seen in each frame.
+        noise: float32 [B], see `Scene`.
+        quantiser: float32 [B], see `Scene`.
+        grain_offset: int64 [B, 2], place in the fixed tile of noise where the clip's noise starts.
     """
 
     size: int
@@ -58,24 +65,28 @@ class PackedScenes:
     grain_offset: torch.Tensor
 
     def to(self, device: torch.device | str) -> "PackedScenes":
-        """The same scenes on a device."""
+        """Move all tensors to a device."""
         tensors = [getattr(self, f.name) for f in fields(self)[1:]]
         return PackedScenes(self.size, *(t.to(device, non_blocking=True) for t in tensors))
 
 
 def render(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> torch.Tensor:
-    """Scenes of one size and length → uint8 [B, T, S, S, 3], RGB.
+    """Draw scenes of one size and length as RGB pixels, uint8 [B, T, S, S, 3].
 
-    The same scenes give the same pixels on the same device; between devices a value may differ by rounding.
+    The same scenes give the same pixels on the same device. On another device a value may differ by rounding.
 
     Raises:
-        ValueError: no scenes, or scenes of different size or length.
+        ValueError: there are no scenes, or they differ in size or length.
     """
     return draw(pack(scenes).to(device))
 
 
 def pack(scenes: Sequence[Scene]) -> PackedScenes:
-    """Scenes of one size and length as tensors on the CPU."""
+    """Pack scenes of one size and length into tensors on the CPU.
+
+    Raises:
+        ValueError: there are no scenes, or they differ in size or length.
+    """
     shapes = {(s.frames, s.size) for s in scenes}
     if len(shapes) != 1:
         raise ValueError(f"one batch needs scenes of one (frames, size), got {sorted(shapes)}")
@@ -105,7 +116,7 @@ def pack(scenes: Sequence[Scene]) -> PackedScenes:
 
 
 def _things(scene: Scene) -> list[tuple[Thing, int]]:
-    """Everything drawn, in drawing order, with its plate; padded with things that are never seen."""
+    """All things in drawing order, each with its plate; the list is padded with things that are never seen."""
     row = [(thing, _NO_PLATE) for thing in scene.objects]
     row += [(scene.glyph, _DARK_PLATE)] if scene.glyph else []
     row += [(scene.flash, _WHITE_PLATE)] if scene.flash else []
@@ -128,7 +139,7 @@ def _shifts(scene: Scene) -> list[list[list[int]]]:
 
 
 def draw(packed: PackedScenes) -> torch.Tensor:
-    """Packed scenes → uint8 [B, T, S, S, 3] on their device."""
+    """Draw packed scenes as RGB pixels, uint8 [B, T, S, S, 3], on the device of their tensors."""
     frames = _draw_backdrop(packed)
     frames = _draw_things(packed, frames)
     frames = degrade(frames + _noise(packed), packed.quantiser)
@@ -136,7 +147,7 @@ def draw(packed: PackedScenes) -> torch.Tensor:
 
 
 def _draw_backdrop(packed: PackedScenes) -> torch.Tensor:
-    """float32 [B, T, S, S, 3]."""
+    """Draw the backdrop of every frame, float32 [B, T, S, S, 3]."""
     canvas = _canvases(packed)
     B = packed.take.shape[0]
     side = torch.arange(packed.size, device=canvas.device)
@@ -155,21 +166,21 @@ def _draw_backdrop(packed: PackedScenes) -> torch.Tensor:
 
 
 def _canvases(packed: PackedScenes) -> torch.Tensor:
-    """Both takes' backdrops, float32 [B, 2, S, S, 3]; they tile, so that a shift may wrap around."""
+    """Draw the backdrops of both takes, float32 [B, 2, S, S, 3]. They can be tiled, so that a shift wraps around."""
     B, S = packed.take.shape[0], packed.size
     cells = packed.cells.flatten(0, 1).permute(0, 3, 1, 2)
     smooth = interpolate(cells, size=(S, S), mode="bicubic", align_corners=False)
     canvas = smooth.permute(0, 2, 3, 1).unflatten(0, (B, 2))
     side = torch.arange(S, device=canvas.device)
     waves, phase, height = packed.stripes[..., :2], packed.stripes[..., 2], packed.stripes[..., 3]
-    angle = (side / S * 2 * math.pi) * waves.round()[..., None]  # whole cycles tile
+    angle = (side / S * 2 * math.pi) * waves.round()[..., None]  # only whole cycles can be tiled
     stripes = torch.sin(angle[:, :, 0, None, :] + angle[:, :, 1, :, None] + phase[..., None, None])
     grain = _grain(canvas.device)[(side[:, None]) % GRAIN, side[None, :] % GRAIN] * packed.grain[..., None, None]
     return canvas + (stripes * height[..., None, None] + grain)[..., None]
 
 
 def _draw_things(packed: PackedScenes, frames: torch.Tensor) -> torch.Tensor:
-    """Pastes one square patch a thing and frame; a margin around the frame takes what sticks out."""
+    """Paste one square patch for each thing and frame. A margin around the frame takes the parts that stick out."""
     B, T = packed.take.shape
     P = math.ceil(float(packed.radius.max())) * 2 + 4 if frames.device.type == "cpu" else _patch_side(packed.size)
     margin = P
@@ -190,12 +201,12 @@ def _draw_things(packed: PackedScenes, frames: torch.Tensor) -> torch.Tensor:
 
 
 def _patch_side(size: int) -> int:
-    """Enough for the largest thing of a frame of this side, and the same for every batch, which compilers like."""
+    """Side of a patch for the largest thing in frames of this size; constant, so that compiled code can be reused."""
     return math.ceil(0.11 * (392 / size) ** 0.5 * size) * 2 + 4
 
 
 def _paint(packed: PackedScenes, k: int, u: torch.Tensor, v: torch.Tensor, under: torch.Tensor) -> torch.Tensor:
-    """Thing k over `under` [B, T, P, P, 3]; u, v [B, T, P] are −1..1 across the thing."""
+    """Paint thing `k` over the pixels `under` [B, T, P, P, 3]; `u` and `v` [B, T, P] go from −1 to 1."""
     plates = torch.tensor([[0.0] * 3, [16.0] * 3, [255.0] * 3], device=u.device)
     inside = (u.abs() < 1)[:, :, None, :] & (v.abs() < 1)[:, :, :, None]
     column = ((u + 1) * (MASK / 2)).long().clamp(0, MASK - 1)[:, :, None, :]
@@ -208,7 +219,7 @@ def _paint(packed: PackedScenes, k: int, u: torch.Tensor, v: torch.Tensor, under
 
 
 def _noise(packed: PackedScenes) -> torch.Tensor:
-    """Sensor noise [B, T, S, S, 1]: one fixed tile at another place in every frame, so that devices agree."""
+    """Sensor noise [B, T, S, S, 1]: a fixed tile, shifted from frame to frame, so that all devices draw the same."""
     T = packed.take.shape[1]
     side = torch.arange(packed.size, device=packed.take.device)
     time = torch.arange(T, device=side.device)

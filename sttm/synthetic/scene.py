@@ -1,6 +1,6 @@
-"""A synthetic clip as plain values: what is where, when, and how it moves. Nothing is drawn here.
+"""A synthetic clip as plain values: which things appear, where, when, and how they move. Nothing is drawn here.
 
-Positions and radii are fractions of the frame's side, x to the right and y downwards; times are frame indices.
+Positions and radii are fractions of the frame's side; x grows to the right and y downwards. Times are frame indices.
 """
 
 import random
@@ -18,16 +18,24 @@ from sttm.synthetic.vocabulary import (
 )
 
 GRID_CELLS = 6
-"""A backdrop's coarse colours are a grid of this many cells a side."""
+"""The coarse colours of a backdrop form a grid with this many cells on each side."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """Something drawn in frames start..stop−1; its centre goes in a straight line from (x, y) by (dx, dy).
+    """Something that is drawn in frames start..stop−1.
 
     Attributes:
-        sprite: a shape's or a glyph's name.
-        direction: a key of `DIRECTIONS`, or None when it stands still.
+        sprite: name of a shape or of a glyph.
+        colour: a key of `COLOURS`.
+        x: centre in the first frame.
+        y: centre in the first frame.
+        radius: half of the size.
+        start: the first frame in which the thing is seen.
+        stop: the frame after the last one in which the thing is seen.
+        dx: movement from the first to the last of these frames, in a straight line.
+        dy: movement from the first to the last of these frames, in a straight line.
+        direction: a key of `DIRECTIONS`; None if the thing stands still.
     """
 
     sprite: str
@@ -48,19 +56,19 @@ class Thing:
             raise ValueError(f"a thing must be seen in at least one frame, got frames {self.start}..{self.stop}")
 
     def centre(self, frame: float) -> tuple[float, float]:
-        """(x, y) of the centre at a frame of its life."""
+        """Centre (x, y) in a frame from `start` to `stop` − 1."""
         done = (frame - self.start) / max(1, self.stop - 1 - self.start)
         return self.x + self.dx * done, self.y + self.dy * done
 
 
 @dataclass(frozen=True)
 class Backdrop:
-    """The background of one take: coarse colours, stripes, fine grain.
+    """The background of one take: coarse colours, stripes and fine grain.
 
     Attributes:
-        cells: `GRID_CELLS`² RGB triples, 0 to 255.
-        stripes: cycles a frame side along x and y, phase in radians, amplitude in grey levels.
-        grain: amplitude in grey levels.
+        cells: `GRID_CELLS`² RGB triples, from 0 to 255.
+        stripes: cycles per frame side along x and along y, phase in radians, amplitude in grey levels.
+        grain: amplitude of the grain in grey levels.
     """
 
     cells: tuple[tuple[float, float, float], ...]
@@ -70,17 +78,23 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class Scene:
-    """One clip: `objects` are asked about; `flash` is seen for 1–2 frames; `glyph` is a small digit or letter.
+    """One clip.
 
     Attributes:
-        key: names the clip; everything random about it follows from this.
-        size: side of the square frame, pixels.
-        takes: one backdrop, or two with a cut between them at frame `cut`.
-        drift: how far the camera moves over the clip (x, y); moves backdrop and things alike.
-        scroll: speed (x, y) a frame of the part of the backdrop that moves by itself.
-        scroll_edge: that part is where x·a + y·b > c; (0, 0, 1) is nowhere.
-        noise: sensor noise, standard deviation in grey levels.
-        quantiser: step of the codec's transform coefficients; 0 is no codec.
+        key: name of the clip, from which everything random about the clip follows.
+        frames: number of frames.
+        size: side of the square frame in pixels.
+        objects: the things that questions are about.
+        flash: a thing on a white plate that is seen for one or two frames; None if there is none.
+        glyph: a small digit or letter; None if there is none.
+        takes: one backdrop, or two backdrops with a cut between them.
+        cut: the first frame that shows the second take; `frames` if there is only one take.
+        drift: how far (x, y) the camera moves over the whole clip. It moves backdrop and things together.
+        scroll: speed (x, y) per frame of the part of the backdrop that moves by itself.
+        scroll_edge: (a, b, c): the part that moves by itself is where x·a + y·b > c. (0, 0, 1) means nowhere.
+        noise: standard deviation of the sensor noise in grey levels.
+        quantiser: step of the codec's transform coefficients; 0 means no codec.
+        grain_offset: place in the fixed tile of noise where the clip's noise starts.
     """
 
     key: str
@@ -100,15 +114,16 @@ class Scene:
 
 
 def sample_scenes(seed: int, count: int, frames: int = 16, size: int = 392) -> list[Scene]:
-    """`count` scenes that follow from `seed` alone; no two (seed, index) pairs share a stream of random numbers.
+    """Draw scenes that follow from `seed` alone. Every (seed, index) has its own stream of random numbers.
 
     Args:
-        seed: from `HELD_OUT_SEED` on never used for training.
-        frames: at least 8.
-        size: side in pixels, a multiple of 56 (so that codec blocks and visual tokens tile the frame).
+        seed: seeds from `HELD_OUT_SEED` on are never used for training.
+        count: number of scenes.
+        frames: number of frames of each clip, at least 8.
+        size: side in pixels, a multiple of 56, so that codec blocks and visual tokens tile the frame.
 
     Raises:
-        ValueError: frames or size are not as above.
+        ValueError: `frames` is below 8, or `size` is not a positive multiple of 56.
     """
     if frames < 8:
         raise ValueError(f"a synthetic clip needs at least 8 frames for its events, got {frames}")
@@ -119,7 +134,7 @@ def sample_scenes(seed: int, count: int, frames: int = 16, size: int = 392) -> l
 
 def _sample_scene(key: str, frames: int, size: int) -> Scene:
     rng = random.Random(key)  # noqa: S311 - reproducible data, no secrets
-    scale = (392 / size) ** 0.5  # a smaller frame shows relatively larger things, so that pixels stay readable
+    scale = (392 / size) ** 0.5  # things are relatively larger in a smaller frame, so that they stay readable
     glyph = _sample_glyph(rng, frames, scale) if rng.random() < 0.7 else None
     objects = _sample_objects(rng, frames, scale, glyph)
     flash = _sample_flash(rng, frames, scale) if rng.random() < 0.6 else None
@@ -162,7 +177,7 @@ def _sample_backdrop(rng: random.Random) -> Backdrop:
 
 def _sample_objects(rng: random.Random, frames: int, scale: float, glyph: Thing | None) -> tuple[Thing, ...]:
     wanted = rng.randint(1, MAX_OBJECTS)
-    # Few colours and shapes make counting worth asking; many make things easy to name.
+    # With few colours and shapes, counting is not trivial; with many, things are easy to name.
     colours = rng.sample(tuple(COLOURS), rng.choice((2, 3, 8, 8)))
     shapes = rng.sample(SHAPES, rng.choice((2, 3, 7, 7)))
     starts = _sample_starts(rng, frames, wanted)
@@ -178,7 +193,7 @@ def _sample_objects(rng: random.Random, frames: int, scale: float, glyph: Thing 
 
 
 def _sample_starts(rng: random.Random, frames: int, wanted: int) -> list[int]:
-    """First frames: in half of the clips two or three things appear late, at least 3 frames apart."""
+    """First frame of each thing. In more than half of the clips, two or three things appear late, 3 frames apart."""
     late = min(wanted, rng.choice((0, 0, 2, 2, 3)))
     slots = list(range(rng.randint(2, 3), frames - 4, 3))
     times = rng.sample(slots, min(late, len(slots)))
@@ -221,7 +236,7 @@ def _sample_flash(rng: random.Random, frames: int, scale: float) -> Thing:
 
 
 def _keep_apart(a: Thing, b: Thing) -> bool:
-    """Whether the two never touch while both are seen (both move in straight lines, so this is exact)."""
+    """Whether two things never touch while both are seen. Both move in straight lines, so the answer is exact."""
     first, last = max(a.start, b.start), min(a.stop, b.stop) - 1
     if first > last:
         return True

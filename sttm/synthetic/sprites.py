@@ -1,6 +1,6 @@
-"""Coverage masks of every shape and glyph, so that drawing one is a lookup.
+"""Masks of all shapes and glyphs, computed once, so that drawing a thing is a lookup.
 
-Masks are [MASK, MASK] over the square −1..1 around the centre; 1 is covered.
+A mask is [MASK, MASK] over the square from −1 to 1 around the centre; 1 means covered.
 """
 
 from functools import lru_cache
@@ -40,7 +40,7 @@ def _shape(name: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     if name == "triangle":
         return (y < 0.8) & (x.abs() < (y + 0.95) * 0.55)
     assert name == "star", name
-    # A five-pointed star: the distance to the edge falls linearly in angle from a tip to the notch beside it.
+    # In a five-pointed star the edge comes closer to the centre as the angle goes from a tip to the notch beside it.
     turn = torch.remainder(torch.atan2(x, -y), 2 * torch.pi / 5)
     from_tip = torch.minimum(turn, 2 * torch.pi / 5 - turn) / (torch.pi / 5)
     return radius < 1.0 / (1.0 + 1.35 * from_tip)

@@ -1,4 +1,4 @@
-"""What a synthetic clip can show: colours, shapes, glyphs, directions, and the words for them."""
+"""The colours, shapes, glyphs and directions that a synthetic clip can show, and the words for them."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (224, 36, 40),
@@ -38,7 +38,7 @@ GLYPHS: dict[str, tuple[str, ...]] = {
     "X": ("10001", "10001", "01010", "00100", "01010", "10001", "10001"),
     "Z": ("11111", "00001", "00010", "00100", "01000", "10000", "11111"),
 }
-"""Character → its 5×7 bitmap, one string a row."""
+"""Character → its bitmap of 5×7 pixels, one string for each row."""
 
 DIGITS = tuple(g for g in GLYPHS if g.isdigit())
 LETTERS = tuple(g for g in GLYPHS if g.isalpha())
@@ -50,4 +50,4 @@ MAX_OBJECTS = 5
 COUNTS = tuple(str(n) for n in range(MAX_OBJECTS + 1))
 TASKS = ("colour", "shape", "count", "direction", "relation", "order", "flash", "glyph", "presence")
 HELD_OUT_SEED = 1_000_000_000
-"""Seeds from here on are never trained on: `jobs.train_tiny` refuses them, evaluation and demo use nothing else."""
+"""Seeds from here on are held out: `jobs.train_tiny` rejects them, and evaluation and demo use only these seeds."""

@@ -1,0 +1,1 @@
+"""Read a video file and turn it into sampled frames."""

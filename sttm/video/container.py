@@ -1,4 +1,4 @@
-"""What the structure of a video file tells without a decoder."""
+"""Facts about a video file that its structure shows without a decoder: is it cut off, and where can decoding start."""
 
 from collections.abc import Iterator
 
@@ -18,14 +18,14 @@ def is_cut_off(data: memoryview) -> bool:
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
         kinds.add(kind)
-        if size < 8:  # 0: to the end of the file; 2 to 7: nonsense, left to the decoder
+        if size < 8:  # 0 means up to the end of the file; 2 to 7 are invalid, which the decoder will report
             break
         at += size
     return at > len(data) or b"moov" not in kinds
 
 
 def _matroska_end(data: memoryview) -> int:
-    """Where the Segment element says it ends; 0 where its size is unknown, as in live recordings."""
+    """The offset at which the Segment element ends; 0 if its size is unknown, as in live recordings."""
     header, at = _vint(data, 4)
     at += header
     if data[at : at + 4] != _MATROSKA_SEGMENT:
@@ -35,7 +35,11 @@ def _matroska_end(data: memoryview) -> int:
 
 
 def _vint(data: memoryview, at: int) -> tuple[int, int]:
-    """EBML's variable-length integer at a position, and where it ends. All ones mean unknown and come as 0."""
+    """Read a variable-length integer of EBML.
+
+    Returns:
+        The value, or 0 if all its bits are one, which means unknown; and the offset behind the integer.
+    """
     first = data[at] if at < len(data) else 0
     length = 9 - first.bit_length() if first else 8
     value = int.from_bytes(data[at : at + length], "big") & ((1 << 7 * length) - 1)
@@ -43,9 +47,14 @@ def _vint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def is_entry_point(packet: memoryview, codec: str, extradata: bytes) -> bool:
-    """Whether decoding can start at this keyframe packet (MP4 and Matroska layout).
+    """Whether decoding can start at this keyframe packet of an MP4 or Matroska file.
 
-    Muxers also mark H.264 recovery points as keyframes: after one of those, several frames are still wrong.
+    Muxers also mark recovery points of H.264 as keyframes, but after a recovery point several frames are still wrong.
+
+    Args:
+        packet: the bytes of the packet.
+        codec: FFmpeg's name of the codec; for codecs other than h264 and hevc the answer is always True.
+        extradata: the decoder configuration record of the stream.
     """
     if codec not in ("h264", "hevc"):
         return True
@@ -55,7 +64,7 @@ def is_entry_point(packet: memoryview, codec: str, extradata: bytes) -> bool:
     kinds = _nal_headers(packet, (extradata[at_length] & 3) + 1)
     if codec == "h264":
         return any(k & 31 == 5 for k in kinds)  # IDR
-    return any(16 <= (k >> 1) & 63 <= 21 for k in kinds)  # IRAP; leading pictures are seen from the time stamps
+    return any(16 <= (k >> 1) & 63 <= 21 for k in kinds)  # IRAP; its leading pictures show in the time stamps
 
 
 def _nal_headers(packet: memoryview, length_bytes: int) -> Iterator[int]:

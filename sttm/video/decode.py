@@ -1,20 +1,24 @@
-"""From a video's bytes to sampled frames: the only door to decord and PyAV.
+"""Turn the bytes of a video into sampled frames. Only this file imports decord and PyAV.
 
-The bytes are read once (hashed on the way) and decoded from memory. PyAV first lists the packets without decoding,
-which gives the true time of every frame. decord then decodes the sampled ones where it is known to be right: H.264,
-HEVC and VP9 in MP4 or Matroska with closed GOPs and no edit list, and only if its own time stamps agree. Everything
-else, and whatever decord refuses, goes to PyAV, which reads on in order and skips GOPs it does not need.
-Both give equal pixels: swscale's default conversion to RGB, rotation applied, pixel aspect ratio ignored.
+The bytes are read and hashed once, and decoded from memory. PyAV first lists the packets without decoding them, which
+gives the true time of every frame. Then decord decodes the sampled frames if it is known to be right for the video:
+H.264, HEVC or VP9 in MP4 or Matroska, with closed GOPs (groups of pictures) and no edit list, and only if its own time
+stamps agree. All other videos, and those that decord rejects, are decoded by PyAV, which reads in order and skips GOPs
+without a sampled frame. Both decoders give equal pixels: they use swscale's default conversion to RGB, apply the
+rotation, and ignore the pixel aspect ratio.
 
-Codes of `VideoError` raised here:
-    missing, unreadable   no such file; a folder, a pipe, no permission, a protocol that is not installed
-    empty_file, too_large zero bytes; more than `max_source_bytes`
-    not_a_video           no container format that is known (images, playlists and text are not)
-    no_video_stream       audio only, or nothing but cover art
+Codes of the `VideoError`s raised here:
+    missing               there is no such file
+    unreadable            a folder or a pipe, no permission, or a protocol that is not installed
+    empty_file            the file has zero bytes
+    too_large             the file has more than `max_source_bytes`
+    not_a_video           the file has no known video format; images, playlists and text have none
+    no_video_stream       the file has audio only, or nothing but cover art
     unsupported_codec     this FFmpeg has no decoder for the video stream
-    too_many_pixels       a frame, or all sampled frames together, over the caps
-    truncated             the file ends before the time its container declares
-    no_frames, damaged    nothing, or less than half of the sampled frames, could be decoded
+    too_many_pixels       a frame, or all sampled frames together, exceed the caps
+    truncated             the file ends before the time that its container declares
+    no_frames             none of the sampled frames could be decoded
+    damaged               less than half of the sampled frames could be decoded
 """
 
 import io
@@ -35,45 +39,62 @@ from sttm.video.file import read_video_file
 from sttm.video.frames import FrameKeeper, Frames, sample_times
 from sttm.video.index import VideoIndex, index_stream
 
-_DECORD_BATCH = 16  # decord's own copy of the frames stays this small
-_SAME_TIME_S = 1e-3  # Matroska rounds to milliseconds
-# No playlists or concat scripts: those make FFmpeg open other files and addresses.
+_DECORD_BATCH = 16  # frames decoded at once, which bounds the size of decord's own copy
+_SAME_TIME_S = 1e-3  # Matroska rounds times to milliseconds
+# Playlists and concat scripts are left out, because they make FFmpeg open other files and addresses.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf"
-_SHORT_S, _SHORT_RATIO = 0.25, 0.005  # a file may end this much before its declared duration
+_SHORT_S, _SHORT_RATIO = 0.25, 0.005  # a file may end by this much before its declared duration
 
 
 class VideoConfig(Settings):
-    """How videos are sampled, and the caps that keep one video from taking a machine down."""
+    """How videos are sampled, and caps that keep a single video from exhausting a machine.
 
-    fps: float = Field(default=1.0, gt=0, le=1000)  # frames sampled per second of video
-    max_frames: int = Field(default=128, ge=1)  # a longer video is sampled uniformly, first and last frame included
-    min_frames: int = Field(default=1, ge=1)  # a shorter video is sampled denser, as far as it has frames
-    decoder: Literal["auto", "pyav"] = "auto"  # auto: decord where it is right
+    Attributes:
+        fps: frames sampled per second of video.
+        max_frames: the most frames; a longer video is sampled evenly from its first to its last frame.
+        min_frames: the fewest frames; a shorter video is sampled more densely, as far as it has frames.
+        decoder: `auto` uses decord for videos that it decodes correctly, and PyAV for the others; `pyav` always uses
+            PyAV.
+        max_source_bytes: the most bytes of a video file.
+        max_pixels: the most pixels (width x height) of a frame.
+        max_decoded_bytes: the most bytes of all sampled frames together, in RGB.
+    """
+
+    fps: float = Field(default=1.0, gt=0, le=1000)
+    max_frames: int = Field(default=128, ge=1)
+    min_frames: int = Field(default=1, ge=1)
+    decoder: Literal["auto", "pyav"] = "auto"
     max_source_bytes: int = Field(default=2 << 30, ge=1)
-    max_pixels: int = Field(default=8192 * 4320, ge=1)  # width × height of a frame
-    max_decoded_bytes: int = Field(default=4 << 30, ge=1)  # all sampled frames together, in RGB
+    max_pixels: int = Field(default=8192 * 4320, ge=1)
+    max_decoded_bytes: int = Field(default=4 << 30, ge=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> "VideoConfig":
         if self.min_frames > self.max_frames:
-            raise ValueError(f"min_frames={self.min_frames} is over max_frames={self.max_frames}; lower it")
+            raise ValueError(f"min_frames={self.min_frames} is over max_frames={self.max_frames}; lower min_frames")
         return self
 
 
 def decoder_versions() -> dict[str, str]:
-    """Versions of both decoders, without loading them: which one a video gets follows from them and the video."""
+    """Versions of both decoders, without importing them. They and the video decide which decoder a video gets."""
     return {"decord": version("decord"), "pyav": version("av")}
 
 
 def read_video(ref: VideoRef | str, config: VideoConfig, *, storage_options: dict[str, Any] | None = None) -> Frames:
     """Read, check, sample and decode one video.
 
-    At each sampled time the frame on screen is taken, once: a frame shown for long, or a video slower than `fps`,
-    gives fewer frames. A problem of the network or the machine is an ordinary `OSError`, worth another try.
+    For each sampled time the frame that is on screen is taken, and no frame is taken twice. So a video that shows a
+    frame for long, or that has fewer frames per second than `fps`, gives fewer frames.
+
+    Args:
+        ref: the video, or its path or URL.
+        config: how to sample, and the caps.
+        storage_options: options of the fsspec filesystem.
 
     Raises:
-        VideoError: anything that is the video's fault; codes above.
-        MemoryError: a decoder was refused memory, which says nothing of the video.
+        VideoError: the video cannot be used; the codes are listed at the top of this file.
+        OSError: the network, the storage or the machine failed; another attempt may succeed.
+        MemoryError: a decoder could not get memory; the video may be fine.
     """
     ref = VideoRef.from_uri(ref) if isinstance(ref, str) else ref
     where = redact_url(ref.uri)
@@ -104,7 +125,7 @@ def _open(source: io.BytesIO) -> Any:
 
 
 def _index(source: io.BytesIO, where: str) -> VideoIndex:
-    """List the packets of the video stream, without decoding them."""
+    """List the packets of the video stream without decoding them; raise a VideoError if that is impossible."""
     import av
 
     try:
@@ -119,7 +140,7 @@ def _index(source: io.BytesIO, where: str) -> VideoIndex:
                 return index
             else:
                 code, cause = "no_frames", "has a video stream without a single frame; copy it again"
-    except MemoryError:  # one of FFmpeg's errors too, but the machine's fault
+    except MemoryError:  # PyAV's memory error is an FFmpegError too, but it is not the video's fault
         raise
     except av.error.FFmpegError as e:
         code, cause = "not_a_video", f"is in no known video format ({e.strerror or type(e).__name__}); check the file"
@@ -129,7 +150,7 @@ def _index(source: io.BytesIO, where: str) -> VideoIndex:
 
 
 def _demux(container: Any, *streams: Any) -> Iterator[Any]:
-    """Packets up to the first place that cannot be parsed; a gap to the declared duration is noticed later."""
+    """Packets up to the first one that cannot be parsed. `_check` notices later if much of the video is missing."""
     import av
 
     try:
@@ -141,7 +162,7 @@ def _demux(container: Any, *streams: Any) -> Iterator[Any]:
 
 
 def _video_stream(container: Any) -> Any | None:
-    """The first stream of moving pictures; cover art does not count."""
+    """The first video stream that is not cover art; None if there is none."""
     from av.stream import Disposition
 
     pictures = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -149,7 +170,7 @@ def _video_stream(container: Any) -> Any | None:
 
 
 def _check(index: VideoIndex, source: io.BytesIO, where: str, config: VideoConfig) -> tuple[str, ...]:
-    """Refuse cut-off files and oversized frames before anything is decoded. Returns warnings."""
+    """Raise a VideoError for a cut-off file or oversized frames before anything is decoded. Returns warnings."""
     pixels = index.width * index.height
     if pixels > config.max_pixels:
         size = f"frames of {index.width}×{index.height}"
@@ -166,7 +187,7 @@ def _check(index: VideoIndex, source: io.BytesIO, where: str, config: VideoConfi
 
 
 def _pick(index: VideoIndex, where: str, config: VideoConfig) -> NDArray[np.int64]:
-    """Positions in `index.pts` of the frames on screen at the sampled times, each once."""
+    """Positions in `index.pts` of the frames that are on screen at the sampled times, without repetition."""
     seconds = index.seconds
     times = sample_times(0.0, float(seconds[-1]), config.fps, config.max_frames, config.min_frames)
     picked = np.unique(np.searchsorted(seconds, times + _SAME_TIME_S, side="right") - 1)
@@ -179,7 +200,7 @@ def _pick(index: VideoIndex, where: str, config: VideoConfig) -> NDArray[np.int6
 
 
 def _by_decord(source: io.BytesIO, index: VideoIndex, picked: NDArray[np.int64]) -> NDArray[np.uint8] | None:
-    """The picked frames; None where decord fails, or where its times or picture size are not the container's."""
+    """The picked frames; None if decord fails, or if its times or its picture size differ from the container's."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
@@ -189,7 +210,7 @@ def _by_decord(source: io.BytesIO, index: VideoIndex, picked: NDArray[np.int64])
         seconds = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].astype(np.float64)
         if len(seconds) != len(index.pts) or np.abs(seconds - seconds[0] - index.seconds).max() > 2 * _SAME_TIME_S:
             return None
-        if reader[0].shape != (index.height, index.width, 3):  # pictures turned by 90° come with a broken layout
+        if reader[0].shape != (index.height, index.width, 3):  # decord garbles pictures that are turned by 90°
             return None
         pixels = np.empty((len(picked), index.height, index.width, 3), np.uint8)
         for at in range(0, len(picked), _DECORD_BATCH):
@@ -202,7 +223,11 @@ def _by_decord(source: io.BytesIO, index: VideoIndex, picked: NDArray[np.int64])
 def _by_pyav(
     source: io.BytesIO, index: VideoIndex, picked: NDArray[np.int64], where: str, config: VideoConfig
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64], tuple[str, ...]]:
-    """The picked frames, their seconds, and warnings. A frame that is lost is replaced by the one before, once."""
+    """Decode the picked frames with PyAV. In place of a lost frame the frame before it is taken, but never twice.
+
+    Returns:
+        Pixels uint8 [T, H, W, 3], times float64 [T] in seconds, and warnings.
+    """
     import av
 
     keeper = FrameKeeper(index, index.pts[picked], config.max_pixels, where)
@@ -214,7 +239,7 @@ def _by_pyav(
                 keeper.offer(frame)
     except MemoryError:
         raise
-    except av.error.BlockingIOError as e:  # the scaler's threads were refused the memory of their stacks
+    except av.error.BlockingIOError as e:  # there was no memory for the stacks of the scaler's threads
         raise MemoryError(f"{where}: no memory to turn its frames into RGB") from e
     except av.error.FFmpegError as e:
         cause = f"its frames cannot be turned into RGB ({e.strerror})"
@@ -223,7 +248,7 @@ def _by_pyav(
 
 
 def _decoded(container: Any, stream: Any, index: VideoIndex, keeper: FrameKeeper) -> Iterator[Any]:
-    """Frames in presentation order, of the groups of packets that hold a wanted one."""
+    """Decode the GOPs that hold a wanted frame, and yield all their frames in presentation order."""
     import av
 
     needed = np.zeros(index.packet_gop.max() + 1, bool)

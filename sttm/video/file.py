@@ -1,4 +1,4 @@
-"""The bytes of one video file, read from any fsspec filesystem and digested on the way."""
+"""Read the bytes of one video file from any fsspec filesystem and compute their digest while reading."""
 
 import errno
 import io
@@ -13,26 +13,34 @@ _GONE, _REFUSED = (404, 410), (401, 403)
 
 
 def read_video_file(uri: str, max_bytes: int, storage_options: dict[str, Any] | None = None) -> tuple[io.BytesIO, str]:
-    """The file's bytes, in memory, and their blake3 digest in hex.
+    """Read a whole file into memory.
+
+    Args:
+        uri: path or URL of the file.
+        max_bytes: the most bytes. If the storage reports a larger size, nothing is downloaded.
+        storage_options: options of the fsspec filesystem.
+
+    Returns:
+        The bytes, and their blake3 digest in hex.
 
     Raises:
-        VideoError: `missing`, `unreadable`, `empty_file` or `too_large` (known before anything is downloaded).
-        OSError: the storage, the network or the machine failed; worth another try.
+        VideoError: the file cannot be used; the code is `missing`, `unreadable`, `empty_file` or `too_large`.
+        OSError: the storage, the network or the machine failed; another attempt may succeed.
     """
     where = redact_url(uri)
     try:
         return _read(uri, where, max_bytes, storage_options)
     except (VideoError, MemoryError):
         raise
-    except Exception as e:  # clients raise their own libraries' classes, whose texts may quote credentials
+    except Exception as e:  # storage clients raise classes of their own, whose messages may contain credentials
         raise _fault(e, where) from None
 
 
 def _fault(error: Exception, where: str) -> Exception:
-    """What an error of a filesystem means: a fault of the file, or (OSError) an outage."""
+    """Translate the error of a filesystem: VideoError if the file cannot be used, OSError if the storage failed."""
     if is_http(where) and isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # fsspec says "not found" whatever a web server's fault is
-    status = getattr(error, "status", None)  # of a web server's reply
+        error = error.__cause__  # fsspec raises "not found" for every error of a web server
+    status = getattr(error, "status", None)  # HTTP status
     cause = f"status {status}" if status else getattr(error, "strerror", None) or type(error).__name__
     if isinstance(error, MemoryError):
         return error
@@ -41,9 +49,9 @@ def _fault(error: Exception, where: str) -> Exception:
     if isinstance(error, FileNotFoundError) or status in _GONE:
         return VideoError("missing", f"{where} does not exist; was it moved after the corpus was listed?")
     if isinstance(error, PermissionError) or status in _REFUSED or getattr(error, "errno", None) in _NOT_A_FILE:
-        return VideoError("unreadable", f"{where} cannot be read: {cause}")
+        return VideoError("unreadable", f"{where} cannot be read: {cause}; check its permissions and its path")
     if isinstance(error, ValueError):
-        return VideoError("unreadable", f"{where!r} cannot be opened: {cause}; check the address and what serves it")
+        return VideoError("unreadable", f"{where!r} cannot be opened: {cause}; check the address and its server")
     return OSError(f"{where} cannot be read just now: {cause}; check the network and the storage behind it")
 
 
@@ -52,7 +60,7 @@ def _read(uri: str, where: str, max_bytes: int, storage_options: dict[str, Any] 
 
     fs, path = open_filesystem(uri, storage_options)
     info = fs.info(path)
-    if info.get("type") != "file":  # opening a pipe would wait for ever
+    if info.get("type") != "file":  # opening a pipe would block forever
         raise VideoError("unreadable", f"{where} is not a file but of type {info.get('type')!r}; name a video file")
     size, source, hasher = info.get("size") or 0, io.BytesIO(), blake3()
     if size <= max_bytes:
@@ -61,7 +69,7 @@ def _read(uri: str, where: str, max_bytes: int, storage_options: dict[str, Any] 
                 hasher.update(chunk)
                 source.write(chunk)
     if max(size, source.tell()) > max_bytes:
-        raise VideoError("too_large", f"{where} has more than {max_bytes} bytes; raise max_source_bytes to take it")
+        raise VideoError("too_large", f"{where} has more than {max_bytes} bytes; raise video.max_source_bytes")
     if not source.tell():
         raise VideoError("empty_file", f"{where} has zero bytes; copy it again")
     return source, hasher.hexdigest()

@@ -1,6 +1,6 @@
-"""Frames of one video: when to sample, how to collect them from a decoder, and what comes out.
+"""The sampled frames of one video: at which times to sample, and how to collect the frames from a decoder.
 
-Knows no decoder: `FrameKeeper` is offered objects shaped like PyAV's frames.
+This file imports no decoder. `FrameKeeper` takes objects with the attributes of PyAV's frames.
 """
 
 import math
@@ -23,11 +23,11 @@ class Frames:
     Attributes:
         pixels: uint8 [T, H, W, 3], RGB, upright.
         seconds: float64 [T], presentation time of each frame after the video's first frame, strictly increasing.
-        duration_s: from the first frame's start to the last frame's end, in the whole video.
-        content_digest: blake3 of the file's bytes, hex.
-        size_bytes: length of the file.
-        decoder: what decoded it, e.g. `decord 0.6.0`.
-        warnings: sentences for a person; the frames are usable all the same.
+        duration_s: seconds from the start of the first frame to the end of the last frame of the whole video.
+        content_digest: blake3 digest of the file's bytes, in hex.
+        size_bytes: size of the file.
+        decoder: name and version of the decoder, such as `decord 0.6.0`.
+        warnings: sentences for a person about flaws of the video. The frames can be used all the same.
     """
 
     pixels: NDArray[np.uint8]
@@ -51,9 +51,11 @@ class Frames:
 
 
 def sample_times(start: float, end: float, fps: float, max_frames: int, min_frames: int = 1) -> NDArray[np.float64]:
-    """Times to sample, in seconds: every 1/fps from `start` on; spread evenly from `start` to `end` where capped.
+    """The times in seconds at which a video is sampled.
 
-    `end` is the time of the last frame (not its end), so that both ends of a capped video are really sampled:
+    Samples are 1/fps apart, from `start` on. If that gives more than `max_frames` or fewer than `min_frames`, that many
+    samples are spread evenly from `start` to `end`. `end` is the time at which the last frame begins, so that the first
+    and the last frame are both sampled.
 
         sample_times(0, 3.5, fps=1, max_frames=8)  -> 0 1 2 3
         sample_times(0, 9.9, fps=1, max_frames=4)  -> 0 3.3 6.6 9.9
@@ -65,12 +67,13 @@ def sample_times(start: float, end: float, fps: float, max_frames: int, min_fram
 
 
 class FrameKeeper:
-    """Takes the wanted frames out of the decoded ones, in presentation order; holds one more beside those it keeps.
+    """Keeps the wanted frames out of all decoded frames. It holds at most one frame beside those it keeps.
 
     Args:
+        index: the index of the video stream.
         wanted: int64 [T], time stamps of the frames to keep, increasing.
-        max_pixels: cap on the area of every decoded frame.
-        where: the video, for messages.
+        max_pixels: the most pixels of a decoded frame.
+        where: name of the video, for error messages.
     """
 
     def __init__(self, index: VideoIndex, wanted: NDArray[np.int64], max_pixels: int, where: str) -> None:
@@ -83,7 +86,11 @@ class FrameKeeper:
         self.next = 0  # position in `wanted`
 
     def offer(self, frame: Any) -> None:
-        """Look at the next frame in presentation order."""
+        """Take the next decoded frame in presentation order and keep it if it is wanted.
+
+        Raises:
+            VideoError: `too_many_pixels`, if the frame has more than `max_pixels`.
+        """
         if frame.pts is None or (self.previous is not None and frame.pts <= self.previous.pts):
             return
         self.bad_frames += frame.is_corrupt
@@ -108,7 +115,14 @@ class FrameKeeper:
         self.pts.append(frame.pts)
 
     def finish(self) -> tuple[NDArray[np.uint8], NDArray[np.float64], tuple[str, ...]]:
-        """The kept frames; `no_frames`, `truncated` or `damaged` where too few came."""
+        """Return the kept frames after all frames were offered.
+
+        Returns:
+            Pixels uint8 [T, H, W, 3], times float64 [T] in seconds, and warnings.
+
+        Raises:
+            VideoError: `no_frames` if no wanted frame was decoded, `damaged` if less than half of them were.
+        """
         while self.next < len(self.wanted):
             self._take(self.previous)
         count, total = len(self.pts), len(self.wanted)
@@ -132,6 +146,6 @@ class FrameKeeper:
 
 
 def _upright(frame: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] of a frame scaled to `size` (stored width, height) and turned as its metadata says."""
+    """uint8 [H, W, 3]: a frame scaled to `size` (width, height as stored) and turned as its metadata says."""
     rgb = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
     return np.rot90(rgb, round(frame.rotation / 90) % 4)

@@ -16,7 +16,7 @@ class PoisonFinder(MetaPathFinder):
     """Wraps `turns_ids` of the real module: a question with "segv!" or "bug!" in it is harmful."""
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != "sttm.query.conversation":
+        if name != "sttm.query.turns":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -23,8 +23,11 @@ function fail(error) {
 async function start() {
   $("error").textContent = "";
   try {
-    state.model = (await (await api("/v1/models")).json()).data[0].id;
+    const model = (await (await api("/v1/models")).json()).data[0];
+    state.model = model.id;
     $("model").textContent = state.model;
+    $("notice").textContent = model.notice || "";
+    $("notice").hidden = !model.notice;
     $("key-form").hidden = true;
     await search();
   } catch (error) { fail(error); }
@@ -76,7 +79,7 @@ function size(bytes) {
   return bytes < 1e6 ? `${(bytes / 1e3).toFixed(0)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
-// Brightness of a region: the share of the largest region's cells, on a scale of logarithms.
+// Brightness of a region from 0 to 1: its number of cells, on a logarithmic scale up to the largest region.
 function brightness(cells, largest) {
   return largest > 1 ? Math.log(cells) / Math.log(largest) : 1;
 }
@@ -179,7 +182,7 @@ async function ask(question) {
   } catch (error) {
     fail(error);
     $("timing").textContent = "";
-    if (!answer.content) state.turns.splice(-2); // nothing was said: the question can be asked again
+    if (!answer.content) state.turns.splice(-2); // without an answer the question can be asked again
     showTurns();
   } finally {
     setBusy(false);
@@ -188,8 +191,8 @@ async function ask(question) {
 
 function timings(about, first, total) {
   const ms = (seconds) => `${(1000 * seconds).toFixed(0)} ms`;
-  $("timing").textContent = `cache at hand after ${ms(about.load_s)}, first token ${ms(about.ttft_s)}, ` +
-    `whole answer ${ms(about.total_s)}; seen here: first ${first.toFixed(0)} ms, all ${total.toFixed(0)} ms; ` +
+  $("timing").textContent = `cache loaded after ${ms(about.load_s)}, first token ${ms(about.ttft_s)}, ` +
+    `whole answer ${ms(about.total_s)}; in this browser: first ${first.toFixed(0)} ms, all ${total.toFixed(0)} ms; ` +
     `${about.kv_tokens} tokens cached`;
 }
 

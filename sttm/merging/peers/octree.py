@@ -1,7 +1,7 @@
-"""A joint tree over space and time: the quadtree's rule with cells of 2 x 2 x 2, instead of two separate steps.
+"""One tree over space and time: the rule of the quadtree for nodes of 2 x 2 x 2 children, instead of two steps.
 
-Every level halves time as well as both sides (an odd length keeps its first position alone). A node stays whole if it
-is similar enough to every child; the threshold follows from the target.
+Every level halves the time axis as well as both sides. Where a length is odd, its first position has no partner. A
+node stays whole if its cosine with every child reaches a threshold, which is chosen to meet the target.
 
 Shapes: T x H x W cells, N of them; n nodes of a level.
 """
@@ -13,11 +13,14 @@ from torch import Tensor
 
 from sttm.merging.grid import level_sizes
 from sttm.merging.merged import Merged
-from sttm.merging.peers.selection import collect
+from sttm.merging.peers.grouping import merge_groups
 
 
 def merge_octree(x_THWC: Tensor, root_level: int, target: int) -> Merged:
-    """At most `target` tokens (a node takes away up to 7 at once, so up to 6 fewer), or all roots if that is more."""
+    """Reduce a video to at most `target` tokens, or to the roots of the tree if there are more roots than `target`.
+
+    A node removes up to 7 tokens at once, so up to 6 tokens fewer than `target` may be left.
+    """
     T, H, W, _ = x_THWC.shape
     shapes = _level_shapes(T, H, W, root_level)
     up = [_parents(fine, coarse, x_THWC.device) for fine, coarse in pairwise(shapes)]
@@ -36,13 +39,13 @@ def _level_shapes(T: int, H: int, W: int, root_level: int) -> list[tuple[int, in
 
 
 def _parents(fine: tuple[int, ...], coarse: tuple[int, ...], device: torch.device) -> Tensor:
-    """int64 [n]: the coarser node over each node, both in raster order."""
+    """int64 [n]: for each node of the finer level its parent in the coarser level, both in raster order."""
     t, y, x = ((torch.arange(side, device=device) + side % 2) // 2 for side in fine)
     return ((t[:, None, None] * coarse[1] + y[:, None]) * coarse[2] + x).flatten()
 
 
 def _cover_cosines(x_NC: Tensor, up: list[Tensor], counts: list[Tensor]) -> list[Tensor]:
-    """Per inner level [n]: the highest threshold at which the node is whole or inside one that is."""
+    """Per inner level float32 [n]: the highest threshold at which the node, or a node around it, stays whole."""
     splits = []
     for parent, count in zip(up, counts, strict=True):
         mean = x_NC.new_zeros(len(count), x_NC.shape[1]).index_add_(0, parent, x_NC) / count[:, None]
@@ -56,7 +59,11 @@ def _cover_cosines(x_NC: Tensor, up: list[Tensor], counts: list[Tensor]) -> list
 
 
 def _covered_first(cover: list[Tensor], counts: list[Tensor], removed: int) -> tuple[list[Tensor], float | None]:
-    """Per inner level bool [n]: the most similar nodes, enough to lose that many (>= 1) tokens; their lowest cosine."""
+    """Take the most similar nodes until `removed` (>= 1) tokens are gone.
+
+    Returns:
+        Per inner level bool [n], which nodes were taken; and the lowest cosine among them.
+    """
     if not cover:
         return [], None
     cosine, order = torch.cat(cover).sort(descending=True, stable=True)
@@ -84,4 +91,4 @@ def _collect(
         weights = torch.where(whole[node], weight, weights)
     height = last % (H * W) // W - place % (H * W) // W + 1
     size = torch.stack([height, last % W - place % W + 1], 1)
-    return collect(x_THWC, place, target=target, weights_N=weights, box_size_N2=size, threshold=threshold)
+    return merge_groups(x_THWC, place, target=target, weights_N=weights, box_size_N2=size, threshold=threshold)

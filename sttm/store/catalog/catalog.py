@@ -1,13 +1,12 @@
-"""The catalog: one row a video and recipe, for finding and skipping; it can always be rebuilt from the manifests.
+"""The catalog: rows that say which video has which artifact, for finding and skipping; rebuilt from the manifests.
 
-    catalog/parts/<random>.parquet          rows, immutable
-    catalog/log/<version, 20 digits>.json   a snapshot: the parts that count; create-only, the newest is the catalog
+    catalog/parts/<random>.parquet          rows, never changed
+    catalog/log/<version, 20 digits>.json   a snapshot, never changed: the parts that make up this version
 
-A reader takes the newest snapshot, so it never sees half of a write. A writer creates the next version; who loses
-that race reads the winner's snapshot and tries again on top of it.
+The newest snapshot is the catalog, so a reader never sees half of a write. A writer creates the next version. If
+another writer was first, it reads that writer's snapshot and tries again on top of it.
 """
 
-import difflib
 import io
 import re
 import uuid
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from sttm.errors import ArtifactError, StoreError
 from sttm.store.artifact import committed, load_manifest
 from sttm.store.catalog.history import split_history, without_repeats
+from sttm.store.catalog.lookup import find_row
 from sttm.store.catalog.row import NULLABLE, REQUIRED, SCHEMA, CatalogRow, storable
 from sttm.store.sealed import digest_of, read_sealed, seal
 from sttm.store.storage import Entry, Storage
@@ -36,7 +36,12 @@ _CURE = "delete the catalog folder; the next index run writes it again from the 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One version of the catalog: the parts that count, oldest first. Version 0 is the empty catalog."""
+    """One version of the catalog.
+
+    Attributes:
+        version: number of the version; 0 is the empty catalog.
+        parts: key, size, digest and number of rows of each part, oldest first.
+    """
 
     version: int
     parts: tuple[Mapping[str, Any], ...]
@@ -49,27 +54,35 @@ class Catalog:
         self.storage = storage
 
     def snapshot(self) -> Snapshot:
-        """The newest version.
+        """The newest version of the catalog.
 
         Raises:
-            ArtifactError: its record is damaged.
+            ArtifactError: the record of the version is damaged.
         """
         versions = self.versions()
         return self.read_snapshot(versions[-1].key) if versions else Snapshot(0, ())
 
     def versions(self) -> list[Entry]:
-        """The records of all versions that were not deleted yet, oldest first."""
+        """The objects of all versions that still exist, oldest first."""
         return [entry for entry in self.storage.entries("catalog/log") if _LOG_KEY.fullmatch(entry.key)]
 
     def read_snapshot(self, key: str) -> Snapshot:
-        """The version of one record; errors as for `snapshot`."""
+        """The version that one object records.
+
+        Raises:
+            ArtifactError: the record is damaged.
+        """
         parts = read_sealed(self.storage, key, _CURE).get("parts")
         if not (isinstance(parts, list) and all(map(_is_part, parts))):
             raise ArtifactError(f"{self.storage.url}/{key} is malformed: it lists no parts; {_CURE}")
         return Snapshot(int(key[-25:-5]), tuple(parts))
 
     def append(self, rows: Iterable[CatalogRow]) -> None:
-        """Add rows; a row supersedes older ones of its video and recipe. Rows of other writers are never lost."""
+        """Add rows. A new row supersedes older rows of its video and recipe; rows of other writers are never lost.
+
+        Raises:
+            StoreError: the storage refuses a write, or other writers were first too many times.
+        """
         rows = list(rows)
         if not rows:
             return
@@ -83,21 +96,21 @@ class Catalog:
         raise StoreError(f"catalog of {self.storage.url}: lost {_MAX_RACES} races; are its clocks or listings stale?")
 
     def compact(self) -> None:
-        """Join all parts into one. Another writer's concurrent change wins; this one is then left for later."""
+        """Join all parts into one; does nothing if another writer changes the catalog at the same time."""
         snapshot = self.snapshot()
         if len(snapshot.parts) > 1:
             part = self._write_part(without_repeats(self.history(snapshot)))
             self._publish(Snapshot(snapshot.version + 1, (part,)))
 
     def history(self, snapshot: Snapshot | None = None) -> list[CatalogRow]:
-        """All rows of a snapshot, the replaced ones too, oldest first."""
+        """All rows of a snapshot, superseded ones included, oldest first. Without a snapshot, the newest is read."""
         parts = (snapshot or self.snapshot()).parts
         with ThreadPoolExecutor(max_workers=_PARALLEL_READS) as pool:
             rows = [row for part in pool.map(self._read_part, parts) for row in part]
         return sorted(rows, key=lambda row: row.created_at)
 
     def rows(self) -> list[CatalogRow]:
-        """The row that counts of each video and recipe, oldest first; the rules are `split_history`'s."""
+        """The row that counts of each video and recipe, oldest first; `split_history` has the rules."""
         return split_history(self.history())[0]
 
     def find(self, text: str, recipe_digest: str | None = None) -> CatalogRow:
@@ -110,24 +123,18 @@ class Catalog:
         Raises:
             StoreError: no video or several fit, or indexing it failed; the message names what is there.
         """
-        rows = [row for row in self.rows() if recipe_digest in (None, row.recipe_digest)]
-        found = rows_of(text, rows, self.storage.url)
-        usable = [row for row in found if row.status == "ok"]
-        if not usable:
-            error = found[-1]
-            raise StoreError(f"indexing {text!r} failed: {error.error_code}: {error.error_message}; index it again")
-        return usable[-1]
+        return find_row(text, self.rows(), self.storage.url, recipe_digest)
 
     def repair(self) -> list[CatalogRow]:
-        """Add the rows of committed artifacts that no row names, and return them.
+        """Add rows for committed artifacts that have none, and return these rows.
 
-        A driver killed between a commit and its append leaves such artifacts.
+        An index job that is killed between committing an artifact and appending its row leaves such artifacts.
         """
         known = {row.identity for row in self.history()}
         lost = []
         for name in committed(self.storage):
             if name not in known:
-                with suppress(StoreError):  # `verify` reports unreadable manifests; they must not block the rest
+                with suppress(StoreError):  # an unreadable manifest must not block the rest; `verify` reports it
                     lost.append(CatalogRow.of(load_manifest(self.storage, name)))
         self.append(lost)
         return lost
@@ -151,14 +158,14 @@ class Catalog:
         try:
             if digest_of(data) != part["digest"]:
                 raise ValueError("the bytes do not match their digest")
-            # ParquetFile, because read_table imports pyarrow.dataset.
+            # Use ParquetFile, because read_table would import pyarrow.dataset, which takes long.
             table = pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False)
-            there = {*table.column_names, *REQUIRED}  # of newer and older programs, too
+            there = {*table.column_names, *REQUIRED}  # other versions may write further or fewer columns
             names = [name for name in SCHEMA.names if name in there]
             table = table.select(names).cast(pa.schema([SCHEMA.field(name) for name in names]))
             if missing := [name for name in names if table[name].null_count and name not in NULLABLE]:
                 raise ValueError(f"a value of {missing} is missing")
-            # Much faster than `to_pylist`, which gives maps as pairs, too.
+            # Much faster than `to_pylist`; both give maps as lists of pairs.
             columns = {
                 name: [dict(pairs) for pairs in values] if pa.types.is_map(table.schema.field(name).type) else values
                 for name, values in table.to_pydict().items()
@@ -170,30 +177,3 @@ class Catalog:
 
 def _is_part(part: Any) -> bool:
     return isinstance(part, dict) and isinstance(part.get("key"), str) and isinstance(part.get("digest"), str)
-
-
-def rows_of(text: str, rows: list[CatalogRow], url: str) -> list[CatalogRow]:
-    """The rows of the one video that a text names by id, else URI, else name.
-
-    Args:
-        text: id, URI or name.
-        rows: to look through.
-        url: of the store, for messages.
-
-    Raises:
-        StoreError: no video or several fit; the message names what is there.
-    """
-    by_key = ([row for row in rows if getattr(row, key) == text] for key in ("video_id", "uri", "name"))
-    found = next(filter(None, by_key), [])
-    if not found:
-        raise StoreError(f"no video {text!r} in {url}; {_near(text, rows)}")
-    videos = sorted({row.video_id for row in found})
-    if len(videos) > 1:
-        raise StoreError(f"{text!r} is the name of {len(videos)} videos; use one of their ids: {', '.join(videos[:8])}")
-    return found
-
-
-def _near(text: str, rows: list[CatalogRow]) -> str:
-    known = {key for row in rows for key in (row.video_id, row.name)}
-    near = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {len(rows)} videos"

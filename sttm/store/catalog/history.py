@@ -1,20 +1,20 @@
-"""Which rows of a catalog's history count, what the others were superseded by, and which can be forgotten."""
+"""Which rows of a catalog's history count, which were superseded and by what, and which can be dropped."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sttm.store.catalog.row import CatalogRow
 
-UNSEEN = ("missing", "unreadable", "lost")  # codes of errors that say nothing of the video
+UNSEEN = ("missing", "unreadable", "lost")  # error codes that say nothing about the content of a video
 
 
 @dataclass(frozen=True)
 class Superseded:
-    """A row whose artifact stands for its video no more.
+    """A row whose artifact was replaced.
 
     Attributes:
-        row: of the artifact.
-        by: of the same video, newer: another artifact, an error of a changed file, or `removed`.
+        row: the row of the artifact.
+        by: the newer row of the same video: another artifact, an error of a changed file, or a removal.
     """
 
     row: CatalogRow
@@ -22,15 +22,19 @@ class Superseded:
 
 
 def split_history(history: Iterable[CatalogRow]) -> tuple[list[CatalogRow], list[Superseded]]:
-    """The row that counts of each video and recipe, and the superseded ones whose artifact no other row needs.
+    """Find the row that counts of each video and recipe, and the superseded rows whose artifact no other row needs.
 
-    The newest row of a video and recipe counts, with these exceptions. An error never hides an artifact of the very
-    same file: of two runs at once, one may fail. Nor does it hide one whose file is gone: it may only be out of reach
-    for a night, and nothing shows that the video has changed. And once a changed file is indexed under any recipe,
-    artifacts of its earlier content count under none.
+    The newest row of a video and recipe counts, with these exceptions:
+    - An error does not hide an artifact of the very same file, because of two runs at once one may fail.
+    - An error with a code in `UNSEEN` does not hide an artifact either: the file may only be out of reach for a night,
+      and nothing shows that the video has changed.
+    - Once a changed file is indexed under any recipe, artifacts of its earlier content count under none.
 
     Args:
-        history: all rows, oldest first. Both results are in that order too.
+        history: all rows, oldest first.
+
+    Returns:
+        The counting rows and the superseded ones, both oldest first.
     """
     newest: dict[tuple[str, str], CatalogRow] = {}
     superseded: list[Superseded] = []
@@ -58,12 +62,15 @@ def split_history(history: Iterable[CatalogRow]) -> tuple[list[CatalogRow], list
 
 
 def without_repeats(history: Iterable[CatalogRow]) -> list[CatalogRow]:
-    """All rows but those whose video and recipe have the same said of them in the row before and in the row after.
+    """Drop a row when the previous and the next row of the same video and recipe record the same thing.
 
-    So every answer of `split_history` stays, and would stay if further rows arrived late, dated in between.
+    The results of `split_history` stay the same, also if rows with earlier dates are added later.
 
     Args:
-        history: all rows, oldest first; so is the result.
+        history: all rows, oldest first.
+
+    Returns:
+        The remaining rows, oldest first.
     """
     rows = list(history)
     both = zip(_repeats(rows), reversed(_repeats(rows[::-1])), strict=True)
@@ -71,7 +78,7 @@ def without_repeats(history: Iterable[CatalogRow]) -> list[CatalogRow]:
 
 
 def _repeats(rows: list[CatalogRow]) -> list[bool]:
-    """For each row, whether the last one before it of its video and recipe says the same."""
+    """For each row, whether the previous row of the same video and recipe records the same thing."""
     last: dict[tuple[str, str], tuple[str, ...]] = {}
     found = []
     for row in rows:

@@ -12,21 +12,28 @@ from sttm.store.key import recipe_digest, source_key
 
 @dataclass(frozen=True)
 class CatalogRow:
-    """What the catalog knows of one video under one recipe.
+    """What the catalog knows about one video under one recipe.
 
     Attributes:
-        video_id, uri, name: of the video; the id is unique in the corpus.
+        video_id: id of the video, unique in the corpus.
+        uri: absolute URI of the video file.
+        name: file name for people.
         status: `ok`, `error`, or `removed`.
-        recipe_digest: of the recipe that was applied.
-        source_key: of the file and recipe, for skipping it without reading it; see `key.source_key`.
-        identity: of the artifact; empty in an error row.
-        content_digest, source_bytes, duration_s: of the video; empty or 0 in an error row and in older programs' rows.
+        recipe_digest: sha256 of the recipe.
+        source_key: digest of file and recipe, by which an indexed file is skipped without being read.
+        identity: identity of the artifact; empty in an error row.
+        content_digest: blake3 of the video file; empty in an error row and in rows of older programs.
+        source_bytes: size of the video file; 0 if unknown.
+        duration_s: length of the video; 0 if unknown.
         kv_bytes, tokens_bytes: sizes of the artifact's files.
-        tokens_before, tokens_after, retained_ratio: visual tokens entering and leaving the merge; after / before.
-        thresholds, timings_s: as in `Facts`.
-        kl_mean, top1_agreement: of the fidelity certificate; None without one.
-        error_code, error_message: of an error row.
-        run_id, attempts: as in `Facts`.
+        tokens_before, tokens_after: visual tokens entering and leaving the merge.
+        retained_ratio: `tokens_after` / `tokens_before`.
+        thresholds: similarity thresholds really used, by name.
+        timings_s: seconds each step took, by name.
+        kl_mean, top1_agreement: from the fidelity certificate; None without one.
+        error_code, error_message: why indexing failed; empty unless this is an error row.
+        run_id: name of the run that wrote the row.
+        attempts: number of tries it took.
         created_at: UTC, ISO 8601; of two rows of one video and recipe, the newer counts.
     """
 
@@ -59,6 +66,7 @@ class CatalogRow:
     def of(cls, manifest: Manifest) -> "CatalogRow":
         """The row of a committed artifact."""
         source, facts = manifest.source, manifest.facts
+        certificate = facts.certificate
         return cls(
             video_id=source.video_id,
             uri=source.uri,
@@ -69,7 +77,7 @@ class CatalogRow:
             identity=manifest.identity,
             content_digest=manifest.content_digest,
             source_bytes=source.size_bytes,
-            duration_s=_number(facts.details, "sampling", "duration_s") or 0.0,
+            duration_s=facts.sampling.duration_s,
             kv_bytes=manifest.kv.size_bytes,
             tokens_bytes=manifest.tokens.size_bytes,
             tokens_before=facts.tokens_before,
@@ -77,19 +85,12 @@ class CatalogRow:
             retained_ratio=facts.tokens_after / max(1, facts.tokens_before),
             thresholds=facts.thresholds,
             timings_s=facts.timings_s,
-            kl_mean=_number(facts.details, "certificate", "kl_mean"),
-            top1_agreement=_number(facts.details, "certificate", "top1_agreement"),
+            kl_mean=certificate.kl_mean if certificate else None,
+            top1_agreement=certificate.top1_agreement if certificate else None,
             run_id=facts.run_id,
             attempts=facts.attempts,
             created_at=manifest.created_at,
         )
-
-
-def _number(details: Mapping[str, Any], section: str, name: str) -> float | None:
-    """A number of a manifest's free notes; None where there is none."""
-    found = details.get(section)
-    value = found.get(name) if isinstance(found, dict) else None
-    return value if isinstance(value, float) else None
 
 
 _MAP = pa.map_(pa.string(), pa.float64())
@@ -112,7 +113,7 @@ NULLABLE = ("kl_mean", "top1_agreement")
 
 
 def storable(value: Any) -> Any:
-    """A value as Arrow takes it; in text, what stands for bytes of a name that is not UTF-8 becomes `\\udcff`."""
+    """A value in the form that Arrow takes: a map as pairs; in text, a byte that is not UTF-8 as `\\udcff`."""
     if isinstance(value, Mapping):
         return [(storable(name), number) for name, number in value.items()]
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -1,29 +1,29 @@
-"""Copies from a GPU into page-locked memory, on streams of their own: neither the GPU nor the CPU waits for them."""
+"""Copies from a GPU into page-locked memory on separate streams, so that neither GPU nor CPU waits for them."""
 
 import torch
 from torch import Tensor
 
 
 class Downloaded:
-    """Copies that were started; their targets may be read after `wait`."""
+    """Copies that were started. Their targets may be read after `wait`."""
 
     def __init__(self, events: list[torch.cuda.Event]) -> None:
         self._events = events
 
     def wait(self) -> None:
-        """Until all of them have arrived; the thread sleeps meanwhile."""
+        """Sleep until all copies have arrived."""
         for event in self._events:
             event.synchronize()
 
 
 class Download:
-    """Copies tensors to the CPU while later work on their device goes on; what lies on the CPU is copied at once."""
+    """Copies tensors to the CPU while their device goes on with later work. A tensor on the CPU is copied at once."""
 
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def fetch(self, source: Tensor) -> Tensor:
-        """A copy of `source` on the CPU, to be read after `started().wait()`; one that is there already is itself."""
+        """A copy on the CPU, to be read after `started().wait()`. A tensor on the CPU is returned as it is."""
         if not source.is_cuda:
             return source
         target = empty_for_copies(source.shape, source.dtype, True)
@@ -31,7 +31,12 @@ class Download:
         return target
 
     def copy(self, source: Tensor, target: Tensor) -> None:
-        """Copy `source`, as its device's current stream will have left it, to `target`, page-locked."""
+        """Start a copy of a tensor; it sees what the work queued so far on the device's current stream leaves.
+
+        Args:
+            source: tensor on any device.
+            target: tensor of the same shape and dtype on the CPU; page-locked if `source` is on a GPU.
+        """
         if not source.is_cuda:
             target.copy_(source)
             return
@@ -41,10 +46,10 @@ class Download:
         stream.wait_stream(torch.cuda.current_stream(source.device))
         with torch.cuda.stream(stream):
             target.copy_(source, non_blocking=True)
-        source.record_stream(stream)  # its memory is not given to others before the copy has ended
+        source.record_stream(stream)  # keeps the memory from being reused before the copy has ended
 
     def started(self) -> Downloaded:
-        """All copies so far."""
+        """All copies started so far, to wait for."""
         events = []
         for stream in self._streams.values():
             event = torch.cuda.Event(blocking=True)
@@ -54,5 +59,5 @@ class Download:
 
 
 def empty_for_copies(shape: tuple[int, ...], dtype: torch.dtype, page_locked: bool) -> Tensor:
-    """Memory on the CPU; PyTorch keeps what was page-locked for the next video, as locking it takes long."""
+    """An uninitialised tensor on the CPU. PyTorch reuses page-locked memory, because locking takes long."""
     return torch.empty(shape, dtype=dtype, pin_memory=page_locked)

@@ -1,8 +1,8 @@
-"""`kv.safetensors`: the KV cache of one video as one file, written and read by ourselves, open to the stock reader.
+"""`kv.safetensors`: the KV cache of one video as one file, which the stock safetensors reader can open, too.
 
-One header, then page-aligned regions: the small tables, then the layers in order. A reader fetches the header and
-all regions it needs in parallel ranges, and checks every region against a digest that the header carries; the
-header's own digest comes from the artifact's manifest.
+The file has one header, then page-aligned regions: the small tables, then the layers in order. A reader fetches the
+header and the regions it needs in parallel ranges. It checks every region against a digest in the header, and the
+header against a digest in the artifact's manifest.
 """
 
 import threading
@@ -32,8 +32,8 @@ class Survivors:
 
     Attributes:
         boxes: int32 [M, 5], t, y0, x0, y1, x1, half-open, in cells of the grid.
-        patches: int32 [M], cells each stands for.
-        grid: (T, H, W).
+        patches: int32 [M], how many cells each survivor stands for.
+        grid: (T, H, W) of the cells before the merge.
     """
 
     boxes: Tensor
@@ -44,13 +44,13 @@ class Survivors:
 def encode_kv(
     cache: KVCache, scheme: str, notes: Mapping[str, Any] | None = None, scheme_below: str | None = None
 ) -> EncodedKV:
-    """Pack a cache, on whatever device it is, into the bytes of a file.
+    """Pack a cache, which may lie on any device, into the bytes of a file.
 
     Args:
-        cache: keys before RoPE.
+        cache: the cache.
         scheme: name in `SCHEMES`.
-        notes: JSON to carry along: rope parameters, provenance. At most a few kilobytes.
-        scheme_below: of the layers below `merge_layer`; None: the same.
+        notes: JSON to keep in the header, such as the provenance; at most a few kilobytes.
+        scheme_below: scheme of the layers below `merge_layer`; None takes the same scheme.
 
     Raises:
         StoreError: the cache holds numbers that the scheme cannot store.
@@ -61,7 +61,16 @@ def encode_kv(
 def decode_kv(
     data: bytearray | memoryview, name: str = "kv.safetensors", device: torch.device | str = "cpu"
 ) -> KVCache:
-    """The cache of a file in memory, fully verified; an exact one may share its memory. Errors as for `read_kv`."""
+    """The cache of a file in memory, every byte verified.
+
+    Args:
+        data: the bytes of the file. Layers of an `exact` cache on the CPU may share this memory.
+        name: name of the file for messages.
+        device: where keys and values go.
+
+    Raises:
+        ArtifactError: some byte is not what a writer wrote; the message names the region.
+    """
     view = memoryview(data)
     start = header_bytes(bytes(view[:8]), len(view), name)
     header = parse_header(bytes(view[:start]), len(view), name)
@@ -77,12 +86,13 @@ def read_header(
     """The header of a stored file and its length in bytes.
 
     Args:
-        storage, key: where the file is.
-        digest: blake3 that the header must have, from the manifest.
-        size_bytes: of the whole file, from the manifest; asked of the storage if not given.
+        storage: objects of the store.
+        key: key of the file.
+        digest: blake3 that the header must have, from the manifest; None checks no digest.
+        size_bytes: size of the whole file, from the manifest; None asks the storage.
 
     Raises:
-        ArtifactError: the header is malformed or not the one the manifest names.
+        ArtifactError: the header is malformed or not the one that was committed.
     """
     name = f"{storage.url}/{key}"
     size = storage.size(key) if size_bytes is None else size_bytes
@@ -107,17 +117,21 @@ def read_kv(
     """Read and verify a whole stored cache, with keys and values on `device` in the cache's dtype.
 
     Args:
-        storage, key: where the file is.
-        header_digest, size_bytes: what the header and the file must have, as for `read_header`.
-        device: where to unpack; the packed bytes travel there.
-        buffer: memory for the packed bytes, for one who reads many files; the cache never shares it.
+        storage: objects of the store.
+        key: key of the file.
+        header_digest: blake3 that the header must have, from the manifest; None checks no digest.
+        size_bytes: size of the whole file, from the manifest; None asks the storage.
+        device: where to unpack; the packed bytes are copied there.
+        buffer: memory for the packed bytes; a caller who reads many files saves time by giving one. The cache never
+            shares this memory.
 
     Raises:
         ArtifactError: some byte is not what was committed; the message names the region.
         StoreError: the file cannot be read.
     """
     name, memory = f"{storage.url}/{key}", buffer or ReadBuffer()
-    size = memory.readers.submit(storage.size, key)  # asked meanwhile: whom it believes, a forger can make take memory
+    # Get the real file size in parallel: trusting the header alone would let a forged file make us allocate any amount.
+    size = memory.readers.submit(storage.size, key)
     header, start = read_header(storage, key, header_digest, size_bytes)
     if size.result() != start + header.layout.body_bytes:
         raise damaged(name, f"{size.result()} bytes long, expected {start + header.layout.body_bytes}")
@@ -133,9 +147,9 @@ def read_kv(
                     read.result()
                     arrived += 1
 
-        try:  # while some layers are unpacked, those behind them are read and checked
+        try:  # while the first layers are unpacked, later ones are read and checked
             return unpack_body(header, body, require, name, device, may_share=buffer is None)
-        finally:  # nobody else gets the buffer while it is being filled
+        finally:  # the buffer must not go back to others while it is being filled
             for read in pieces:
                 read.cancel()
             wait(pieces)
@@ -144,7 +158,18 @@ def read_kv(
 def read_survivors(
     storage: Storage, key: str, header_digest: str | None = None, size_bytes: int | None = None
 ) -> Survivors:
-    """Read and verify the tables alone, a small part of the file; arguments and errors as for `read_kv`."""
+    """Read and verify the tables alone, a small part of the file.
+
+    Args:
+        storage: objects of the store.
+        key: key of the file.
+        header_digest: blake3 that the header must have, from the manifest; None checks no digest.
+        size_bytes: size of the whole file, from the manifest; None asks the storage.
+
+    Raises:
+        ArtifactError: the header or the tables are not what was committed.
+        StoreError: the file cannot be read.
+    """
     header, start = read_header(storage, key, header_digest, size_bytes)
     region, name = header.layout.regions[0], f"{storage.url}/{key}"
     data = memoryview(bytearray(storage.read(key, start, start + region.end)))
@@ -154,10 +179,10 @@ def read_survivors(
 
 
 class _Reading:
-    """Fills `body` piece by piece, on any number of threads; who brings the last bytes of a region checks it.
+    """Fills `body` piece by piece from any number of threads. The thread that completes a region checks its digest.
 
     Attributes:
-        pieces: byte ranges of the body, in order. A region is sound once all pieces that hold some of it were read.
+        pieces: byte ranges of the body, in order. A region is verified once all pieces that overlap it were read.
     """
 
     def __init__(self, storage: Storage, key: str, start: int, header: KVHeader, body: memoryview) -> None:
@@ -167,7 +192,12 @@ class _Reading:
         self.pieces = [range(at, min(at + _PIECE_BYTES, size)) for at in range(0, size, _PIECE_BYTES)]
 
     def read(self, piece: range) -> None:
-        """Errors as for `read_kv`."""
+        """Read one piece, and check the regions that it completes.
+
+        Raises:
+            ArtifactError: a region does not match its digest.
+            StoreError: the file cannot be read.
+        """
         self._storage.read_into(self._key, [(self._start + piece.start, self._body[piece.start : piece.stop])])
         for index, region in enumerate(self._header.layout.regions):
             brought = min(piece.stop, region.end) - max(piece.start, region.begin)
@@ -180,7 +210,12 @@ class _Reading:
 
 
 def verify_kv(storage: Storage, key: str, header_digest: str) -> None:
-    """Read a stored file region by region and check every byte of it; errors as for `read_kv`."""
+    """Read a stored file region by region and check every byte of it.
+
+    Raises:
+        ArtifactError: some byte is not what was committed; the message names the region.
+        StoreError: the file cannot be read.
+    """
     header, start = read_header(storage, key, header_digest)
     for index, region in enumerate(header.layout.regions):
         (data,) = storage.read_ranges(key, [(start + region.begin, start + region.end)])
@@ -188,7 +223,7 @@ def verify_kv(storage: Storage, key: str, header_digest: str) -> None:
 
 
 def _require_digest(header: KVHeader, index: int, data: memoryview, name: str, start: int = 0) -> None:
-    """Raise unless region number `index` is sound; `data` holds it, and begins at `start` of the body."""
+    """Raise an ArtifactError unless region `index` matches its digest. `data` begins at byte `start` of the body."""
     region = header.layout.regions[index]
     if digest_of(data[region.begin - start : region.end - start]) != header.digests[index]:
         place = "the tables" if index == 0 else f"layer {index - 1}"

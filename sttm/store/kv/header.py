@@ -1,7 +1,7 @@
 """The layout of `kv.safetensors`, version 1, and a strict reader of its header.
 
-All of a file's layout follows from a few numbers (`KVLayout`). The writer places tensors by it; the reader rebuilds
-it from the header's record and accepts a header only if it lists exactly these tensors at exactly these places.
+A file's layout follows from a few numbers (`KVLayout`). The writer places tensors by it. The reader builds it again
+from the header's record and accepts a header only if it lists exactly these tensors at exactly these places.
 """
 
 import json
@@ -39,7 +39,7 @@ CACHE_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float
 
 @dataclass(frozen=True)
 class Placed:
-    """A tensor and its bytes [begin, end) counted from the end of the header."""
+    """A tensor and its byte range [begin, end), counted from the end of the header."""
 
     part: Part
     begin: int
@@ -48,7 +48,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Region:
-    """Consecutive tensors that are read and verified together, filled up to whole pages."""
+    """Consecutive tensors that are read and verified together; padding fills them up to whole pages."""
 
     begin: int
     end: int
@@ -57,19 +57,19 @@ class Region:
 
 @dataclass(frozen=True)
 class KVLayout:
-    """The numbers that fix where everything is.
+    """The numbers that decide where everything lies.
 
     Attributes:
-        scheme: name in `SCHEMES`, of the layers from `merge_layer` on.
-        scheme_below: of the layers below `merge_layer`, which hold every token.
-        dtype: of the cache, as safetensors names it.
-        heads, head_dims: of each layer.
-        merge_layer: first layer of reduced tokens.
-        tokens: held by a layer below and by a layer from `merge_layer` on.
-        axes: of the position ids.
-        survivors: visual tokens after the merge.
-        grid: (T, H, W) before the merge.
-        leading, trailing: tokens at either end that stay exact where the scheme keeps text.
+        scheme: name in `SCHEMES` of the scheme of layers from `merge_layer` on.
+        scheme_below: the same for layers below `merge_layer`, which hold every token.
+        dtype: dtype of the cache, as safetensors names it.
+        heads, head_dims: number of KV heads and their size, for each layer.
+        merge_layer: first layer that holds the reduced tokens.
+        tokens: number of tokens in a layer below `merge_layer`, and in a layer from it on.
+        axes: number of axes of the position ids.
+        survivors: number of visual tokens after the merge.
+        grid: (T, H, W) of the visual tokens before the merge.
+        leading, trailing: number of tokens at either end that stay exact, if the scheme keeps text.
     """
 
     scheme: str
@@ -106,7 +106,13 @@ class KVLayout:
 
     @classmethod
     def of(cls, cache: KVCache, scheme: str, scheme_below: str | None = None) -> "KVLayout":
-        """The layout of a cache under a scheme, or under one for either group of layers."""
+        """The layout of a cache.
+
+        Args:
+            cache: the cache.
+            scheme: name in `SCHEMES`.
+            scheme_below: scheme of the layers below `merge_layer`; None takes the same scheme.
+        """
         scheme_below = scheme_below or scheme
         reduced, leading, trailing = cache.tokens[1], 0, 0
         if SCHEMES[scheme].keeps_text or SCHEMES[scheme_below].keeps_text:
@@ -140,7 +146,7 @@ class KVLayout:
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:
-        """The head region, then one region a layer."""
+        """The head region, then one region for each layer."""
         groups = [("head", self._head_parts())]
         groups += [(f"layers.{layer:03d}", parts_of(self.layer_shape(layer))) for layer in range(len(self.heads))]
         regions, offset = [], 0
@@ -163,7 +169,7 @@ class KVLayout:
         return self.regions[-1].end
 
     def _head_parts(self) -> tuple[Part, ...]:
-        # frame_seconds leads, so that every tensor begins at a multiple of its item size.
+        # frame_seconds comes first, so that every tensor begins at a multiple of its item size.
         return (
             Part("frame_seconds", torch.float64, (self.grid[0],)),
             Part("prefix_ids", torch.int32, (self.tokens[0],)),
@@ -181,10 +187,11 @@ class KVHeader:
     """A header: the layout, where the question continues, digests of all regions, and free notes.
 
     Attributes:
-        layout: places of all tensors.
-        next_position, reduced_next_position: as in `KVCache`.
+        layout: the numbers that decide where each tensor lies.
+        next_position: position of the first token after the prefix, in layers below `merge_layer`.
+        reduced_next_position: the same in layers from `merge_layer` on.
         digests: blake3 of each region of `layout.regions`, hex.
-        notes: JSON about the making: rope parameters, provenance.
+        notes: free JSON, such as the provenance.
     """
 
     layout: KVLayout
@@ -194,7 +201,11 @@ class KVHeader:
     notes: Mapping[str, Any]
 
     def to_bytes(self) -> bytes:
-        """The bytes before the body: length, JSON, spaces up to a whole page."""
+        """The bytes before the body: the length, JSON, and spaces up to a whole page.
+
+        Raises:
+            ValueError: the notes are too large.
+        """
         record = canonical_json(self._record()).decode()
         table: dict[str, Any] = {"__metadata__": {"format": "pt", "sttm_kv": record}, **_tensor_table(self.layout)}
         text = json.dumps(table, separators=(",", ":")).encode()
@@ -239,7 +250,16 @@ def _quantization(scheme: str) -> dict[str, Any]:
 
 
 def header_bytes(start: bytes, size_bytes: int, name: str) -> int:
-    """Length of everything before the body, from the first 8 bytes of a file of `size_bytes`."""
+    """Length of everything before the body.
+
+    Args:
+        start: the first 8 bytes of the file, or more.
+        size_bytes: size of the whole file.
+        name: name of the file for messages.
+
+    Raises:
+        ArtifactError: the file does not begin with the length of a header.
+    """
     length = int.from_bytes(start[:8], "little") + 8
     if len(start) < 8 or not PAGE_BYTES <= length <= min(MAX_HEADER_BYTES + 8, size_bytes) or length % PAGE_BYTES:
         raise ArtifactError(f"{name} is damaged: no header of a KV file; {INDEX_AGAIN}")
@@ -247,12 +267,12 @@ def header_bytes(start: bytes, size_bytes: int, name: str) -> int:
 
 
 def parse_header(data: bytes, size_bytes: int, name: str) -> KVHeader:
-    """Read an untrusted header strictly.
+    """Read a header of unknown origin strictly.
 
     Args:
-        data: the bytes before the body, as `header_bytes` measures them.
+        data: all bytes before the body; `header_bytes` gives their number.
         size_bytes: size of the whole file.
-        name: what to call the file in messages.
+        name: name of the file for messages.
 
     Raises:
         ArtifactError: anything at all differs from what version 1 writes, or exceeds its limits.

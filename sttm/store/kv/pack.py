@@ -1,7 +1,7 @@
-"""Packing a cache into the bytes of a `kv.safetensors`: first what needs the cache's device, then what does not.
+"""Packing a cache into the bytes of a `kv.safetensors`: first the work of the cache's device, then the work of the CPU.
 
 A GPU is given all its work at once (packing on its current stream, the copies on another) and goes on to the next
-video; checking and digesting the bytes waits for them in whatever thread publishes them.
+video. The thread that publishes the artifact waits for the bytes, checks and digests them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sttm.kv_cache import KVCache, alike
+from sttm.kv_cache import KVCache, group_layers
 from sttm.store.kv.download import Download, Downloaded, empty_for_copies
 from sttm.store.kv.header import KVHeader, KVLayout, Region
 from sttm.store.kv.quantize import pack_unchecked, require_storable
 from sttm.store.sealed import digest_of
 
 _EMPTY_DIGEST = "0" * 64
-_AT_ONCE_BYTES = {"cpu": 0, "cuda": 32 << 20}  # packed: a GPU waits for launches, a CPU for memory
+# Packed bytes of a batch: launches are what a GPU waits for, memory is what a CPU waits for.
+_AT_ONCE_BYTES = {"cpu": 0, "cuda": 32 << 20}
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class EncodedKV:
 
     Attributes:
         data: all bytes of the file; page-locked if the cache was on a GPU.
-        header: as the file begins with it.
-        header_digest: blake3 of the bytes before the body; it covers the digests of all regions.
+        header: the header at the beginning of the file.
+        header_digest: blake3 of the bytes before the body, which hold the digests of all regions.
         digest: blake3 of the whole file.
     """
 
@@ -46,12 +47,13 @@ class PackedKV:
     """A `kv.safetensors` whose bytes are on their way to the CPU and whose digests are still to be taken.
 
     Attributes:
-        layout: what is where.
-        places: next position in layers below and from `merge_layer`.
-        notes: as for `encode_kv`.
-        whole: uint8 [bytes of the file], to be read when `arrived`; the header is still missing.
-        extremes: float32 [layers, 2, 4] of each batch of layers, of `pack_unchecked`; likewise.
-        arrived: the copies into both.
+        layout: the numbers that decide where each tensor lies.
+        places: position of the first token after the prefix, in layers below `merge_layer` and from it on.
+        notes: JSON to keep in the header.
+        whole: uint8 [bytes of the file], to be read after `arrived.wait()`; the header is still missing.
+        extremes: float32 [layers, 2, 4] from `pack_unchecked` for each batch of layers, to be read after
+            `arrived.wait()`.
+        arrived: the copies into `whole` and `extremes`.
     """
 
     layout: KVLayout
@@ -85,11 +87,14 @@ def pack_kv(
     scheme_below: str | None = None,
     download: Download | None = None,
 ) -> PackedKV:
-    """The part of `encode_kv` that needs the cache's device; a GPU is given the work, and not waited for.
+    """Pack a cache on its device and start the copies to the CPU; does not wait for a GPU.
 
     Args:
-        cache, scheme, notes, scheme_below: as for `encode_kv`.
-        download: what copies from a GPU; None: one of its own.
+        cache: the cache.
+        scheme: name in `SCHEMES`.
+        notes: JSON to keep in the header, such as the provenance; at most a few kilobytes.
+        scheme_below: scheme of the layers below `merge_layer`; None takes the same scheme.
+        download: makes the copies from a GPU; None makes a new one.
     """
     layout, download = KVLayout.of(cache, scheme, scheme_below), download or Download()
     places = (cache.next_position, cache.reduced_next_position)
@@ -113,10 +118,10 @@ def pack_kv(
 
 
 def _batches(cache: KVCache, layout: KVLayout) -> Iterator[range]:
-    """Neighbouring layers of one shape and device that are packed together; exact ones, only copied, one by one."""
+    """Runs of layers of one shape and device to pack together; an `exact` layer is only copied, so it is alone."""
     kinds = [(layout.layer_shape(layer), key.device) for layer, key in enumerate(cache.keys)]
     sizes = [region.end - region.begin for region in layout.regions[1:]]
-    for layers in alike(kinds, sizes, _AT_ONCE_BYTES[cache.keys[0].device.type]):
+    for layers in group_layers(kinds, sizes, _AT_ONCE_BYTES[cache.keys[0].device.type]):
         if layout.layer_shape(layers.start).scheme == "exact":
             yield from (range(layer, layer + 1) for layer in layers)
         else:
@@ -124,7 +129,7 @@ def _batches(cache: KVCache, layout: KVLayout) -> Iterator[range]:
 
 
 def _stacked(layers: Sequence[Tensor]) -> Tensor:
-    """[layers, ...]; a single one is not copied."""
+    """The layers as one tensor [layers, ...]; a single layer is not copied."""
     return layers[0][None] if len(layers) == 1 else torch.stack(tuple(layers))
 
 
@@ -135,7 +140,7 @@ def _head_tensors(cache: KVCache) -> tuple[Tensor, ...]:
 
 
 def _fill(out: Tensor, region: Region, tensors: Sequence[Tensor], download: Download) -> None:
-    """Copy the tensors of a region to their places in `out`, uint8 [bytes]; from a GPU without waiting."""
+    """Start the copies of a region's tensors to their places in `out`, uint8 [bytes of the region]."""
     filled = 0
     for placed, tensor in zip(region.tensors, tensors, strict=False):  # the region may end in padding
         if tuple(tensor.shape) != placed.part.shape or tensor.dtype != placed.part.dtype:

@@ -1,4 +1,4 @@
-"""Keys and values in fewer bits: one function packs a layer, one unpacks it, one says which tensors that takes.
+"""Keys and values in fewer bits: one function packs layers, one unpacks them, one lists the tensors of a packed layer.
 
 Shapes: H kv heads, N tokens, D head_dim, E tokens kept exact (at both ends), G groups.
 A number x of a group is stored as q = round((x - zero) / scale) with q in 0 .. 2^bits - 1; two 4-bit q's share a byte.
@@ -13,7 +13,7 @@ from sttm.errors import StoreError
 from sttm.store.kv.scheme import SCHEMES, Scheme
 
 SMALLEST_SCALE = 2.0**-24  # the smallest positive fp16 number
-ALWAYS_EXACT = 4  # under `keeps_text`, the first tokens: every later token attends to them strongly
+ALWAYS_EXACT = 4  # so many first tokens stay exact under `keeps_text`: every later token attends to them strongly
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Part:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What fixes the parts of a packed layer.
+    """The numbers that decide which tensors a packed layer has.
 
     Attributes:
-        heads, tokens, head_dim: H, N, D of keys and values alike.
-        dtype: of the cache.
+        heads, tokens, head_dim: H, N, D of the keys and of the values.
+        dtype: dtype of the cache.
         scheme: name in `SCHEMES`.
-        leading, trailing: tokens at either end kept in the cache's dtype (0 unless the scheme keeps text).
+        leading, trailing: number of tokens at either end kept in the cache's dtype; 0 unless the scheme keeps text.
     """
 
     heads: int
@@ -51,13 +51,13 @@ class LayerShape:
 
     @property
     def value_group(self) -> int:
-        """Channels that share a value scale: the scheme's, or all of a head that it does not divide."""
+        """Number of channels that share a value scale: the scheme's group, or all D if the group does not divide D."""
         group = self.rules.value_group
         return group if group and self.head_dim % group == 0 else self.head_dim
 
 
 def parts_of(shape: LayerShape) -> tuple[Part, ...]:
-    """The tensors `pack` makes of a layer of this shape, in order."""
+    """The tensors of a packed layer of this shape, in order."""
     H, N, D = shape.heads, shape.tokens, shape.head_dim
     if shape.scheme == "exact":
         return Part("k", shape.dtype, (H, N, D)), Part("v", shape.dtype, (H, N, D))
@@ -76,31 +76,18 @@ def parts_of(shape: LayerShape) -> tuple[Part, ...]:
     )
 
 
-def pack(key: Tensor, value: Tensor, shape: LayerShape) -> tuple[Tensor, ...]:
-    """The parts of one layer, on the device of `key`.
-
-    Args:
-        key, value: [H, N, D] in `shape.dtype`.
-        shape: as for `parts_of`.
-
-    Raises:
-        StoreError: a number is not finite, or too large for an fp16 scale and zero.
-    """
-    parts, extremes = pack_unchecked(key[None], value[None], shape)
-    require_storable(extremes[0].cpu(), shape)
-    return tuple(part[0] for part in parts)
-
-
 def pack_unchecked(key: Tensor, value: Tensor, shape: LayerShape) -> tuple[tuple[Tensor, ...], Tensor]:
-    """As `pack`, without waiting for a GPU: what `require_storable` has to look at comes back beside the parts.
+    """Pack layers of one shape on their device, without waiting for a GPU.
+
+    The caller gives the extremes of each layer to `require_storable` before anything is stored.
 
     Args:
-        key, value: [layers, H, N, D], of several layers of one shape.
-        shape: of each layer.
+        key, value: [layers, H, N, D] in `shape.dtype`.
+        shape: shape of each layer.
 
     Returns:
-        The parts, stacked likewise, and extremes float32 [layers, 2, 4] of keys and values: lowest and highest number,
-        lowest zero, largest scale. NaN if any number is.
+        The tensors that `parts_of` lists, each [layers, ...], and the extremes of keys and values, float32
+        [layers, 2, 4]: lowest and highest number, lowest zero, largest scale. They are NaN if any number is NaN.
     """
     if shape.scheme == "exact":
         return (key, value), torch.stack([_extremes(*_lowest_highest(tensor)) for tensor in (key, value)], dim=1)
@@ -117,7 +104,15 @@ def pack_unchecked(key: Tensor, value: Tensor, shape: LayerShape) -> tuple[tuple
 
 
 def require_storable(extremes: Tensor, shape: LayerShape) -> None:
-    """Refuse a packed layer by its extremes [2, 4] on the CPU; errors as for `pack`."""
+    """Refuse a packed layer whose numbers its scheme cannot store.
+
+    Args:
+        extremes: float32 [2, 4] on the CPU, from `pack_unchecked`.
+        shape: shape of the layer.
+
+    Raises:
+        StoreError: a number is not finite, or too large for an fp16 scale and zero.
+    """
     bits = (shape.rules.key_bits, shape.rules.value_bits)
     for what, row, width in zip(("key", "value"), extremes, bits, strict=True):
         if not torch.isfinite(row[:2]).all():
@@ -128,11 +123,11 @@ def require_storable(extremes: Tensor, shape: LayerShape) -> None:
 
 
 def unpack(parts: tuple[Tensor, ...], shape: LayerShape) -> tuple[Tensor, Tensor]:
-    """Keys and values [..., H, N, D] in `shape.dtype` of the parts that `pack` made.
+    """Keys and values [..., H, N, D] in `shape.dtype` from the tensors of packed layers.
 
     Args:
-        parts: of one layer, or each of several layers of one shape, stacked in front.
-        shape: of each layer.
+        parts: the tensors that `parts_of` lists; for several layers of one shape each is [layers, ...].
+        shape: shape of each layer.
     """
     if shape.scheme == "exact":
         return parts[0], parts[1]
@@ -154,7 +149,7 @@ def unpack(parts: tuple[Tensor, ...], shape: LayerShape) -> tuple[Tensor, Tensor
 
 
 def _pack_keys(key: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Per channel, in groups of tokens; the last group may be shorter."""
+    """Pack keys [layers, H, N, D] per channel, in groups of tokens; the last group may be shorter."""
     whole = key.shape[-2] // group * group
     scales, zeros, codes, extremes = [], [], [], []
     for tokens, size in ((key[..., :whole, :], group), (key[..., whole:, :], key.shape[-2] - whole)):
@@ -186,11 +181,11 @@ def _pack_values(value: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor, 
 
 
 def _range_of(grouped: Tensor, axis: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """fp16 scale and zero of each group, rounded outwards so that no number of it is clipped; extremes [layers, 4]."""
+    """Scale and zero of each group, fp16, rounded outwards so that no number is clipped; and extremes [layers, 4]."""
     low, high = grouped.amin(axis), grouped.amax(axis)
     zero = low.half()
     zero = torch.where(zero.float() > low, _below(zero), zero)
-    # Divided by a tensor: on a GPU, division by a Python number is a product with its rounded inverse.
+    # Divide by a tensor: on a GPU, division by a Python number multiplies by its rounded inverse.
     exact_scale = (high - zero.float()) / high.new_full((), 2**bits - 1)
     scale = exact_scale.half()
     scale = torch.where(scale.float() < exact_scale, -_below(-scale), scale).clamp_min(SMALLEST_SCALE)
@@ -199,13 +194,13 @@ def _range_of(grouped: Tensor, axis: int, bits: int) -> tuple[Tensor, Tensor, Te
 
 
 def _lowest_highest(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each layer, [layers]."""
+    """The lowest and the highest number of each layer, [layers] each."""
     low, high = numbers.flatten(1).aminmax(dim=1)
     return low, high
 
 
 def _extremes(low: Tensor, high: Tensor, zero: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
-    """float32 [layers, 4]; what is kept exact has no zero and no scale."""
+    """The extremes float32 [layers, 4]; numbers that are kept exact have no zero and no scale, which count as 0."""
     nothing = torch.zeros_like(low)
     return torch.stack(
         [
@@ -219,31 +214,31 @@ def _extremes(low: Tensor, high: Tensor, zero: Tensor | None = None, scale: Tens
 
 
 def _widest(extremes: list[Tensor]) -> Tensor:
-    """The extremes of several parts of one tensor together."""
+    """The extremes of a tensor from the extremes of its parts, each [layers, 4]."""
     low, high, zero, scale = torch.stack(extremes).unbind(-1)
     return torch.stack((low.amin(0), high.amax(0), zero.amin(0), scale.amax(0)), dim=-1)
 
 
 def _below(numbers: Tensor) -> Tensor:
-    """The next smaller fp16 number of each; by their bits, because CUDA has no nextafter for fp16."""
-    bits = numbers.view(torch.int16)  # sign and magnitude, and -32767 is the negative number next to zero
+    """For each fp16 number the next smaller one, computed on the bits, because CUDA has no nextafter for fp16."""
+    bits = numbers.view(torch.int16)  # sign and magnitude; -32767 is the negative number next to zero
     return torch.where(numbers > 0, bits - 1, torch.where(bits == 0, -32767, bits + 1)).view(torch.float16)
 
 
 def _encode(numbers: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    # Never outside 0 .. 2^bits - 1, because zero and scale are rounded outwards.
+    # The result is never outside 0 .. 2^bits - 1, because zero and scale are rounded outwards.
     return (numbers - zero.float()).div_(scale.float()).round_().to(torch.uint8)
 
 
 def _decode(codes: Tensor, scale: Tensor, zero: Tensor, out: Tensor) -> None:
-    if out.is_cuda:  # conversions are free inside a kernel there; a CPU does them in a slow loop
+    if out.is_cuda:  # a GPU kernel converts dtypes for free; on a CPU a mixed operation is a slow loop
         torch.add(codes * scale.float(), zero.float(), out=out)
     else:
         out.copy_(codes.float().mul_(scale.float()).add_(zero.float()))
 
 
 def _narrow(codes: Tensor, bits: int) -> Tensor:
-    """Two 4-bit codes a byte, the even channel in the low half; 8-bit codes as they are."""
+    """Put two 4-bit codes into a byte, the even channel into the low half; 8-bit codes stay as they are."""
     return codes if bits == 8 else codes[..., 0::2] | (codes[..., 1::2] << 4)
 
 

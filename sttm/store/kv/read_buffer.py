@@ -1,4 +1,4 @@
-"""What one KV file after another is read with: memory for its packed bytes, and threads that fill it."""
+"""Memory and threads that are reused for reading one KV file after another."""
 
 import threading
 from collections.abc import Iterator
@@ -8,16 +8,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-_READERS = 16  # one thread copies from the page cache far below memory speed
+_READERS = 16  # a single thread copies from the page cache far slower than memory allows
 
 
 class ReadBuffer:
-    """Memory that one read after another goes through: faulting in fresh pages costs more than reading a local file.
+    """Memory for packed bytes that is reused, because mapping fresh pages costs more time than reading a local file.
 
-    Thread-safe: while it is taken, others get fresh memory.
+    Thread-safe: while one thread has the memory, others get fresh memory.
 
     Attributes:
-        readers: threads for all who read; they start when they are first needed, and end with the buffer.
+        readers: threads that fill the memory; they start at the first read and end with the buffer.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class ReadBuffer:
 
     @contextmanager
     def take(self, size_bytes: int) -> Iterator[memoryview]:
-        """At least this memory for the length of the block; what was in it before is undefined."""
+        """So many bytes of memory for the length of the block, with undefined content."""
         if not self._lock.acquire(blocking=False):
             yield _fresh(size_bytes).numpy().data
             return
@@ -40,5 +40,5 @@ class ReadBuffer:
 
 
 def _fresh(size_bytes: int) -> Tensor:
-    """Not a bytearray, which would first fill itself with zeros; page-locked where a GPU will copy from it."""
+    """Uninitialised memory, unlike a bytearray, which is filled with zeros first; page-locked if there is a GPU."""
     return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=torch.cuda.is_available())

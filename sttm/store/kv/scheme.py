@@ -1,4 +1,4 @@
-"""How keys and values may be stored: the table of schemes, as plain data, and the setting that picks one."""
+"""How keys and values can be stored: a table of schemes, and the setting that picks one."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,13 +13,13 @@ class Scheme:
     """Bits and grouping of one scheme. Every group of numbers has one fp16 scale and one fp16 zero.
 
     Attributes:
-        key_bits: bits a key number takes; 16 or more in `exact`, where 0 stands for "the cache's own dtype".
+        key_bits: bits a key number takes; 0 in `exact`, which keeps the cache's own dtype.
         key_group: consecutive tokens that share a scale, per key channel. Channels, because a few key channels
             carry a bias hundreds of times larger than the rest.
-        value_bits: as `key_bits`, for values.
+        value_bits: bits a value number takes; 0 in `exact`.
         value_group: consecutive channels of one token and head that share a scale; 0, or a number that does not
             divide head_dim, for all of them.
-        keeps_text: whether the text around the video stays in the cache's own dtype.
+        keeps_text: whether the text around the video keeps the cache's own dtype.
     """
 
     key_bits: int
@@ -43,7 +43,7 @@ class StoreConfig(Settings):
     Attributes:
         kv_scheme: `exact` keeps every bit of the cache; `int8` (default) halves a bf16 cache; `k8v4` and `int4`
             are smaller and lose more.
-        kv_scheme_below: of the layers below the merge, which hold every token; None: the same.
+        kv_scheme_below: scheme of the layers below the merge, which hold every token; None takes the same scheme.
     """
 
     kv_scheme: KVScheme = "int8"

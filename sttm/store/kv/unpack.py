@@ -1,6 +1,6 @@
-"""Unpacking the body of a `kv.safetensors` into a cache: neighbouring layers of one shape as one batch.
+"""Unpacking the body of a `kv.safetensors` into a cache, with neighbouring layers of one shape in one batch.
 
-A GPU gets each batch's bytes as they arrive, in one copy, and a dozen launches for all its layers.
+A GPU gets the bytes of each batch in one copy as they arrive, and a dozen kernel launches for all layers of the batch.
 """
 
 import math
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from sttm.errors import ArtifactError
-from sttm.kv_cache import KVCache, alike
+from sttm.kv_cache import KVCache, group_layers
 from sttm.store.kv.header import KVHeader, KVLayout
 from sttm.store.kv.quantize import unpack
 from sttm.store.storage import INDEX_AGAIN
 
-_AT_ONCE_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}  # packed: a GPU waits for launches, a CPU for memory
-_LOWEST = {"scale": 0.0, "zero": -math.inf}  # what scales and zeros must be above
+# Packed bytes of a batch: launches are what a GPU waits for, memory is what a CPU waits for.
+_AT_ONCE_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
+_LOWEST = {"scale": 0.0, "zero": -math.inf}  # scales and zeros must be greater than these
 
 
 def unpack_body(
@@ -27,18 +28,19 @@ def unpack_body(
     device: torch.device | str,
     may_share: bool,
 ) -> KVCache:
-    """The cache of a body, with keys and values on `device`.
+    """Unpack the body of a file into a cache.
 
     Args:
-        header: of the file.
-        body: what follows it.
-        require: is called with a place in the body before the bytes up to there are used; raises if they are unsound.
-        name: of the file, for messages.
-        device: where to unpack.
-        may_share: whether exact layers on the CPU may be views of the body.
+        header: header of the file.
+        body: the bytes after the header.
+        require: called with an offset in the body before the bytes up to there are used; waits for them, and raises if
+            they do not match their digests.
+        name: name of the file for messages.
+        device: where keys and values go.
+        may_share: whether `exact` layers on the CPU may be views of the body.
 
     Raises:
-        ArtifactError: numbers that no writer makes.
+        ArtifactError: the body holds numbers that no writer makes.
     """
     layout, device = header.layout, torch.device(device)
     regions = layout.regions
@@ -47,13 +49,13 @@ def unpack_body(
     kinds = [layout.layer_shape(layer) for layer in range(len(layout.heads))]
     sizes = [region.end - region.begin for region in regions[1:]]
     unpacked = UnpackedLayers(layout, name, may_share and device.type == "cpu")
-    for layers in alike(kinds, sizes, _AT_ONCE_BYTES[device.type]):
+    for layers in group_layers(kinds, sizes, _AT_ONCE_BYTES[device.type]):
         begin, end = regions[1 + layers.start].begin, regions[layers.stop].end
         require(end)
-        # From page-locked memory the copy runs behind, in the order of the device's stream.
+        # From page-locked memory the copy is asynchronous, in the order of the device's stream.
         unpacked.add(layers, as_bytes(body[begin:end]).to(device, non_blocking=True))
     unpacked.require_sound()
-    if device.type == "cuda":  # the body is read until the device says so
+    if device.type == "cuda":  # the copies may still read the body, whose memory the caller reuses
         torch.cuda.current_stream(device).synchronize()
     return KVCache(
         keys=tuple(unpacked.keys),
@@ -67,15 +69,15 @@ def unpack_body(
 
 
 class UnpackedLayers:
-    """Keys and values of the layers so far, each batch of equal layers unpacked together.
+    """Collects the unpacked keys and values of the layers, batch by batch.
 
     Args:
-        layout: what is where.
-        name: of the file, for messages.
-        may_share: whether exact layers may be views of the bytes.
+        layout: the numbers that decide where each tensor lies.
+        name: name of the file for messages.
+        may_share: whether `exact` layers may be views of the bytes.
 
     Attributes:
-        keys, values: a layer [heads, tokens, head_dim] each.
+        keys, values: [heads, tokens, head_dim] for each layer unpacked so far.
     """
 
     def __init__(self, layout: KVLayout, name: str, may_share: bool) -> None:
@@ -86,7 +88,12 @@ class UnpackedLayers:
         self._extremes: list[tuple[Tensor, Tensor]] = []
 
     def add(self, layers: range, data: Tensor) -> None:
-        """Unpack layers of one shape from all bytes of their regions, uint8, on their device."""
+        """Unpack layers of one shape.
+
+        Args:
+            layers: numbers of the layers.
+            data: uint8, all bytes of their regions, on the device of the result.
+        """
         tensors, shape = _tensors(self._layout, layers, data), self._layout.layer_shape(layers.start)
         key, value = unpack(tuple(tensors.values()), shape)
         if shape.scheme == "exact" and not self._may_share:
@@ -101,7 +108,11 @@ class UnpackedLayers:
                 self._extremes.append((low, high))
 
     def require_sound(self) -> None:
-        """Refuse scales and zeros that no writer makes; this waits for the device, once."""
+        """Check all scales and zeros; waits for the device once.
+
+        Raises:
+            ArtifactError: a scale or a zero is out of range.
+        """
         if not self._extremes:
             return
         found = torch.stack([torch.cat(side) for side in zip(*self._extremes, strict=True)]).tolist()
@@ -112,15 +123,16 @@ class UnpackedLayers:
 
 
 def as_bytes(data: memoryview) -> Tensor:
-    """uint8 [bytes], the same memory."""
+    """The bytes as a uint8 tensor that shares their memory."""
     return torch.frombuffer(data, dtype=torch.uint8)
 
 
 def _tensors(layout: KVLayout, layers: range, data: Tensor) -> dict[str, Tensor]:
-    """The tensors [layers, ...] of neighbouring layers of one shape, without padding, as views of `data` by name.
+    """The tensors [layers, ...] of neighbouring layers of one shape by name, without padding, as views of `data`.
 
     Args:
-        layers: range(-1, 0) stands for the head region.
+        layout: the numbers that decide where each tensor lies.
+        layers: numbers of the layers; range(-1, 0) stands for the head region.
         data: uint8, all bytes of their regions.
     """
     region, rows = layout.regions[1 + layers.start], data.view(len(layers), -1)
@@ -134,7 +146,16 @@ def _tensors(layout: KVLayout, layers: range, data: Tensor) -> dict[str, Tensor]
 
 
 def unpack_tables(layout: KVLayout, data: Tensor, name: str) -> dict[str, Tensor]:
-    """The tables of the head region, uint8, by their names in `KVCache`, in memory of their own."""
+    """Copies of the tables of the head region by their names in `KVCache`.
+
+    Args:
+        layout: the numbers that decide where each tensor lies.
+        data: uint8, all bytes of the head region.
+        name: name of the file for messages.
+
+    Raises:
+        ArtifactError: a box, a place or a time is out of range.
+    """
     tables = {kind: table[0].clone() for kind, table in _tensors(layout, range(-1, 0), data).items()}
     visual, seconds = tables["visual"], tables["frame_seconds"]
     inside = are_inside(tables["boxes"], layout.grid)
@@ -146,7 +167,7 @@ def unpack_tables(layout: KVLayout, data: Tensor, name: str) -> dict[str, Tensor
 
 
 def are_inside(boxes: Tensor, grid: tuple[int, int, int]) -> bool:
-    """Whether boxes int32 [M, 5] (t, y0, x0, y1, x1), half-open, hold cells of the grid (T, H, W), and no others."""
+    """Whether boxes int32 [M, 5] (t, y0, x0, y1, x1), half-open, are not empty and lie in the grid (T, H, W)."""
     low, high = boxes[:, [0, 1, 2]], boxes[:, [0, 3, 4]] + torch.tensor([1, 0, 0])
     return bool((low >= 0).all() and (high <= torch.tensor(grid)).all() and (low < high).all())
 

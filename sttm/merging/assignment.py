@@ -1,4 +1,4 @@
-"""Which survivor each cell goes to, and with what weight: a decision in the form that is carried out.
+"""Which survivor each cell goes to, and with what weight; this follows from a decision alone, without the features.
 
 Shapes: T frames of P cells, N = T*P, M survivors.
 """
@@ -13,8 +13,8 @@ from sttm.merging.grid import Grid
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The fields of `Merged` that follow from a decision alone; all on its device."""
+class Assignment:
+    """The fields of `Merged` that follow from a decision alone, with the same shapes and dtypes."""
 
     index: Tensor
     survivor: Tensor
@@ -23,15 +23,15 @@ class Rows:
     boxes: Tensor
 
 
-def rows_of(decision: Decision, grid: Grid, *, is_weighted: bool, survivors: int | None = None) -> Rows:
-    """The rows of a decision.
+def assign(decision: Decision, grid: Grid, *, is_weighted: bool, survivors: int | None = None) -> Assignment:
+    """Assign every cell to a survivor, on the device of the decision.
 
     Args:
-        decision: what is merged.
-        grid: its grid.
-        is_weighted: members of a survivor count by the cells they cover, else equally.
-        survivors: their number, so that a GPU is not waited for. If there are fewer, the last rows mean nothing; if
-            there are more, nothing does.
+        decision: which nodes are merged.
+        grid: the grid that the decision was made for.
+        is_weighted: whether members of a survivor count by the cells they cover; otherwise they count the same.
+        survivors: expected number of survivors, which avoids a sync with the GPU. If it is too high, the last rows of
+            the result are padding. If it is too low, the result is invalid. None counts the survivors.
     """
     nodes, into = decision.nodes, decision.into
     N = len(into)
@@ -52,4 +52,4 @@ def rows_of(decision: Decision, grid: Grid, *, is_weighted: bool, survivors: int
         members = torch.zeros(M, device=into.device).index_add_(0, survivor, is_node.float())
         share = 1 / members[survivor]
     boxes = torch.cat([(index // grid.cells)[:, None].int(), grid.box[nodes.id.flatten()[index]]], 1)
-    return Rows(index, survivor, within * share, patches, boxes)
+    return Assignment(index, survivor, within * share, patches, boxes)

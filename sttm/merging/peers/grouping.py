@@ -1,4 +1,7 @@
-"""From 'which place does each cell go to' to `Merged`: what every peer ends with. Shapes as in `merged`."""
+"""The last step of every peer method: average each group of cells into one token.
+
+Shapes: T frames of H x W cells, N = T*H*W, C channels.
+"""
 
 import torch
 from torch import Tensor
@@ -6,7 +9,7 @@ from torch import Tensor
 from sttm.merging.merged import Merged, weighted_sum
 
 
-def collect(
+def merge_groups(
     x_THWC: Tensor,
     place_N: Tensor,
     *,
@@ -15,13 +18,15 @@ def collect(
     box_size_N2: Tensor | None = None,
     threshold: float | None = None,
 ) -> Merged:
-    """`Merged` of the cells grouped by `place_N`, the raster index of each group's first cell; -1 drops a cell.
+    """Average each group of cells into one token.
 
     Args:
-        target: tokens asked for.
-        weights_N: weight of each cell in its group; by default the plain mean.
-        box_size_N2: (height, width) of the box at each place; by default a single cell.
-        threshold: lowest cosine accepted, for methods that have one.
+        x_THWC: features of all cells.
+        place_N: int64, raster index of the first cell of each cell's group; -1 drops the cell.
+        target: number of tokens asked for, which is recorded in the result.
+        weights_N: float32, weight of each cell within its group. None takes the plain mean.
+        box_size_N2: int64, (height, width) of the box whose top-left cell this is. None makes each box a single cell.
+        threshold: lowest cosine accepted, for methods that have a threshold.
     """
     T, H, W, C = x_THWC.shape
     N = T * H * W

@@ -1,4 +1,4 @@
-"""Modules that stand for transformers' own compute what those do, on a CPU and in one kernel on a GPU."""
+"""The modules that replace those of transformers compute the same, in plain torch on a CPU and by kernels on a GPU."""
 
 import sys
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from torch import nn
 
 from sttm import models
 from sttm.errors import ModelError
-from sttm.models import fused
-from sttm.models.fused import GatedMLP, QuickGELU, RMSNorm, fuse, require_kernels
+from sttm.models import fused_modules
+from sttm.models.fused_modules import GatedMLP, QuickGELU, RMSNorm, fuse, require_kernels
 from sttm.models.processor import import_torchvision
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -27,7 +27,7 @@ def transformers_can_be_imported() -> None:
 
 
 def every_number(dtype: torch.dtype) -> torch.Tensor:
-    """Every 16-bit number, infinities and what is not a number, too; many of the 32-bit ones."""
+    """Every 16-bit number, including infinities and NaN; for 32 bits, many numbers between -100 and 100."""
     if dtype.itemsize == 4:
         return torch.linspace(-100, 100, 100_003)
     return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
@@ -43,7 +43,7 @@ def test_quick_gelu_equals_transformers_bit_for_bit(dtype: torch.dtype, device: 
 
 
 class _Same(nn.Module):
-    """A linear layer that changes nothing, so that only what is between them is compared."""
+    """A linear layer that changes nothing, so that only the steps between the layers are compared."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.clone()
@@ -69,7 +69,7 @@ def test_gated_mlp_equals_transformers_bit_for_bit(dtype: torch.dtype, device: s
 def test_rms_norm_equals_transformers_up_to_the_order_of_its_sum(
     shape: tuple[int, ...], dtype: torch.dtype, device: str
 ) -> None:
-    """A GPU adds the squares in another order: now and then a 16-bit number is rounded to its neighbour."""
+    """A GPU adds the squares in another order, which sometimes rounds a 16-bit number to its neighbour."""
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     generator = torch.Generator().manual_seed(0)
@@ -88,7 +88,7 @@ def test_rms_norm_equals_transformers_up_to_the_order_of_its_sum(
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_none_of_transformers_own_is_left_where_ours_can_stand(name: str) -> None:
-    """In the whole model and in the language model alone; the plain model says how many there are."""
+    """This holds in the whole model and in the language model alone; the plain model gives the expected number."""
     setup = Setup.of(name)
 
     def count(model: Any, is_one: Callable[[nn.Module], bool]) -> int:
@@ -132,8 +132,8 @@ def test_a_fault_that_another_machine_may_not_have_is_not_called_a_missing_compi
         def quick_gelu(x: torch.Tensor) -> torch.Tensor:
             raise error
 
-    monkeypatch.setitem(sys.modules, "sttm.models.kernels", Kernels)
-    monkeypatch.setattr(models, "kernels", Kernels, raising=False)
+    monkeypatch.setitem(sys.modules, "sttm.models.triton_kernels", Kernels)
+    monkeypatch.setattr(models, "triton_kernels", Kernels, raising=False)
     with pytest.raises(type(error)) as raised:
         require_kernels(torch.device("cpu"))
     assert raised.value is error
@@ -142,25 +142,25 @@ def test_a_fault_that_another_machine_may_not_have_is_not_called_a_missing_compi
 @pytest.mark.gpu
 def test_a_model_on_a_gpu_is_tried_while_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[torch.device] = []
-    monkeypatch.setattr(fused, "require_kernels", tried.append)
+    monkeypatch.setattr(fused_modules, "require_kernels", tried.append)
     Setup.of("qwen2_vl").checkpoint.load_language_model("cuda")
     assert [device.type for device in tried] == ["cuda"]
 
 
 def test_elements_are_counted_in_64_bits_and_rows_have_one_variant() -> None:
-    """A tensor of 113,360 tokens and 18,944 channels has more than 2^31; a graph must meet no new variant."""
+    """A tensor of 113,360 tokens and 18,944 channels has over 2^31 elements; a CUDA graph cannot compile."""
     pytest.importorskip("triton")
-    from sttm.models import kernels
+    from sttm.models import triton_kernels
 
-    for kernel in (kernels._quick_gelu_kernel, kernels._silu_product_kernel):
+    for kernel in (triton_kernels._quick_gelu_kernel, triton_kernels._silu_product_kernel):
         assert [p.annotation_type for p in kernel.params if p.name == "numel"] == ["i64"]
-    assert [p.do_not_specialize for p in kernels._rms_norm_kernel.params if p.name == "rows"] == [True]
+    assert [p.do_not_specialize for p in triton_kernels._rms_norm_kernel.params if p.name == "rows"] == [True]
 
 
 @pytest.mark.gpu
 def test_more_than_two_to_the_31_elements() -> None:
-    from sttm.models import kernels
+    from sttm.models import triton_kernels
 
     gate, up = (torch.full((2**20 + 1, 2048), value, dtype=torch.bfloat16, device="cuda") for value in (1.0, 2.0))
-    for ours, expected in ((QuickGELU()(gate), 0.8477), (kernels.silu_product(gate, up), 1.4609)):
+    for ours, expected in ((QuickGELU()(gate), 0.8477), (triton_kernels.silu_product(gate, up), 1.4609)):
         assert (float(ours.min()), float(ours.max())) == pytest.approx((expected, expected), rel=0.01)

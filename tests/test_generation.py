@@ -1,19 +1,14 @@
-"""Follow-up turns equal one long prompt; rows of a batch draw and end on their own."""
+"""Rows of a batch draw their tokens and end independently of each other."""
 
 import math
 
 import pytest
 import torch
-from checkpoints import FAMILIES
 from family_setup import HALF, Setup
 
 from sttm.engine.answer import Continuation, Generation, answer
 from sttm.engine.ready_video import ReadyVideo, ready
 from sttm.engine.sampling import Sampler, SamplingConfig
-from sttm.errors import QuestionError
-from sttm.query.conversation import Conversation, follow_up_ids, turns_ids
-
-TURNS = SamplingConfig(max_tokens=5)
 
 
 @pytest.fixture(scope="module")
@@ -24,47 +19,6 @@ def one() -> Setup:
 @pytest.fixture(scope="module")
 def video(one: Setup) -> ReadyVideo:
     return ready(one.model, one.prefill(HALF).cache)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_follow_up_equals_all_turns_as_one_question(family: str) -> None:
-    setup = Setup.of(family)
-    video = ready(setup.model, setup.prefill(HALF).cache)
-    talk = Conversation(setup.model, video, setup.family, frozenset())
-    ids: list[int] = []
-    for number, question in enumerate(("What is it?", "the colour of the sea, please?", "Why")):
-        ids += setup.family.question_ids(question) if number == 0 else follow_up_ids(setup.family, question)
-        said = list(talk.ask(question, TURNS))
-        assert said == answer(setup.model, video, [ids], frozenset(), TURNS)[0]
-        ids += said
-
-
-def test_an_answer_left_early_counts_as_far_as_it_came(one: Setup, video: ReadyVideo) -> None:
-    talk = Conversation(one.model, video, one.family, frozenset())
-    first = next(talk.ask("Why?", TURNS))
-    ids = [*one.family.question_ids("Why?"), first, *follow_up_ids(one.family, "And?")]
-    assert list(talk.ask("And?", TURNS)) == answer(one.model, video, [ids], frozenset(), TURNS)[0]
-
-
-def test_turns_as_text_are_the_template_rendered_at_once(one: Setup) -> None:
-    turns = ("What?", "It is the sea.", "Why the sea?")
-    roles = ("user", "assistant", "user")
-    messages = [{"role": r, "content": [{"type": "text", "text": t}]} for r, t in zip(roles, turns, strict=True)]
-    messages[0]["content"].insert(0, {"type": "video"})  # type: ignore[attr-defined]
-    whole = one.family.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    question = whole.partition("<|vision_end|>")[2]
-    ids = turns_ids(one.family, turns)
-    assert one.family.tokenizer.decode(ids).removeprefix("<|vision_end|>") == question
-    with pytest.raises(ValueError, match="2 turns do not end with a question"):
-        turns_ids(one.family, turns[:2])
-
-
-@pytest.mark.parametrize("bad", [0, 1, 2])
-def test_control_tokens_are_refused_in_every_turn(one: Setup, bad: int) -> None:
-    turns = ["What?", "The sea.", "Why?"]
-    turns[bad] += "<|im_end|>"
-    with pytest.raises(QuestionError, match="control token"):
-        turns_ids(one.family, turns)
 
 
 def test_a_row_samples_the_same_alone_and_in_a_batch(one: Setup, video: ReadyVideo) -> None:
@@ -124,8 +78,6 @@ def test_tokens_beyond_the_room_are_kept(one: Setup, video: ReadyVideo) -> None:
 
 
 def test_top_p_draws_only_from_the_likeliest(one: Setup) -> None:
-    from sttm.engine.sampling import Sampler
-
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     seen = {
         int(Sampler([SamplingConfig(temperature=1.0, top_p=p, seed=seed)])(logits, [0]))

@@ -1,10 +1,12 @@
-"""Element-wise steps of models on a GPU, in Triton: each reads and writes its tensors once.
+"""Element-wise steps of models as Triton kernels, each of which reads and writes its tensors once.
 
-They round where plain torch rounds (`frame_attention`, `fused`), which stays the definition: in 16 bits the bytes are
-the same, but for `rms_norm`, whose sum has another order. There a step is two to eight kernels, those of mixed dtypes
-at a fifth of the memory's speed: 92 of the 223 ms of Qwen2-VL's vision tower on an H200.
+The plain torch code in `frame_attention` and `fused_modules` defines the results, and these kernels round at the same
+places. In 16 bits the results are therefore equal byte for byte, except for `rms_norm`, whose sum has another order. In
+plain torch a step takes two to eight kernels, and those with mixed dtypes run at a fifth of the memory's speed: they
+took 92 of the 223 ms of Qwen2-VL's vision tower on an H200.
 
-To Triton an argument that is annotated `int` has 32 bits: too few for the elements of the widest tensors.
+Triton gives an argument annotated `int` 32 bits, which cannot count the elements of the widest tensors. So the number
+of elements is annotated `tl.int64`.
 """
 
 import torch
@@ -15,17 +17,18 @@ from triton.language.extra import libdevice
 
 from sttm.gpu import on_its_gpu
 
-_ROWS = 32  # of one program: a token's heads
-_ELEMENTS = 2048
+_ROWS = 32  # heads of a token that one program handles
+_ELEMENTS = 2048  # elements that one program handles
 
 
 @on_its_gpu
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding, half-split layout, in float32.
+    """Rotary embedding in half-split layout, computed in float32.
 
     Args:
-        x: [N, 2, heads, D], queries and keys; may be a slice of [N, 3, heads, D].
-        cos, sin: float32 [N, D].
+        x: [N, 2, heads, D], queries and keys; it may be a slice of [N, 3, heads, D].
+        cos: float32 [N, D], cosines of the angles.
+        sin: float32 [N, D], sines of the angles.
 
     Returns:
         [N, 2, heads, D], contiguous.
@@ -50,7 +53,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @on_its_gpu
 def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x) of any shape."""
+    """x * sigmoid(1.702 x) for a tensor of any shape."""
     x = x.contiguous()
     out = torch.empty_like(x)
     programs = triton.cdiv(x.numel(), _ELEMENTS)
@@ -60,7 +63,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 @on_its_gpu
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, of one shape, in the memory of `gate`."""
+    """silu(gate) * up for two tensors of the same shape. The result overwrites `gate` if `gate` is contiguous."""
     gate, up = gate.contiguous(), up.contiguous()
     programs = triton.cdiv(gate.numel(), _ELEMENTS)
     _silu_product_kernel[(programs,)](gate, up, gate.numel(), ELEMENTS=_ELEMENTS, enable_fp_fusion=False)
@@ -69,7 +72,7 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
 
 @on_its_gpu
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """x / sqrt(mean(x^2) + epsilon) * weight of [..., C]."""
+    """x / sqrt(mean(x^2) + epsilon) * weight, for `x` [..., C] and `weight` [C]; the mean is over the last axis."""
     x = x.contiguous()
     out, C = torch.empty_like(x), x.shape[-1]
     rows, width = x.numel() // C, triton.next_power_of_2(C)
@@ -92,7 +95,7 @@ def _rotate_kernel(
     ROWS: tl.constexpr,
     HALF: tl.constexpr,
 ) -> None:
-    """One program: up to ROWS heads of one token."""
+    """Each program handles up to ROWS heads of one token."""
     token = tl.program_id(0).to(tl.int64)
     head, j = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None], tl.arange(0, HALF)[None, :]
     inside = (head < heads) & (j < half)
@@ -126,7 +129,7 @@ def _silu_product_kernel(gate: tl.tensor, up: tl.tensor, numel: tl.int64, ELEMEN
     tl.store(gate + at, (silu * factor).to(number.dtype), at < numel)
 
 
-@triton.jit(do_not_specialize=["rows"])  # one variant for all, so that none is first met inside a CUDA graph
+@triton.jit(do_not_specialize=["rows"])  # one variant for any number of rows: compiling fails in a CUDA graph capture
 def _rms_norm_kernel(
     x: tl.tensor,
     weight: tl.tensor,
@@ -137,7 +140,7 @@ def _rms_norm_kernel(
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ) -> None:
-    """One program: ROWS rows."""
+    """Each program handles ROWS rows."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, WIDTH)[None, :]
     at, inside = row * C + channel, (row < rows) & (channel < C)

@@ -1,7 +1,7 @@
-"""Modules of loaded models whose element-wise steps take one kernel on a GPU instead of two to eight.
+"""Modules that replace those of transformers, so that their element-wise steps take one GPU kernel instead of many.
 
-They take the places of transformers' own and share their weights. What is written here in plain torch is what
-transformers computes, and what runs on a CPU; the kernels round where it rounds.
+The new modules share the weights of the old ones. On a CPU they run plain torch code, which computes what transformers
+computes. On a GPU they run the Triton kernels of `sttm.models.triton_kernels`, which round at the same places.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sttm.errors import ModelError
 
-_RMS_NORMS = (  # by class name: others of that kind, such as Gemma's, compute something else
+_RMS_NORMS = (  # class names are listed, because other RMS norms, such as Gemma's, compute something else
     *("Qwen2RMSNorm", "Qwen2VLRMSNorm", "Qwen2_5_VLRMSNorm", "Qwen3RMSNorm", "Qwen3VLTextRMSNorm"),
     *("LlamaRMSNorm", "MistralRMSNorm"),
 )
@@ -19,14 +19,14 @@ _GATED_MLPS = ("Qwen2MLP", "Qwen2_5_VLMLP", "Qwen3MLP", "Qwen3VLTextMLP", "Llama
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x) (https://github.com/hendrycks/GELUs), of CLIP's and Qwen2-VL's vision towers."""
+    """x * sigmoid(1.702 x) (https://github.com/hendrycks/GELUs), as in the vision towers of CLIP and Qwen2-VL."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Any shape, same shape out."""
+        """Takes any shape and returns the same shape."""
         if hidden_states.is_cuda:
-            from sttm.models import kernels
+            from sttm.models import triton_kernels
 
-            return kernels.quick_gelu(hidden_states)
+            return triton_kernels.quick_gelu(hidden_states)
         return hidden_states * torch.sigmoid(1.702 * hidden_states)
 
 
@@ -34,7 +34,7 @@ class RMSNorm(nn.Module):
     """Root mean square normalisation (arXiv 1910.07467), computed in float32.
 
     Args:
-        norm: transformers' module, with `weight` and `variance_epsilon`.
+        norm: the module of transformers, with `weight` and `variance_epsilon`.
     """
 
     def __init__(self, norm: Any) -> None:
@@ -44,9 +44,9 @@ class RMSNorm(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., C], same shape out."""
         if hidden_states.is_cuda:
-            from sttm.models import kernels
+            from sttm.models import triton_kernels
 
-            return kernels.rms_norm(hidden_states, self.weight, self.variance_epsilon)
+            return triton_kernels.rms_norm(hidden_states, self.weight, self.variance_epsilon)
         wide = hidden_states.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
         return self.weight * normed.to(hidden_states.dtype)
@@ -56,7 +56,7 @@ class GatedMLP(nn.Module):
     """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)).
 
     Args:
-        mlp: transformers' module, with the three linear ones.
+        mlp: the module of transformers, with linear modules `gate_proj`, `up_proj` and `down_proj`.
     """
 
     def __init__(self, mlp: Any) -> None:
@@ -67,17 +67,17 @@ class GatedMLP(nn.Module):
         """[..., C], same shape out."""
         gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
         if hidden_states.is_cuda:
-            from sttm.models import kernels
+            from sttm.models import triton_kernels
 
-            return self.down_proj(kernels.silu_product(gate, up))
+            return self.down_proj(triton_kernels.silu_product(gate, up))
         return self.down_proj(nn.functional.silu(gate) * up)
 
 
 def fuse(model: nn.Module) -> None:
-    """Put these in the places of transformers' own in all of a loaded model; for inference only.
+    """Replace the modules of transformers by those of this file everywhere in a loaded model, for inference only.
 
     Raises:
-        ModelError: the model is on a GPU, and this machine cannot compile kernels for it.
+        ModelError: the model is on a GPU, and this machine cannot compile kernels for the GPU.
     """
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -89,27 +89,30 @@ def fuse(model: nn.Module) -> None:
 
 
 def require_kernels(device: torch.device) -> None:
-    """Run one kernel, so that a machine that cannot is found while a model loads, and not blamed on every video.
+    """Compile and run one kernel on `device`.
+
+    Loading a model calls this, so that a machine without a compiler fails once, and not at every video.
 
     Raises:
-        ModelError: it cannot.
+        ModelError: Triton cannot compile a kernel here.
     """
     try:
-        from sttm.models import kernels
+        from sttm.models import triton_kernels
 
-        kernels.quick_gelu(torch.zeros(1, device=device))
+        triton_kernels.quick_gelu(torch.zeros(1, device=device))
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
-    except Exception as error:  # what Triton, its compiler and the linker raise has no class in common
+    except Exception as error:  # the errors of Triton, its compiler and the linker have no class in common
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError):
-            raise  # such as a full disk: another machine may have room
+            raise  # for example a full disk, which another machine may not have
         raise ModelError(
-            f"Triton cannot compile a kernel for {device}: {error}; it comes with PyTorch's CUDA builds and needs a C "
-            "compiler and Python's headers (Debian: gcc, libc6-dev, python3-dev)"
+            f"Triton cannot compile a kernel for {device}: {error}; use PyTorch's CUDA build, which contains Triton, "
+            "and install a C compiler and Python's headers (Debian: gcc, libc6-dev, python3-dev)"
         ) from error
 
 
 def _fused(module: Any) -> nn.Module | None:
+    """The replacement of a module; None if it stays."""
     name = type(module).__name__
     if name == "QuickGELUActivation":
         return QuickGELU()

@@ -1,9 +1,11 @@
-"""The merge's heavy steps on a GPU, in Triton: all cosines in one pass, the links, all weighted sums in another pass.
+"""The expensive steps of the merge as Triton kernels: all cosines, the best links, and the weighted sums.
 
-They compute what `similarity`, `temporal` and `merged` say in plain torch, which stays the definition, without its
-copies: the slots of a root are gathered while they are multiplied, and every feature is read once more for the sums.
+The plain torch code in `similarity`, `temporal` and `merged` defines the results; these kernels compute the same
+without its copies. They gather the slots of a root while multiplying them, so that the features are read once for the
+cosines and once for the sums.
 
-Shapes as in `grid`: T frames, P cells a frame, C channels, R roots, S*S slots and K nodes of a root; M rows.
+Shapes: T frames, P cells a frame, C channels, N = T*P, R roots, S*S slots and K nodes of a root (see
+`sttm.merging.grid`).
 """
 
 import torch
@@ -14,17 +16,20 @@ from torch import Tensor
 from sttm.gpu import on_its_gpu
 from sttm.merging.grid import Grid
 
-_MOST_SLOTS = 64  # of a root: three 64 x 64 blocks of products are what a program's registers hold
-_WINDOW = 64  # cells
+_MOST_SLOTS = 64  # slots of a root: the registers of one program hold three 64 x 64 blocks of products
+_WINDOW = 64  # cells that are summed together
 
 
 def fits(grid: Grid) -> bool:
-    """Whether `cosines` can work on this grid: a root's products must fit into one program."""
+    """Whether `cosines` can handle this grid: the products of one root must fit into one program."""
     return grid.slot_cell.shape[1] <= _MOST_SLOTS
 
 
 def empty_cosines(T: int, grid: Grid, *, temporal: bool) -> tuple[Tensor, Tensor]:
-    """Room for what `cosines` finds."""
+    """Uninitialised float32 tensors for the results of `cosines`: [T, R, K, K] and [T-1, R, K, K].
+
+    The second tensor has no elements if `temporal` is False.
+    """
     R, K, _ = grid.pool.shape
     shape = (R, K, K)
     return grid.pool.new_empty(T, *shape), grid.pool.new_empty(max(0, T - 1) if temporal else 0, *shape)
@@ -32,9 +37,15 @@ def empty_cosines(T: int, grid: Grid, *, temporal: bool) -> tuple[Tensor, Tensor
 
 @on_its_gpu
 def cosines(x_TPC: Tensor, grid: Grid, own: Tensor, cross: Tensor) -> None:
-    """Cosines of each root's nodes into `own`, float32 [T, R, K, K], and with those of the next frame into `cross`.
+    """Compute the cosines between the nodes of each root, within each frame and with the next frame.
 
-    `cross` is [T-1, R, K, K], or empty to leave it out. Cosines of features that are not numbers are -2.
+    Cosines of features that hold NaN become -2.
+
+    Args:
+        x_TPC: features.
+        grid: the quadtree over a frame.
+        own: float32 [T, R, K, K], receives the cosines within frames.
+        cross: float32 [T-1, R, K, K], receives the cosines with the next frame; if it is empty, they are not computed.
     """
     T, P, C = x_TPC.shape
     R, K, slots = grid.pool.shape
@@ -62,7 +73,17 @@ def cosines(x_TPC: Tensor, grid: Grid, own: Tensor, cross: Tensor) -> None:
 
 @on_its_gpu
 def best_overlaps(place_TP: Tensor, id_TP: Tensor, cross: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-    """For every place [N] itself, the place of its most similar overlap in the frame before, and their cosine."""
+    """The most similar overlapping node in the frame before, for the node at every place.
+
+    Args:
+        place_TP: int64, `Nodes.place`.
+        id_TP: int64, `Nodes.id`.
+        cross: float32 [T-1, R, K, K], `Similarity.cross`.
+        grid: the quadtree over a frame.
+
+    Returns:
+        The fields of `Links` for E = N: each place itself, the place of that node, and their cosine.
+    """
     T, P = place_TP.shape
     earlier, similarity = torch.empty_like(place_TP.view(-1)), torch.empty(T * P, device=place_TP.device)
     R, K, slots = grid.pool.shape
@@ -74,10 +95,10 @@ def best_overlaps(place_TP: Tensor, id_TP: Tensor, cross: Tensor, grid: Grid) ->
 
 @on_its_gpu
 def row_sums(x_NC: Tensor, row_N: Tensor, weight_N: Tensor, rows: int) -> Tensor:
-    """[rows, C], dtype of `x_NC`: sum of weight * x over the cells of each row, in float32; row -1 is left out.
+    """[rows, C] in the dtype of `x_NC`: the float32 sum of weight * x over the cells of each row. Row -1 is left out.
 
-    The cells are put in the order of their rows. A row that covers whole windows of that order, such as a background
-    that never changes, is summed window by window first, so that no program has much more to do than another.
+    The cells are sorted by row. Rows can be very long, such as a background that never changes. So windows that lie
+    within one row are summed first, by one program each, and no program has much more work than another.
     """
     N, C = x_NC.shape
     x_NC = x_NC.contiguous()
@@ -116,7 +137,7 @@ def _cosines_kernel(
     CHANNELS: tl.constexpr,
     TEMPORAL: tl.constexpr,
 ) -> None:
-    """One program a frame and root. SLOTS and NODES are their numbers rounded up to what `tl.dot` takes."""
+    """One program for each frame and root. SLOTS and NODES are `slots` and K, rounded up to a size for `tl.dot`."""
     t = (tl.program_id(0) // R).to(tl.int64)
     root = tl.program_id(0) % R
     slot = tl.arange(0, SLOTS)
@@ -154,14 +175,14 @@ def _cosines_kernel(
 
 @triton.jit
 def _pooled(products: tl.tensor, pool: tl.tensor) -> tl.tensor:
-    """Inner products of nodes from those of slots."""
+    """Inner products between nodes, from inner products between slots."""
     half = tl.dot(pool, products, input_precision="ieee")
     return tl.dot(half, tl.trans(pool), input_precision="ieee")
 
 
 @triton.jit
 def _norms(products: tl.tensor, node: tl.tensor) -> tl.tensor:
-    """Square roots of the diagonal."""
+    """Norms of the nodes: the square roots of the diagonal of their inner products."""
     squares = tl.sum(tl.where(node[:, None] == node[None, :], products, 0.0), axis=1)
     return tl.maximum(tl.sqrt(tl.maximum(squares, 0.0)), 1e-8)
 
@@ -188,7 +209,7 @@ def _best_overlaps_kernel(
     slots: int,
     CELLS: tl.constexpr,
 ) -> None:
-    """One program a block of places. A node's cells lie within its root, so the slots of that are looked through."""
+    """One program for each block of places. It looks at all slots of a node's root, where all cells of the node lie."""
     here = tl.program_id(0).to(tl.int64) * CELLS + tl.arange(0, CELLS)
     t = here // P
     links = (here < N) & (t > 0)
@@ -222,7 +243,7 @@ def _weighted_sum(
     CELLS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> tl.tensor:
-    """Of the cells at places first..last-1, in their order, so that the sum is the same each time."""
+    """Weighted sum of the cells at places first..last-1. The order is fixed, so that the result can be reproduced."""
     total = tl.zeros((CHANNELS,), tl.float32)
     for begin in range(first, last, CELLS):
         place = begin + tl.arange(0, CELLS)
@@ -246,7 +267,7 @@ def _window_sums_kernel(
     CELLS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
-    """One program a window and block of channels; only windows that lie within one row are summed."""
+    """One program for each window and block of channels. It sums only windows that lie within one row."""
     window = tl.program_id(0)
     first = window * WINDOW
     row = tl.load(row_ptr + first)
@@ -269,7 +290,10 @@ def _row_sums_kernel(
     CELLS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
-    """One program a row: the cells before its first whole window, its windows, the cells after the last."""
+    """One program for each row and block of channels.
+
+    It adds up the cells before the row's first whole window, the sums of its windows, and the cells after the last one.
+    """
     row = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     first = tl.load(start_ptr + row)

@@ -1,4 +1,4 @@
-"""Keys and values of the rows' own tokens, in buffers that are made once and filled from the front."""
+"""Keys and values of the tokens that follow a video, the question's and the answer's, in growing buffers."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -6,19 +6,19 @@ from copy import copy
 import torch
 from torch import Tensor
 
-_STEP = 64  # tokens; buffers are seen in such steps, so that one shape serves many decode steps
+_STEP = 64  # tokens; a layer sees a multiple of them, so that one shape serves many decode steps
 
 
-class OwnTokens:
-    """Per layer [B, heads, room, D]; what a decoder layer takes for its cache.
+class QuestionCache:
+    """What a decoder layer takes for its cache: keys and values [B, heads, room, D] of the tokens after the video.
 
     Args:
-        keys: of the video, [heads, tokens, D] a layer: heads, size, dtype and device are theirs.
-        rows: B.
+        keys: the video's keys, [heads, tokens, D] a layer. The buffers get the same heads, D, dtype and device.
+        rows: B, the number of questions.
 
     Attributes:
-        columns: int64 [Q], where the next tokens go.
-        shown: tokens of a row that a layer gets to attend to, unfilled ones among them (zeros, for the mask to hide).
+        columns: int64 [Q], the columns of the buffers that the next tokens go to.
+        shown: how many columns a layer attends to. Unfilled columns among them hold zeros and must be masked.
     """
 
     def __init__(self, keys: Sequence[Tensor], rows: int) -> None:
@@ -29,7 +29,7 @@ class OwnTokens:
     def update(
         self, keys: Tensor, values: Tensor, layer: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Put the new tokens' keys and values in their columns; give back those to attend to."""
+        """Store the new tokens' keys and values [B, heads, Q, D]. Returns all that the layer attends to."""
         columns = self.columns.to(keys.device)
         for buffer, new in ((self._keys[layer], keys), (self._values[layer], values)):
             buffer.index_copy_(2, columns, new)
@@ -37,11 +37,11 @@ class OwnTokens:
 
     @staticmethod
     def seen(tokens: int) -> int:
-        """What to show where each row has so many tokens."""
+        """How many columns to show where each row holds this many tokens."""
         return -(-tokens // _STEP) * _STEP
 
     def make_room(self, tokens: int) -> None:
-        """Let each row hold so many tokens; larger buffers are half as large again, so that copies stay rare."""
+        """Let each row hold this many tokens. Buffers grow by at least a half, so that they are copied rarely."""
         room = self._keys[0].shape[2]
         if tokens <= room:
             return
@@ -51,14 +51,14 @@ class OwnTokens:
                 buffers[layer] = old.new_zeros(*old.shape[:2], larger, old.shape[3])
                 buffers[layer][:, :, :room] = old
 
-    def copy(self) -> "OwnTokens":
-        """Another that can `keep` other rows and grow; until then both hold the same buffers."""
+    def copy(self) -> "QuestionCache":
+        """A cache that shares the buffers until either one calls `keep` or `make_room`."""
         other = copy(self)
         other._keys, other._values = list(self._keys), list(self._values)
         return other
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all but these rows, int64 [kept]."""
+        """Drop all rows but these, int64 [kept]."""
         for buffers in (self._keys, self._values):
             for layer, old in enumerate(buffers):
                 buffers[layer] = old.index_select(0, rows.to(old.device))

@@ -1,0 +1,119 @@
+"""Indexing a corpus in this process, without Ray: for a notebook, a script, one machine."""
+
+import logging
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sttm.config import IndexConfig, index_recipe, load_index_config
+from sttm.corpus import VideoRef, list_corpus
+from sttm.errors import SttmError, VideoError
+from sttm.indexer import DecodedVideo, Indexer, VideoReader
+from sttm.models.checkpoint import Checkpoint
+from sttm.models.placement import is_gpu_lost
+from sttm.store.catalog.row import CatalogRow
+from sttm.store.key import Recipe, recipe_digest, source_key
+from sttm.store.store import Store
+from sttm.urls import redact_url
+
+_log = logging.getLogger("sttm")
+
+
+def index(
+    corpus: str | Path,
+    store: str | Path,
+    config: str | Path | IndexConfig = "tiny",
+    overrides: Sequence[str] = (),
+    *,
+    limit: int | None = None,
+    retry_errors: bool = False,
+) -> list[CatalogRow]:
+    """Index every video of a corpus that the store does not hold yet, one after another, in this process.
+
+    A video that cannot be indexed becomes an error row and costs no other, unless it crashes the process: for large
+    archives run `sttm index`, which gives each video a process of its own. While one video is prefilled, the next one
+    is decoded. An interrupted call loses at most the video under way; the same call goes on after it.
+
+    Args:
+        corpus: folder, glob, video file or manifest of videos, on any fsspec URL.
+        store: folder or `s3://` URL of the store, which is made if it does not exist.
+        config: name of a shipped settings file (`tiny`, `qwen2_5_vl_7b`), path of a YAML file, or settings.
+        overrides: `section.key=value`, each replacing one setting of the file.
+        limit: index only the first so many videos of the corpus.
+        retry_errors: try videos again that failed before.
+
+    Returns:
+        One row for each video of the corpus, in its order: `row.status` is `ok` or `error`, and an error row has
+        `error_code` and `error_message`.
+
+    Raises:
+        ConfigError: the settings are wrong, or no video can be indexed with them.
+        CorpusError: the corpus cannot be listed or holds no video.
+        ModelError: the checkpoint cannot be used.
+        StoreError: the store cannot be opened or written.
+    """
+    settings = config if isinstance(config, IndexConfig) else load_index_config(config, list(overrides))
+    checkpoint = Checkpoint.open(settings.model)
+    recipe = index_recipe(settings, checkpoint)
+    refs = list_corpus(str(corpus), limit=limit)
+    opened = Store.open(str(store), create=True)
+    opened.catalog.repair()
+    known = {row.source_key: row for row in opened.catalog.rows() if row.error_code != "lost"}
+    rows = {ref: known[key] for ref in refs if (key := key_of(ref, recipe)) in known}
+    todo = [ref for ref in refs if ref not in rows or (retry_errors and rows[ref].status == "error")]
+    if todo:
+        run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+        indexer = Indexer(settings, recipe, str(store), run_id)
+        for ref, decoded in _decoded_ahead(VideoReader(settings), todo):
+            rows[ref] = _row(indexer, ref, recipe, run_id, decoded)
+            opened.catalog.append([rows[ref]])
+            _log.info("%s: %s %s", ref.name, rows[ref].status, rows[ref].error_message)
+    return [rows[ref] for ref in refs]
+
+
+def key_of(ref: VideoRef, recipe: Recipe) -> str:
+    """The source key of a listed video; a file of unknown size counts as size 0."""
+    return source_key(ref.uri, ref.size_bytes or 0, ref.version, recipe)
+
+
+def error_row(ref: VideoRef, recipe: Recipe, run_id: str, code: str, message: str) -> CatalogRow:
+    """The catalog row of a video that cannot be indexed."""
+    return CatalogRow(
+        video_id=ref.video_id,
+        uri=ref.uri,
+        name=ref.name,
+        status="error",
+        recipe_digest=recipe_digest(recipe),
+        source_key=key_of(ref, recipe),
+        error_code=code,
+        error_message=message,
+        run_id=run_id,
+    )
+
+
+def _decoded_ahead(reader: VideoReader, refs: list[VideoRef]) -> Iterator[tuple[VideoRef, "Future[DecodedVideo]"]]:
+    """Each video with its decoding, which has begun one video ahead."""
+    with ThreadPoolExecutor(1) as pool:
+        following: Future[DecodedVideo] | None = pool.submit(reader.read, refs[0])
+        for ref, after in zip(refs, [*refs[1:], None], strict=True):
+            current, following = following, None if after is None else pool.submit(reader.read, after)
+            assert current is not None
+            yield ref, current
+
+
+def _row(indexer: Indexer, ref: VideoRef, recipe: Recipe, run_id: str, decoded: "Future[DecodedVideo]") -> CatalogRow:
+    try:
+        video = decoded.result()
+        return indexer.stored(video) or indexer.index(video)
+    except VideoError as error:
+        return error_row(ref, recipe, run_id, error.code, error.message)
+    except OSError as error:  # an outage, which says nothing of the video: the next call tries it again
+        return error_row(ref, recipe, run_id, "lost", f"{type(error).__name__}: {error}")
+    except SttmError:  # the settings, the model or the store: no video could be indexed
+        raise
+    except Exception as error:  # the boundary where one video's fault becomes its row
+        if is_gpu_lost(error):
+            raise
+        return error_row(ref, recipe, run_id, "crashed", f"{redact_url(ref.uri)}: {type(error).__name__}: {error}")
