@@ -33,8 +33,8 @@ class Launch:
         store: where the artifacts go.
         model: name, commit and digests of the checkpoint.
         host: name of the machine that the driver runs on.
-        versions: of Python and the packages that matter; None where a package is not installed, such as `sttm` where a
-            cluster runs an uploaded working folder.
+        versions: versions of Python and the main packages; None where a package is not installed, such as `sttm` where
+            a cluster runs an uploaded working folder.
         started_at: time of the start, in UTC by the clock of `host`.
     """
 
