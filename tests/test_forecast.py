@@ -79,7 +79,7 @@ def test_another_recipe_of_the_same_model_and_budget_is_named_and_no_other_is_us
 
 def test_plan_prints_any_uri_as_it_is_but_for_passwords(capsys: pytest.CaptureFixture[str]) -> None:
     refs = [VideoRef.from_uri(uri) for uri in ("s3://b/[/x].mp4", "s3://b/[bold].mp4", "s3://u:p@b/a.mp4")]
-    print_plan(Plan(refs, 0, 0), None, {}, gpus_per_model=1)
+    print_plan(Plan(refs), None, {}, gpus_per_model=1)
     out = capsys.readouterr().out
     assert all(uri in out for uri in ("s3://b/[/x].mp4", "s3://b/[bold].mp4", "s3://b/a.mp4"))
 
