@@ -23,6 +23,7 @@ ends at once.
 """
 
 import random
+import sys
 import time
 import uuid
 from contextlib import suppress
@@ -34,13 +35,14 @@ from jobs.cluster.session import work_on_ray
 from jobs.command import EXIT_INTERRUPTED, AddressOption, ConfigOption, SetOption, StoreOption, run
 from jobs.config import JobConfig
 from jobs.indexing.driver import Driver
+from jobs.indexing.dry_run import print_plan
 from jobs.indexing.launch import Launch
-from jobs.indexing.plan import make_plan, print_plan
 from jobs.indexing.results import exit_code, print_results
 from jobs.indexing.run_record import RunRecord
 from sttm.config import index_recipe, load_config
 from sttm.corpus import list_corpus
 from sttm.errors import StoreError
+from sttm.index_plan import make_plan
 from sttm.models.checkpoint import Checkpoint
 from sttm.store.storage import Storage
 from sttm.store.store import Store
@@ -62,6 +64,8 @@ def index(
     job = load_config(JobConfig, config, set_)
     _say(f"opening the model {job.model.path or 'tiny'}")
     checkpoint = Checkpoint.open(job.model)
+    if checkpoint.notice:
+        print(checkpoint.notice, file=sys.stderr, flush=True)
     recipe = index_recipe(job.index, checkpoint)
     _ = checkpoint.family_class  # an unsupported model is an error before any work
     _say(f"listing the videos of {redact_url(corpus)}")
@@ -88,9 +92,8 @@ def _index_all(job: JobConfig, record: RunRecord, store_url: str, address: str |
     """Index all videos of the record's plan; return 0, or the exit code that tells which signal stopped it."""
     driver = Driver(job.index, job.run, record.recipe, store_url, record.run_id, record)
     record.begin()
-    refs = sorted(
-        record.plan.todo, key=lambda ref: -(ref.size_bytes or 0)
-    )  # the longest first, so that none ends alone
+    # The longest first, so that none ends alone.
+    refs = sorted(record.plan.todo, key=lambda ref: -(ref.size_bytes or 0))
     if record.others.at_work or record.others.in_doubt:
         random.Random(record.run_id).shuffle(refs)  # noqa: S311 (another order than theirs, so that runs seldom meet)
 

@@ -7,9 +7,10 @@ import pytest
 from indexed import index_clips
 from media import encode_video
 
+from jobs.indexing.dry_run import print_plan
 from jobs.indexing.forecast import Forecast, forecast, measured_rate
-from jobs.indexing.plan import Plan, make_plan, print_plan
 from sttm.corpus import VideoRef, list_corpus
+from sttm.index_plan import Plan, make_plan
 from sttm.store.artifact import committed
 from sttm.store.key import Recipe, make_recipe
 from sttm.store.store import Store

@@ -38,6 +38,7 @@ LAYERS = (
     ("sttm.synthetic",),
     ("sttm",),
     ("sttm.archive", "sttm.local_index"),
+    ("sttm.index_plan",),
     ("sttm.indexer",),
     ("sttm.config",),
     ("sttm.query",),

@@ -14,11 +14,11 @@ from jobs.config import JobConfig
 from jobs.indexing import run_record
 from jobs.indexing.launch import Launch, redacted
 from jobs.indexing.metrics import Pipeline
-from jobs.indexing.plan import Plan, make_plan
 from jobs.indexing.results import exit_code, print_results
 from jobs.indexing.run_record import RunRecord
 from sttm.corpus import VideoRef
 from sttm.errors import StoreError
+from sttm.index_plan import Plan, make_plan
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import recipe_digest

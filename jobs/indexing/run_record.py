@@ -21,11 +21,11 @@ from jobs.indexing.heartbeat import Beat, Heartbeat
 from jobs.indexing.launch import Launch, redacted
 from jobs.indexing.metrics import Pipeline, RunMetrics
 from jobs.indexing.other_runs import OtherRuns, record_key
-from jobs.indexing.plan import Plan, key_of
 from jobs.indexing.progress import Progress
 from jobs.indexing.video_log import log_video
 from sttm.corpus import VideoRef
 from sttm.errors import StoreError
+from sttm.index_plan import Plan, error_row, key_of
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe, recipe_digest
 from sttm.store.store import Store
@@ -139,17 +139,7 @@ class RunRecord:
 
     def failed(self, ref: VideoRef, code: str, message: str) -> None:
         """Note that a video cannot be indexed."""
-        row = CatalogRow(
-            video_id=ref.video_id,
-            uri=ref.uri,
-            name=ref.name,
-            status="error",
-            recipe_digest=self._digest,
-            source_key=key_of(ref, self.recipe),
-            error_code=code,
-            error_message=message,
-            run_id=self.run_id,
-        )
+        row = error_row(ref, self.recipe, self.run_id, code, message)
         self.progress.failed += 1
         self.errors.append(row)
         self._rows.append(row)
