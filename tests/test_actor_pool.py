@@ -11,7 +11,7 @@ import ray
 from media import encode_video
 
 from jobs.cluster.actor_pool import ActorPool, StartError, Worker, places_for
-from jobs.cluster.run_config import RunConfig
+from jobs.cluster.settings import RunConfig
 from jobs.config import JobConfig
 from jobs.indexing.driver import Driver
 from jobs.indexing.metrics import Pipeline

@@ -20,7 +20,7 @@ from test_actor_pool import Heard
 from jobs.cluster.faults import is_lost
 from jobs.cluster.process_limits import allocating_at_most
 from jobs.cluster.retry import Tries
-from jobs.cluster.run_config import RunConfig
+from jobs.cluster.settings import RunConfig
 from jobs.indexing.driver import Driver, _Video
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef

@@ -19,7 +19,7 @@ from ray import exceptions as ray_errors
 from jobs.cluster.actor_pool import ActorPool, Worker, places_for
 from jobs.cluster.faults import fault_of
 from jobs.cluster.retry import EndRun, GiveUp, RetryLimits, Tries, TryAgain, what_next
-from jobs.cluster.run_config import RunConfig
+from jobs.cluster.settings import RunConfig
 from jobs.indexing.actor import PrefillActor, decode_video
 from jobs.indexing.metrics import IdleClock, Pipeline
 from jobs.indexing.schedule import Ahead, least_busy, next_to_decode
