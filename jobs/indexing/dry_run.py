@@ -62,10 +62,10 @@ def _print_thinned(thinned: list[float], known: int, videos: int, recipe: Recipe
         videos: how many videos would be indexed.
         recipe: what they would be indexed with.
     """
-    if not known:
+    if videos and not known:
         print("how many videos would be thinned is not known: the store holds the length of none of them")
-        return
-    print(f"{len(thinned)} of the {known} videos whose length is known, of {videos}, would be thinned")
+    if known:
+        print(f"{len(thinned)} of the {known} videos whose length is known, of {videos}, would be thinned")
     if thinned:
         fps, most, longest = recipe["video"]["fps"], recipe["video"]["max_frames"], max(thinned)
         print(

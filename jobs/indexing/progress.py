@@ -78,7 +78,7 @@ class Progress:
     def _frames_text(self) -> str:
         """For example `2.4 h of video  1,280 frames of 8,640 asked for, one in 6.75 s  3 thinned`."""
         counts = self.frames
-        length = f"{counts.duration_s / 3600:.3g} h" if counts.duration_s >= 3600 else f"{counts.duration_s:.3g} s"
+        length = f"{counts.duration_s / 3600:.3g} h" if counts.duration_s >= 3600 else f"{counts.duration_s:.0f} s"
         every = "" if counts.seconds_per_frame is None else f", one in {counts.seconds_per_frame:.3g} s"
         frames = f"{counts.frames:,} frames of {counts.asked:,} asked for{every}"
         return f"{length} of video  {frames}  {counts.thinned} thinned"

@@ -54,22 +54,6 @@ class Frames:
         return f"Frames({list(self.pixels.shape)}, {span}, {self.decoder!r}, warnings={len(self.warnings)})"
 
 
-def sample_times(start: float, end: float, fps: float, max_frames: int, min_frames: int = 1) -> NDArray[np.float64]:
-    """The times in seconds at which a video is sampled.
-
-    Samples are 1/fps apart, from `start` on. If that gives more than `max_frames` or fewer than `min_frames`, that many
-    samples are spread evenly from `start` to `end`. `end` is the time at which the last frame begins, so that the first
-    and the last frame are both sampled.
-
-        sample_times(0, 3.5, fps=1, max_frames=8)  -> 0 1 2 3
-        sample_times(0, 9.9, fps=1, max_frames=4)  -> 0 3.3 6.6 9.9
-    """
-    count = count_at_rate(end - start, fps)
-    if min_frames <= count <= max_frames:
-        return start + np.arange(count) / fps
-    return np.linspace(start, end, min(max(count, min_frames), max_frames))
-
-
 def count_at_rate(span_s: float, fps: float) -> int:
     """How many samples 1/fps apart fit into the seconds from the start of the first to the start of the last frame."""
     return math.floor(span_s * fps + 1e-6) + 1
@@ -99,6 +83,22 @@ def frames_at_rate(
     first = np.maximum(np.ceil((seconds - seconds[0] - early_s) * fps), 0)
     asked = len(np.unique(first[first < samples]))
     return asked, max(0, asked - picked)
+
+
+def sample_times(start: float, end: float, fps: float, max_frames: int, min_frames: int = 1) -> NDArray[np.float64]:
+    """The times in seconds at which a video is sampled.
+
+    Samples are 1/fps apart, from `start` on. If that gives more than `max_frames` or fewer than `min_frames`, that many
+    samples are spread evenly from `start` to `end`. `end` is the time at which the last frame begins, so that the first
+    and the last frame are both sampled.
+
+        sample_times(0, 3.5, fps=1, max_frames=8)  -> 0 1 2 3
+        sample_times(0, 9.9, fps=1, max_frames=4)  -> 0 3.3 6.6 9.9
+    """
+    count = count_at_rate(end - start, fps)
+    if min_frames <= count <= max_frames:
+        return start + np.arange(count) / fps
+    return np.linspace(start, end, min(max(count, min_frames), max_frames))
 
 
 class FrameKeeper:

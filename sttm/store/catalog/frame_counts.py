@@ -7,6 +7,8 @@ from typing import Any
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe
 
+_ROUNDING = 2e-6  # sampling takes 1e-6 less than a whole number of samples for the whole number
+
 
 @dataclass
 class FrameCounts:
@@ -19,7 +21,7 @@ class FrameCounts:
         frames: frames taken.
         asked: different frames that `video.fps` asked for.
         left_out: how many of these `video.max_frames` left out.
-        tokens: visual tokens of the frames taken, before the merge.
+        tokens_left_out: visual tokens, before the merge, that the frames left out would be about.
         sparsest: the thinned video with the most seconds a frame; None if no video is thinned.
         longest_s: length of the longest thinned video.
     """
@@ -30,7 +32,7 @@ class FrameCounts:
     frames: int = 0
     asked: int = 0
     left_out: int = 0
-    tokens: int = 0
+    tokens_left_out: float = 0.0
     sparsest: CatalogRow | None = None
     longest_s: float = 0.0
 
@@ -41,9 +43,9 @@ class FrameCounts:
         self.frames += row.frames
         self.asked += row.frames_asked
         self.left_out += row.frames_left_out
-        self.tokens += row.tokens_before
         if row.is_thinned:
             self.thinned += 1
+            self.tokens_left_out += row.tokens_before / max(1, row.frames) * row.frames_left_out
             self.longest_s = max(self.longest_s, row.duration_s)
             self.sparsest = max(self.sparsest or row, row, key=lambda r: r.seconds_per_frame or 0.0)
 
@@ -73,26 +75,26 @@ class FrameCounts:
         if self.sparsest is None:
             return ""
         fps, most = recipe["video"]["fps"], recipe["video"]["max_frames"]
-        a_frame = self.tokens / max(1, self.frames)
         return (
             f"{self.thinned} of {self.videos} videos {'is' if self.thinned == 1 else 'are'} thinned: "
             f"video.max_frames={most} left out {self.left_out:,} of the frames that video.fps={fps:g} asks for; "
             f"{self.sparsest.name} has one frame in {self.sparsest.seconds_per_frame or 0:.3g} s.\n"
             f"--set video.max_frames={enough_frames(self.longest_s, fps)} takes them all, for about "
-            f"{a_frame * self.left_out:,.0f} more visual tokens before the merge ({a_frame:,.0f} a frame); "
+            f"{self.tokens_left_out:,.0f} more visual tokens before the merge "
+            f"({self.tokens_left_out / self.left_out:,.0f} a frame); "
             f"--set video.fps={enough_seconds(self.longest_s, most)} asks for fewer frames, of every video. "
             f"Both change the recipe: every video is indexed again."
         )
 
 
 def enough_frames(duration_s: float, fps: float) -> int:
-    """The least `video.max_frames` that surely thins no video of this length."""
+    """The least `video.max_frames` that thins no video of this length."""
     return max(1, math.ceil(duration_s * fps))
 
 
 def enough_seconds(duration_s: float, max_frames: int) -> str:
-    """The highest `video.fps`, rounded down to three digits, that surely thins no video of this length."""
-    fps = max_frames / duration_s
+    """The highest `video.fps`, rounded down to three digits, that thins no video of this length."""
+    fps = (max_frames - _ROUNDING) / duration_s
     step = 10.0 ** (math.floor(math.log10(fps)) - 2)
     return f"{math.floor(fps / step) * step:.3g}"
 
