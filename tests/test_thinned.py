@@ -1,5 +1,6 @@
 """A video is thinned if `video.max_frames` leaves out frames that `video.fps` asks for; all that is shown says so."""
 
+import contextlib
 import json
 import logging
 import math
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from media import encode_video
+from media import encode_video, flipped
 
 import sttm
 from jobs import store as store_commands
@@ -20,8 +21,9 @@ from jobs.indexing.launch import Launch
 from jobs.indexing.results import print_results
 from jobs.indexing.run_record import RunRecord
 from sttm.corpus import list_corpus
+from sttm.errors import VideoError
 from sttm.index_plan import Plan, make_plan
-from sttm.store.catalog.frame_counts import FrameCounts, enough_frames, enough_seconds
+from sttm.store.catalog.frame_counts import FrameCounts, enough_frames, low_enough_fps
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.store import Store
 from sttm.video.decode import VideoConfig, read_video
@@ -92,10 +94,22 @@ def test_a_film_of_forty_minutes_has_one_frame_in_160_s(tmp_path: Path) -> None:
 def test_a_slow_video_with_all_its_frames_taken_is_not_thinned(tmp_path: Path) -> None:
     frames = read(tmp_path, encode_video(ticks_ms=range(0, 1_200_000, 30_000)), fps=1.0, max_frames=128)
     assert (len(frames.pixels), frames.asked, frames.left_out) == (40, 40, 0)
-    crowded = [*range(0, 40_000, 1000), 1_200_000]  # forty frames, then one picture for twenty minutes
+    crowded = [*range(0, 40_000, 1000), *range(40_000, 1_200_001, 20_000)]  # 40 frames in 40 s, then 59 in 20 minutes
     frames = read(tmp_path, encode_video(ticks_ms=crowded), fps=1.0, max_frames=128)
-    assert frames.asked == 41
-    assert 0 < frames.left_out == 41 - len(frames.pixels)
+    assert frames.asked == 99, "fewer than max_frames, but samples that are 9 s apart miss most of the first forty"
+    assert 30 < frames.left_out == 99 - len(frames.pixels)
+
+
+def test_frames_lost_through_damage_do_not_make_a_video_thinned(tmp_path: Path) -> None:
+    lost = 0
+    for seed in range(12):
+        data = flipped(encode_video(count=120, rate=10, gop=5), seed, count=40, start_ratio=0.3)
+        with contextlib.suppress(VideoError):
+            frames = read(tmp_path, data, fps=10.0, max_frames=128)
+            assert frames.left_out == 0
+            assert frames.asked >= len(frames.pixels)
+            lost += frames.asked - len(frames.pixels)
+    assert lost > 0, "the test needs videos with lost frames"
 
 
 def test_more_frames_than_the_rate_asks_for_are_no_thinning(tmp_path: Path) -> None:
@@ -108,7 +122,7 @@ def test_both_cures_leave_out_nothing(duration_s: float, fps: float, max_frames:
     last = duration_s - 1e-3
     most = enough_frames(duration_s, fps)
     assert len(sample_times(0.0, last, fps, 10**9)) <= most
-    assert len(sample_times(0.0, last, float(enough_seconds(duration_s, max_frames)), 10**9)) <= max_frames
+    assert len(sample_times(0.0, last, float(low_enough_fps(duration_s, max_frames)), 10**9)) <= max_frames
 
 
 FILES = {

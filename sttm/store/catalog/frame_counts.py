@@ -82,7 +82,7 @@ class FrameCounts:
             f"--set video.max_frames={enough_frames(self.longest_s, fps)} takes them all, for about "
             f"{self.tokens_left_out:,.0f} more visual tokens before the merge "
             f"({self.tokens_left_out / self.left_out:,.0f} a frame); "
-            f"--set video.fps={enough_seconds(self.longest_s, most)} asks for fewer frames, of every video. "
+            f"--set video.fps={low_enough_fps(self.longest_s, most)} asks for fewer frames, of every video. "
             f"Both change the recipe: every video is indexed again."
         )
 
@@ -92,7 +92,7 @@ def enough_frames(duration_s: float, fps: float) -> int:
     return max(1, math.ceil(duration_s * fps))
 
 
-def enough_seconds(duration_s: float, max_frames: int) -> str:
+def low_enough_fps(duration_s: float, max_frames: int) -> str:
     """The highest `video.fps`, rounded down to three digits, that thins no video of this length."""
     fps = (max_frames - _ROUNDING) / duration_s
     step = 10.0 ** (math.floor(math.log10(fps)) - 2)
