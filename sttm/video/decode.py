@@ -36,7 +36,7 @@ from sttm.settings import Settings
 from sttm.urls import redact_url
 from sttm.video.container import is_cut_off
 from sttm.video.file import read_video_file
-from sttm.video.frames import FrameKeeper, Frames, sample_times
+from sttm.video.frames import FrameKeeper, Frames, frames_at_rate, sample_times
 from sttm.video.index import VideoIndex, index_stream
 
 _DECORD_BATCH = 16  # frames decoded at once, which bounds the size of decord's own copy
@@ -105,14 +105,15 @@ def read_video(ref: VideoRef | str, config: VideoConfig, *, storage_options: dic
     if ref.size_bytes not in (None, size_bytes):
         warnings = (*warnings, f"the file had {ref.size_bytes} bytes when listed and {size_bytes} when read")
     picked = _pick(index, where, config)
+    rate = frames_at_rate(index.seconds, config.fps, config.max_frames, len(picked), _SAME_TIME_S)
     if index.is_for_decord and config.decoder == "auto":
         pixels = _by_decord(source, index, picked)
         if pixels is not None:
             seconds, decoder = index.seconds[picked], f"decord {version('decord')}"
-            return Frames(pixels, seconds, index.duration_s, digest, size_bytes, decoder, warnings)
+            return Frames(pixels, seconds, index.duration_s, digest, size_bytes, decoder, warnings, *rate)
     pixels, seconds, more = _by_pyav(source, index, picked, where, config)
     decoder = f"pyav {version('av')}"
-    return Frames(pixels, seconds, index.duration_s, digest, size_bytes, decoder, warnings + more)
+    return Frames(pixels, seconds, index.duration_s, digest, size_bytes, decoder, warnings + more, *rate)
 
 
 def _open(source: io.BytesIO) -> Any:
