@@ -64,8 +64,6 @@ def index(
     job = load_config(JobConfig, config, set_)
     _say(f"opening the model {job.model.path or 'tiny'}")
     checkpoint = Checkpoint.open(job.model)
-    if checkpoint.notice:
-        print(checkpoint.notice, file=sys.stderr, flush=True)
     recipe = index_recipe(job.index, checkpoint)
     _ = checkpoint.family_class  # an unsupported model is an error before any work
     _say(f"listing the videos of {redact_url(corpus)}")
@@ -76,6 +74,8 @@ def index(
         opened.catalog.repair()  # adds the rows that a killed run could not write
     plan = make_plan(refs, recipe, opened, retry_errors)
     _say(str(plan))
+    if plan.todo and checkpoint.notice:
+        print(checkpoint.notice, file=sys.stderr, flush=True)
     if dry_run or opened is None:
         print_plan(plan, opened, recipe, job.run.gpus_per_model)
         return 0
