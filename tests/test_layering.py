@@ -16,7 +16,7 @@ DOORS = {
         *("sttm/video/decode.py", "sttm/video/file.py", "sttm/video/index.py"),
         *("sttm/synthetic/encode.py", "jobs/benchmark/film.py"),
     },
-    "fsspec": {"sttm/store/storage.py", "sttm/urls.py"},
+    "fsspec": {"sttm/store/storage.py", "sttm/urls.py", "sttm/files.py"},
     "pyarrow": {
         *("sttm/store/tokens.py", "sttm/store/catalog/catalog.py", "sttm/store/catalog/row.py"),
         *("jobs/answering/answer_table.py", "sttm/tables.py"),
@@ -47,6 +47,7 @@ LAYERS = (
     ("sttm.merging", "sttm.kv_cache"),
     ("sttm.video",),
     ("sttm.corpus",),
+    ("sttm.manifest", "sttm.files"),
     ("sttm.tables",),
     ("sttm.urls", "sttm.gpu", "sttm.stage_clock", "sttm.settings", "sttm.certificate"),
     ("sttm.errors",),

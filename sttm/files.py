@@ -1,0 +1,108 @@
+"""The files that a folder or a glob names, on any fsspec filesystem."""
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from sttm.urls import extension_of, is_http, is_local
+
+VIDEO_EXTENSIONS = (
+    *(".360", ".3g2", ".3gp", ".3gp2", ".3gpp", ".amv", ".asf", ".avi", ".dav", ".divx", ".dv", ".evo", ".f4v", ".flv"),
+    *(".gxf", ".insv", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg", ".mjpg", ".mk3d"),
+    *(".mkv", ".mod", ".mov", ".mp4", ".mp4v", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nsv", ".nut", ".ogm"),
+    *(
+        ".ogv",
+        ".ogx",
+        ".ps",
+        ".qt",
+        ".rm",
+        ".rmvb",
+        ".tod",
+        ".tp",
+        ".trp",
+        ".ts",
+        ".vob",
+        ".vro",
+        ".webm",
+        ".wm",
+        ".wmv",
+    ),
+    *(".wtv", ".xvid", ".y4m"),
+)
+_WILDCARD = re.compile(r"[*?\[]")
+
+FileInfo = dict[str, Any]
+"""What fsspec's `info` says about a file: at least `name`, its path on the filesystem, and `type`."""
+
+
+def is_video(name: str) -> bool:
+    """Whether the ending of a file name is one of a video."""
+    return extension_of(name) in VIDEO_EXTENSIONS
+
+
+def has_wildcard(path: str) -> bool:
+    """Whether a path that names no file may be a glob."""
+    return _WILDCARD.search(path) is not None
+
+
+def is_folder(fs: Any, path: str, info: FileInfo) -> bool:
+    """Whether a path is a folder. In an object store, one that is also the key of an object counts as a folder."""
+    return bool(info["type"] == "directory" or (info["type"] == "file" and not is_http(path) and fs.isdir(path)))
+
+
+def files_below(fs: Any, folder: str) -> list[FileInfo]:
+    """All files of a folder and its subfolders without those whose name, or whose folder's name, starts with a dot."""
+    infos = _walk_local(fs, folder) if is_local(fs) else _find(fs, folder)
+    return [info for info in infos if info.get("type") != "directory" and not _is_hidden(info["name"], folder)]
+
+
+def files_of_glob(fs: Any, pattern: str) -> list[FileInfo]:
+    """The files that match a glob. Hidden ones are matched only by a pattern that names the dot."""
+    fixed = fixed_folder(pattern)
+    if "//" in pattern and not is_local(fs) and not is_http(pattern):  # fsspec loses the empty folder name
+        from fsspec.utils import glob_translate
+
+        matches = re.compile(glob_translate(pattern)).match
+        found = [info for info in _find(fs, fixed) if matches(info["name"])]
+    else:
+        found = [_followed(fs, info) for info in fs.glob(pattern, detail=True).values()]
+    files = [info for info in found if info.get("type") != "directory"]
+    return [info for info in files if "/." in pattern[len(fixed) :] or not _is_hidden(info["name"], fixed)]
+
+
+def fixed_folder(pattern: str) -> str:
+    """The folder of a glob up to its first wildcard: `a/b*/c` -> `a`."""
+    return _WILDCARD.split(pattern, maxsplit=1)[0].rpartition("/")[0]
+
+
+def _find(fs: Any, folder: str) -> list[FileInfo]:
+    bucket, _, key = folder.partition("/")
+    if "s3" in fs.protocol and key.startswith("/"):  # s3fs drops the slashes at the beginning of a folder's key
+        return list(fs.find(bucket, prefix=key.rstrip("/") + "/", detail=True).values())
+    return list(fs.find(folder, detail=True).values())
+
+
+def _walk_local(fs: Any, folder: str) -> Iterator[FileInfo]:
+    """Infos of all files below a local folder. fsspec's own walk skips unreadable folders and follows link loops."""
+    seen, todo = {os.path.realpath(folder)}, [folder]
+    while todo:
+        for entry in fs.ls(todo.pop(), detail=True):
+            info = _followed(fs, entry)
+            if info["type"] != "directory":
+                yield info
+            elif (real := os.path.realpath(entry["name"])) not in seen:
+                seen.add(real)
+                todo.append(entry["name"])
+
+
+def _followed(fs: Any, info: FileInfo) -> FileInfo:
+    """The file that a local link leads to. A broken link stays in the list, so that reading the video can say so."""
+    if not info.get("islink"):
+        return info
+    name = info["name"]
+    return dict(fs.info(name)) if os.path.exists(name) else {"name": name, "type": "file"}
+
+
+def _is_hidden(name: str, folder: str) -> bool:
+    return "/." in name[len(folder) :] or (not folder and name.startswith("."))
