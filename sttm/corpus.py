@@ -41,7 +41,7 @@ from sttm.files import (
 )
 from sttm.manifest import ManifestRow, parts_of, read_manifest, read_parts, row_uri
 from sttm.tables import EXTENSIONS
-from sttm.urls import absolute_uri, extension_of, is_http, open_filesystem, path_on, redact_url, respelled
+from sttm.urls import absolute_uri, extension_of, is_http, is_local, open_filesystem, path_on, redact_url, respelled
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _ID_RULE = "1 to 128 of the characters A-Z a-z 0-9 . _ -, not starting with . or -"
@@ -254,8 +254,10 @@ def _info(fs: Any, path: str) -> FileInfo | None:
 
 
 def _find_existing(fs: Any, path: str, info: FileInfo, url: str, storage_options: dict[str, Any] | None) -> _Found:
-    if is_folder(fs, path, info):
-        return _videos_or_parts(fs, files_below(fs, path), path, posixpath.dirname(path), storage_options)
+    if is_folder(fs, path, info, url.endswith("/")):
+        empty_names = "" if is_local(fs) or is_http(path) else "/" * (len(url) - len(url.rstrip("/")) - 1)
+        infos = (empty_names and files_below(fs, path + empty_names)) or files_below(fs, path)
+        return _videos_or_parts(fs, infos, path, posixpath.dirname(path), storage_options)
     if extension_of(path) in EXTENSIONS:
         return _looked_at(read_manifest(url, storage_options), storage_options), {}
     return _listed(fs, [info]), {}

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from sttm.urls import extension_of, is_http, is_local
+from sttm.urls import extension_of, glob_regex, is_http, is_local
 
 VIDEO_EXTENSIONS = (
     *(".360", ".3g2", ".3gp", ".3gp2", ".3gpp", ".amv", ".asf", ".avi", ".dav", ".divx", ".dv", ".evo", ".f4v", ".flv"),
@@ -46,13 +46,28 @@ def has_wildcard(path: str) -> bool:
     return _WILDCARD.search(path) is not None
 
 
-def is_folder(fs: Any, path: str, info: FileInfo) -> bool:
-    """Whether a path is a folder. In an object store, one that is also the key of an object counts as a folder."""
-    return bool(info["type"] == "directory" or (info["type"] == "file" and not is_http(path) and fs.isdir(path)))
+def is_folder(fs: Any, path: str, info: FileInfo, with_slash: bool) -> bool:
+    """Whether a path is a folder.
+
+    In an object store a path may be both an object and a folder. Then it is the object, unless that has no bytes, as
+    the placeholders of folders, or the path was written with a slash at its end.
+
+    Args:
+        fs: the fsspec filesystem.
+        path: the path without a slash at its end.
+        info: what the filesystem says about the path.
+        with_slash: whether the path was written with a slash at its end.
+    """
+    if info["type"] == "file" and (with_slash or not info.get("size")) and not is_http(path):
+        return bool(fs.isdir(path))
+    return bool(info["type"] == "directory")
 
 
 def files_below(fs: Any, folder: str) -> list[FileInfo]:
-    """All files of a folder and its subfolders without those whose name, or whose folder's name, starts with a dot."""
+    """All files of a folder and its subfolders without those whose name, or whose folder's name, starts with a dot.
+
+    A slash at the end of the folder stands for an empty folder name inside it, which only object stores have.
+    """
     infos = _walk_local(fs, folder) if is_local(fs) else _find(fs, folder)
     return [info for info in infos if info.get("type") != "directory" and not _is_hidden(info["name"], folder)]
 
@@ -61,10 +76,8 @@ def files_of_glob(fs: Any, pattern: str) -> list[FileInfo]:
     """The files that match a glob. Hidden ones are matched only by a pattern that names the dot."""
     fixed = fixed_folder(pattern)
     if "//" in pattern and not is_local(fs) and not is_http(pattern):  # fsspec loses the empty folder name
-        from fsspec.utils import glob_translate
-
-        matches = re.compile(glob_translate(pattern)).match
-        found = [info for info in _find(fs, fixed) if matches(info["name"])]
+        matches = glob_regex(pattern)
+        found = [info for info in _find(fs, fixed) if matches.match(info["name"])]
     else:
         found = [_followed(fs, info) for info in fs.glob(pattern, detail=True).values()]
     files = [info for info in found if info.get("type") != "directory"]
@@ -78,8 +91,8 @@ def fixed_folder(pattern: str) -> str:
 
 def _find(fs: Any, folder: str) -> list[FileInfo]:
     bucket, _, key = folder.partition("/")
-    if "s3" in fs.protocol and key.startswith("/"):  # s3fs drops the slashes at the beginning of a folder's key
-        return list(fs.find(bucket, prefix=key.rstrip("/") + "/", detail=True).values())
+    if "s3" in fs.protocol and (key.startswith("/") or folder.endswith("/")):  # s3fs drops these slashes of a folder
+        return list(fs.find(bucket, prefix=f"{key}/", detail=True).values())
     return list(fs.find(folder, detail=True).values())
 
 
@@ -105,4 +118,4 @@ def _followed(fs: Any, info: FileInfo) -> FileInfo:
 
 
 def _is_hidden(name: str, folder: str) -> bool:
-    return "/." in name[len(folder) :] or (not folder and name.startswith("."))
+    return any(part.startswith(".") and part.strip(".") for part in name[len(folder) :].split("/"))

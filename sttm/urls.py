@@ -130,7 +130,7 @@ def respelled(url: str) -> list[tuple[str, ...]]:
         return []
     forms = [url]
     if url.startswith("file:"):
-        forms.append(unescaped(url))
+        forms.append(_unescaped(url))
     elif "://" in url and not url.startswith(("/", "local:")):
         protocol, _, path = url.partition("://")
         forms.append(f"{protocol}://{posixpath.normpath(path)}")
@@ -142,7 +142,14 @@ def respelled(url: str) -> list[tuple[str, ...]]:
     return [group for group in groups if group]
 
 
-def unescaped(url: str) -> str:
+def glob_regex(pattern: str) -> re.Pattern[str]:
+    """The regular expression that whole paths match which an fsspec glob matches."""
+    import fsspec.utils
+
+    return re.compile(fsspec.utils.glob_translate(pattern))
+
+
+def _unescaped(url: str) -> str:
     """A `file:` URL without percent escapes and host: `file://localhost/a%20b` becomes `file:///a b`."""
     path = re.sub(r"^file:(//(localhost(?=/))?)?", "", url)
     return "file://" + _PERCENT_ESCAPES.sub(lambda escapes: os.fsdecode(unquote_to_bytes(escapes[0])), path)

@@ -16,7 +16,7 @@ DOORS = {
         *("sttm/video/decode.py", "sttm/video/file.py", "sttm/video/index.py"),
         *("sttm/synthetic/encode.py", "jobs/benchmark/film.py"),
     },
-    "fsspec": {"sttm/store/storage.py", "sttm/urls.py", "sttm/files.py"},
+    "fsspec": {"sttm/store/storage.py", "sttm/urls.py"},
     "pyarrow": {
         *("sttm/store/tokens.py", "sttm/store/catalog/catalog.py", "sttm/store/catalog/row.py"),
         *("jobs/answering/answer_table.py", "sttm/tables.py"),
