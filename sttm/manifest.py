@@ -5,16 +5,17 @@ yielded with the reason.
 """
 
 import posixpath
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin
 
 from sttm.errors import CorpusError
-from sttm.tables import Table, TableError, read_table, text
+from sttm.tables import Row, Table, TableError, read_table, text
 from sttm.urls import is_http, is_local, open_filesystem, path_on, redact_url
 
 PART_EXTENSION = ".parquet"
-_LOG_FOLDERS = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}  # such a log says which parts are still valid
+_LOGS = ((re.compile("_delta_log"), "Delta Lake"), (re.compile(r".*\.metadata\.json"), "Iceberg"))
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -86,16 +87,16 @@ def parts_of(names: Sequence[str], root: str, shown: str) -> list[str]:
     found = []
     for name in names:
         places = [part for part in name[len(root) :].split("/") if part]
-        for place in places:
-            if place in _LOG_FOLDERS:
-                raise CorpusError(f"{shown} is a {_LOG_FOLDERS[place]} table; write its rows as plain Parquet files")
+        for log, kind in _LOGS:
+            if any(map(log.fullmatch, places)):
+                raise CorpusError(f"{shown} is a table of {kind}; write its rows as plain Parquet files")
         is_marker = any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in places)
         if not is_marker and name.lower().endswith(PART_EXTENSION):
             found.append(name)
     return found
 
 
-def _read(url: str, storage_options: dict[str, Any] | None, columns: Sequence[str] = ()) -> Table:
+def _read(url: str, storage_options: dict[str, Any] | None, columns: Iterable[str] = ()) -> Table:
     try:
         table = read_table(url, ("uri", "id"), storage_options)
         if "uri" not in columns:
@@ -112,12 +113,12 @@ def _partition_columns(path: str) -> dict[str, str]:
 
 
 def _rows(table: Table, fs: Any, base: str, columns: dict[str, str] | None = None) -> Iterator[ManifestRow]:
-    bad = [(row.number, row.cause) for row in table.bad_rows]
-    for number, row in sorted([*bad, *table.rows], key=lambda pair: pair[0]):
-        if isinstance(row, str):
-            yield ManifestRow(table.url, number, fault=row)
+    numbered: list[tuple[int, Row | str]] = [*table.rows, *((bad.number, bad.cause) for bad in table.bad_rows)]
+    for number, cells in sorted(numbered, key=lambda pair: pair[0]):
+        if isinstance(cells, str):
+            yield ManifestRow(table.url, number, fault=cells)
             continue
-        row = {**(columns or {}), **row}
+        row: Row = {**(columns or {}), **cells}
         try:
             cell = row.get("uri")
             uri = text(row, "uri") if isinstance(cell, str | bytes) and cell else ""

@@ -275,7 +275,7 @@ def text(row: Row, *names: str) -> str:
                 value = value.decode("utf-8")
             except UnicodeDecodeError:
                 raise ValueError(f"{name} is {value[:40]!r}, which is not text in UTF-8") from None
-        if isinstance(value, float | Decimal) and abs(value) < _EXACT_FLOAT and value == int(value):
+        if isinstance(value, float | Decimal) and -_EXACT_FLOAT < value < _EXACT_FLOAT and value == int(value):
             value = int(value)
         if value is not None and value != "" and value == value:
             if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):

@@ -134,7 +134,7 @@ def respelled(url: str) -> list[tuple[str, ...]]:
     elif "://" in url and not url.startswith(("/", "local:")):
         protocol, _, path = url.partition("://")
         forms.append(f"{protocol}://{posixpath.normpath(path)}")
-    groups = []
+    groups: list[tuple[str, ...]] = []
     for form in dict.fromkeys(forms):
         normal_forms = [unicodedata.normalize(kind, form) for kind in ("NFC", "NFD")]
         groups.append((form,) if form != url else ())
