@@ -9,8 +9,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from media import encode_video
 from s3_server import S3Server
 
+import sttm
 from jobs.answering.questions import read_questions
 from sttm.corpus import VideoRef, list_corpus, scan_corpus
 from sttm.errors import CorpusError, VideoError
@@ -199,6 +201,21 @@ def test_a_table_whose_log_says_which_parts_are_valid_is_refused(folder: Path, l
         CorpusError, match=rf"list\.parquet is a table of {kind}; write its rows as plain Parquet files"
     ):
         list_corpus(str(table))
+
+
+def test_a_bad_row_becomes_an_error_row_of_the_run(folder: Path) -> None:
+    (folder / "videos" / "0.mp4").write_bytes(encode_video(count=3))
+    (folder / "list.csv").write_text("uri,id\nvideos/0.mp4,good\n,empty\nvideos/1.mp4,../up\n")
+    rows = sttm.index(folder / "list.csv", folder / "store", "tiny")
+    assert [(row.name, row.status, row.error_code) for row in rows] == [
+        ("0.mp4", "ok", ""),
+        ("list.csv row 2", "error", "bad_row"),
+        ("list.csv row 3", "error", "bad_row"),
+    ]
+    assert "list.csv: row 3: video id '../up' of " in rows[2].error_message
+    assert sttm.index(folder / "list.csv", folder / "store", "tiny") == rows
+    (folder / "list.csv").write_text("uri,id\nvideos/0.mp4,good\nvideos/0.mp4,good\n")
+    assert sttm.index(folder / "list.csv", folder / "store", "tiny") == rows[:1]
 
 
 def test_parts_that_are_no_table_of_videos_are_explained(folder: Path) -> None:
