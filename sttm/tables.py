@@ -25,7 +25,6 @@ from sttm.urls import extension_of, open_filesystem, redact_url
 Row = dict[str, Any]
 _MAX_BYTES, _MAX_ROWS = 1 << 30, 10_000_000
 _MAX_CELL = 131_072  # characters of one CSV cell
-_MAX_STRAY_QUOTES = 1000
 _EXACT_FLOAT = 2**53
 
 
@@ -172,8 +171,7 @@ def _csv(data: bytes) -> _Parsed:
         raise ValueError(f"the header: {header}")
     if fault and not _is_utf8(header):
         raise fault
-    rows = enumerate((_csv_row(header, record) for record in records if record), 1)
-    parsed = list(rows)
+    parsed = [(number, _csv_row(header, record, fault)) for number, record in enumerate(filter(None, records), 1)]
     if fault and not any(isinstance(row, dict) for _, row in parsed):
         raise fault
     return tuple(header), parsed
@@ -182,32 +180,48 @@ def _csv(data: bytes) -> _Parsed:
 def _csv_records(lines: list[str]) -> Iterator[list[str] | str]:
     """The cells of each record, or the reason why it has none. An empty line gives a record without cells.
 
-    A quote that is never closed would take the rest of the file into one cell. It costs only the line that it is in.
+    A quote that is never closed takes following lines into its cell, up to the next quote or the end of the file. It
+    costs only the line that it is in.
     """
     csv.field_size_limit(_MAX_BYTES)  # the module's own limit ends the whole file; `_csv_row` refuses the one cell
-    start = 0
-    for _ in range(_MAX_STRAY_QUOTES):
-        left, begun = lines[start:], 0
-        reader = csv.reader(left)
+    begun = 0
+    while begun < len(lines):
+        first = begun
+        reader = csv.reader(map(lines.__getitem__, range(first, len(lines))))
         for cells in reader:
-            if reader.line_num == len(left) and len(list(csv.reader([*left[begun:], "x"]))) == 1:
+            end = first + reader.line_num
+            if (end > begun + 1 or end == len(lines)) and _has_open_quote(lines[begun:end]):
                 yield "a quote is opened and never closed"
-                start += begun + 1
+                begun += 1
                 break
             yield cells
-            begun = reader.line_num
-        else:
-            return
-    raise ValueError(f"more than {_MAX_STRAY_QUOTES} quotes are opened and never closed")
+            begun = end
 
 
-def _csv_row(header: list[str], record: list[str] | str) -> Row | str:
+def _has_open_quote(record: list[str]) -> bool:
+    """Whether the lines of one record have a quote that is not closed, or closed by a quote that opens another cell."""
+    if len(record) == 1:
+        return len(list(csv.reader([*record, "x"]))) == 1
+    try:
+        return not list(csv.reader(record, strict=True))
+    except csv.Error:
+        return True
+
+
+def _csv_row(header: list[str], record: list[str] | str, fault: UnicodeDecodeError | None) -> Row | str:
+    """The cells of a record by column, or the reason why it has none.
+
+    Args:
+        header: the names of the columns.
+        record: the cells of the record, or the reason why it has none.
+        fault: why the file is not UTF-8; None if it is. Then each byte that is not UTF-8 is a lone surrogate.
+    """
     if isinstance(record, str):
         return record
     longest = max(map(len, record))
     if longest > _MAX_CELL:
         return f"a cell has {longest} characters, more than the {_MAX_CELL} that are allowed"
-    if not _is_utf8(record):
+    if fault and not _is_utf8(record):
         return "the line is not UTF-8; save the table as UTF-8"
     if len(record) > len(header):
         return "the line has more cells than the header"
