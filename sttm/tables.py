@@ -171,7 +171,8 @@ def _csv(data: bytes) -> _Parsed:
         raise ValueError(f"the header: {header}")
     if fault and not _is_utf8(header):
         raise fault
-    parsed = [(number, _csv_row(header, record, fault)) for number, record in enumerate(filter(None, records), 1)]
+    filled = (record for record in records if record)
+    parsed = [(number, _csv_row(header, record, fault)) for number, record in enumerate(filled, 1)]
     if fault and not any(isinstance(row, dict) for _, row in parsed):
         raise fault
     return tuple(header), parsed
