@@ -238,7 +238,7 @@ def _find(url: str, storage_options: dict[str, Any] | None) -> _Found:
     ending = extension_of(pattern)
     folder = fixed_folder(pattern)
     if ending in EXTENSIONS:
-        rows = read_parts(fs, [info["name"] for info in infos], folder, folder, storage_options)
+        rows = read_parts(fs, _filled(infos), folder, folder, storage_options)
         return _looked_at(rows, storage_options), {}
     if ending and not has_wildcard(ending):
         return _listed(fs, infos), {}
@@ -268,12 +268,16 @@ def _videos_or_parts(
 ) -> _Found:
     """The videos among files; if there is none, the rows of the manifest whose parts the files are."""
     videos = [info for info in infos if is_video(info["name"])]
-    if not videos:
-        names = [info["name"] for info in infos if info.get("size") != 0]
-        if parts := parts_of(names, folder, redact_url(str(fs.unstrip_protocol(folder)))):
-            return _looked_at(read_parts(fs, parts, folder, base, storage_options), storage_options), {}
+    shown = redact_url(str(fs.unstrip_protocol(folder)))
+    if not videos and (parts := parts_of(_filled(infos), folder, shown)):
+        return _looked_at(read_parts(fs, parts, folder, base, storage_options), storage_options), {}
     left_out = Counter(extension_of(info["name"]) for info in infos if not is_video(info["name"]))
     return _listed(fs, videos), left_out
+
+
+def _filled(infos: list[FileInfo]) -> list[str]:
+    """Names of the files that have bytes: an empty partition of a table is written as an empty file."""
+    return [info["name"] for info in infos if info.get("size") != 0]
 
 
 def _listed(fs: Any, infos: list[FileInfo]) -> list[_Row]:
@@ -305,12 +309,14 @@ class _Looker:
         Args:
             uris: the URI as the row has it, and without white space around it.
         """
-        *_, plain = uris
-        for group in [(uri,) for uri in dict.fromkeys(uris)] + respelled(plain):
+        for uri in dict.fromkeys(uris):
+            if (info := self.info(uri)) is not None:
+                return uri, info
+        for group in respelled(uris[-1]):
             there = [(uri, info) for uri in group if (info := self.info(uri)) is not None]
             if len(there) == 1:
                 return there[0]
-        return plain, None
+        return uris[-1], None
 
     def info(self, uri: str) -> FileInfo | None:
         """What is at a URI; None if it is no file or cannot be looked at: reading the video will say why."""

@@ -7,28 +7,15 @@ from typing import Any
 
 from sttm.urls import extension_of, glob_regex, is_http, is_local
 
+# Endings of the containers that `sttm.video` reads. Raw streams and low-resolution copies (.lrv) are left out.
 VIDEO_EXTENSIONS = (
-    *(".360", ".3g2", ".3gp", ".3gp2", ".3gpp", ".amv", ".asf", ".avi", ".dav", ".divx", ".dv", ".evo", ".f4v", ".flv"),
-    *(".gxf", ".insv", ".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg", ".mjpg", ".mk3d"),
-    *(".mkv", ".mod", ".mov", ".mp4", ".mp4v", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nsv", ".nut", ".ogm"),
-    *(
-        ".ogv",
-        ".ogx",
-        ".ps",
-        ".qt",
-        ".rm",
-        ".rmvb",
-        ".tod",
-        ".tp",
-        ".trp",
-        ".ts",
-        ".vob",
-        ".vro",
-        ".webm",
-        ".wm",
-        ".wmv",
-    ),
-    *(".wtv", ".xvid", ".y4m"),
+    *(".360", ".3g2", ".3gp", ".3gp2", ".3gpp", ".f4v", ".insv", ".m4v", ".mj2", ".mov", ".mp4", ".mp4v", ".qt"),  # MP4
+    *(".mk3d", ".mkv", ".webm"),  # Matroska
+    *(".avi", ".divx", ".xvid"),
+    *(".m2t", ".m2ts", ".mts", ".tod", ".tp", ".trp", ".ts"),  # MPEG transport streams
+    *(".evo", ".m2p", ".mod", ".mpe", ".mpeg", ".mpg", ".vob", ".vro"),  # MPEG programme streams
+    *(".asf", ".dvr-ms", ".wm", ".wmv"),
+    *(".flv", ".mxf", ".ogm", ".ogv", ".ogx"),
 )
 _WILDCARD = re.compile(r"[*?\[]")
 
@@ -69,7 +56,7 @@ def files_below(fs: Any, folder: str) -> list[FileInfo]:
     A slash at the end of the folder stands for an empty folder name inside it, which only object stores have.
     """
     infos = _walk_local(fs, folder) if is_local(fs) else _find(fs, folder)
-    return [info for info in infos if info.get("type") != "directory" and not _is_hidden(info["name"], folder)]
+    return [info for info in infos if _is_file(info) and not _is_hidden(info["name"], folder)]
 
 
 def files_of_glob(fs: Any, pattern: str) -> list[FileInfo]:
@@ -80,7 +67,7 @@ def files_of_glob(fs: Any, pattern: str) -> list[FileInfo]:
         found = [info for info in _find(fs, fixed) if matches.match(info["name"])]
     else:
         found = [_followed(fs, info) for info in fs.glob(pattern, detail=True).values()]
-    files = [info for info in found if info.get("type") != "directory"]
+    files = [info for info in found if _is_file(info)]
     return [info for info in files if "/." in pattern[len(fixed) :] or not _is_hidden(info["name"], fixed)]
 
 
@@ -115,6 +102,11 @@ def _followed(fs: Any, info: FileInfo) -> FileInfo:
         return info
     name = info["name"]
     return dict(fs.info(name)) if os.path.exists(name) else {"name": name, "type": "file"}
+
+
+def _is_file(info: FileInfo) -> bool:
+    """Whether this is no folder, and no empty object that stands for one: its key ends with a slash."""
+    return info.get("type") != "directory" and not info["name"].endswith("/")
 
 
 def _is_hidden(name: str, folder: str) -> bool:

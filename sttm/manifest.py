@@ -125,8 +125,9 @@ def _rows(table: Table, fs: Any, base: str, columns: dict[str, str] | None = Non
             if not uri.strip():
                 raise ValueError("it has no uri; it needs a URL or path in column 'uri'")
             video_id = None if row.get("id") in (None, "") else text(row, "id")
-            spellings = (_absolute(fs, base, uri), _absolute(fs, base, uri.strip()))
-            yield ManifestRow(table.url, number, *spellings, video_id)
+            exact = _absolute(fs, base, uri)
+            stripped = exact if uri == uri.strip() else _absolute(fs, base, uri.strip())
+            yield ManifestRow(table.url, number, exact, stripped, video_id)
         except ValueError as error:
             yield ManifestRow(table.url, number, fault=str(error))
 

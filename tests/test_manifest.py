@@ -5,6 +5,7 @@ import json
 from decimal import Decimal
 from pathlib import Path
 
+import boto3
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -153,8 +154,12 @@ def test_parts_on_s3_are_one_manifest(folder: Path, s3_server: S3Server) -> None
     for path in table.rglob("*"):
         if path.is_file():
             fs.pipe(f"{root}/nightly/{path.relative_to(table)}", path.read_bytes())
-    fs.pipe(f"{root}/nightly_$folder$", b"")
+    boto3.client("s3").put_object(Bucket="bucket", Key=f"{root}/nightly/".removeprefix("s3://bucket/"), Body=b"")
+    fs.pipe(f"{root}/nightly/part-00003.parquet", b"")
     assert list_corpus(f"{root}/nightly") == list_corpus(f"{root}/nightly/*.parquet") == list_corpus(str(table))
+    fs.pipe(f"{root}/nightly/a.mp4", b"x")
+    assert scan_corpus(f"{root}/nightly").left_out_line.startswith("8 files left out, ")
+    assert scan_corpus(f"{root}/nightly").left_out == {".parquet": 5, "": 3}
     out = io.BytesIO()
     pq.write_table(pa.table({"uri": ["videos/a.mp4", "./b.mp4"]}), out)
     fs.pipe(f"{root}/relative/part-0.parquet", out.getvalue())
