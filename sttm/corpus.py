@@ -20,33 +20,20 @@ address.
 import hashlib
 import posixpath
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from sttm.errors import CorpusError
-from sttm.files import (
-    VIDEO_EXTENSIONS,
-    FileInfo,
-    files_below,
-    files_of_glob,
-    fixed_folder,
-    has_wildcard,
-    is_folder,
-    is_video,
-)
-from sttm.manifest import ManifestRow, parts_of, read_manifest, read_parts, row_uri
-from sttm.tables import EXTENSIONS
-from sttm.urls import absolute_uri, extension_of, is_http, is_local, open_filesystem, path_on, redact_url, respelled
+from sttm.files import VIDEO_EXTENSIONS
+from sttm.manifest import ManifestRow, row_uri
+from sttm.places import LOOKS_AT_ONCE, Looker, Place, find_places
+from sttm.urls import absolute_uri, is_http, redact_url
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _ID_RULE = "1 to 128 of the characters A-Z a-z 0-9 . _ -, not starting with . or -"
-_LOOKS_AT_ONCE = 16  # a request to an object store takes tens of milliseconds
-_BATCH_ROWS = 4096
 _SHOWN_ENDINGS = 12
 
 
@@ -159,8 +146,8 @@ def scan_corpus(url: str, *, limit: int | None = None, storage_options: dict[str
     if limit is not None and limit < 1:
         raise CorpusError(f"limit {limit} is not positive; leave it out to list everything")
     try:
-        rows, left_out = _find(url, storage_options)
-        listing = Listing(_unique(rows, limit), left_out)
+        places, left_out = find_places(url, storage_options)
+        listing = Listing(_unique(places, limit), left_out)
     except FileNotFoundError:
         raise CorpusError(f"{redact_url(url)} does not exist; check the path (and, for a bucket, its name)") from None
     except PermissionError as e:
@@ -182,8 +169,8 @@ def scan_corpus(url: str, *, limit: int | None = None, storage_options: dict[str
 
 def look_again(uris: list[str]) -> list[VideoRef]:
     """The reference of each URI with the present state of its file; `size_bytes` is None where the file is gone."""
-    look = _Looker(None)
-    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
+    look = Looker(None)
+    with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
         return [VideoRef.from_uri(uri, info=info) for uri, info in zip(uris, pool.map(look.info, uris), strict=True)]
 
 
@@ -202,144 +189,12 @@ def _version(info: dict[str, Any]) -> str:
     return ""
 
 
-class _Row(NamedTuple):
-    """What a folder, a glob or a manifest says about one video."""
-
-    uri: str
-    info: FileInfo | None = None
-    manifest: ManifestRow | None = None
-
-
-_Found = tuple[Iterable[_Row], Mapping[str, int]]
-
-
-def _find(url: str, storage_options: dict[str, Any] | None) -> _Found:
-    """Every video in the order of the listing, and the count of the files left out by ending.
-
-    Raises:
-        FileNotFoundError: there is no such file, and the URL is no glob.
-    """
-    fs, path = open_filesystem(url, storage_options)
-    info = _info(fs, path)
-    if info is None:
-        for group in respelled(url):
-            there = [(other, info) for other in group if (info := _info(fs, path_on(fs, other)))]
-            if len(there) == 1:
-                url, info = there[0]
-                path = path_on(fs, url)
-                break
-    if info is not None:
-        return _find_existing(fs, path, info, url, storage_options)
-    if not has_wildcard(path):
-        raise FileNotFoundError(url)
-    patterns = [path, *(path_on(fs, other) for group in respelled(url) for other in group)]
-    found = [(pattern, infos) for pattern in patterns if (infos := files_of_glob(fs, pattern))]
-    pattern, infos = found[0] if found else (path, [])
-    ending = extension_of(pattern)
-    folder = fixed_folder(pattern)
-    if ending in EXTENSIONS:
-        rows = read_parts(fs, _filled(infos), folder, folder, storage_options)
-        return _looked_at(rows, storage_options), {}
-    if ending and not has_wildcard(ending):
-        return _listed(fs, infos), {}
-    return _videos_or_parts(fs, infos, folder, folder, storage_options)
-
-
-def _info(fs: Any, path: str) -> FileInfo | None:
-    """What is at a path; None if nothing is. A broken link or a server's error is for the caller."""
-    try:
-        return dict(fs.info(path)) if fs.exists(path) else None
-    except FileNotFoundError:
-        return None
-
-
-def _find_existing(fs: Any, path: str, info: FileInfo, url: str, storage_options: dict[str, Any] | None) -> _Found:
-    if is_folder(fs, path, info, url.endswith("/")):
-        empty_names = "" if is_local(fs) or is_http(path) else "/" * (len(url) - len(url.rstrip("/")) - 1)
-        infos = (empty_names and files_below(fs, path + empty_names)) or files_below(fs, path)
-        return _videos_or_parts(fs, infos, path, posixpath.dirname(path), storage_options)
-    if extension_of(path) in EXTENSIONS:
-        return _looked_at(read_manifest(url, storage_options), storage_options), {}
-    return _listed(fs, [info]), {}
-
-
-def _videos_or_parts(
-    fs: Any, infos: list[FileInfo], folder: str, base: str, storage_options: dict[str, Any] | None
-) -> _Found:
-    """The videos among files; if there is none, the rows of the manifest whose parts the files are."""
-    videos = [info for info in infos if is_video(info["name"])]
-    shown = redact_url(str(fs.unstrip_protocol(folder)))
-    if not videos and (parts := parts_of(_filled(infos), folder, shown)):
-        return _looked_at(read_parts(fs, parts, folder, base, storage_options), storage_options), {}
-    left_out = Counter(extension_of(info["name"]) for info in infos if not is_video(info["name"]))
-    return _listed(fs, videos), left_out
-
-
-def _filled(infos: list[FileInfo]) -> list[str]:
-    """Names of the files that have bytes: an empty partition of a table is written as an empty file."""
-    return [info["name"] for info in infos if info.get("size") != 0]
-
-
-def _listed(fs: Any, infos: list[FileInfo]) -> list[_Row]:
-    rows = [_Row(str(fs.unstrip_protocol(i["name"])), i) for i in infos]
-    return sorted(rows, key=lambda row: row.uri)
-
-
-def _looked_at(rows: Iterable[ManifestRow], storage_options: dict[str, Any] | None) -> Iterator[_Row]:
-    """The rows of a manifest with the state of their files; many files are looked at at the same time."""
-    look, rows = _Looker(storage_options), iter(rows)
-    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        while batch := list(islice(rows, _BATCH_ROWS)):
-            places = dict.fromkeys((row.uri, row.stripped_uri) for row in batch if not row.fault)
-            found = dict(zip(places, pool.map(look.place, places), strict=True))
-            for row in batch:
-                yield _Row("", None, row) if row.fault else _Row(*found[row.uri, row.stripped_uri], row)
-
-
-class _Looker:
-    """Looks at single files, from several threads."""
-
-    def __init__(self, storage_options: dict[str, Any] | None) -> None:
-        self._storage_options = storage_options
-        self._filesystems: dict[str, Any] = {}
-
-    def place(self, uris: tuple[str, str]) -> tuple[str, FileInfo | None]:
-        """The URI under which the file of a row exists, with its info; the row's last URI and None if there is no file.
-
-        Args:
-            uris: the URI as the row has it, and without white space around it.
-        """
-        for uri in dict.fromkeys(uris):
-            if (info := self.info(uri)) is not None:
-                return uri, info
-        for group in respelled(uris[-1]):
-            there = [(uri, info) for uri in group if (info := self.info(uri)) is not None]
-            if len(there) == 1:
-                return there[0]
-        return uris[-1], None
-
-    def info(self, uri: str) -> FileInfo | None:
-        """What is at a URI; None if it is no file or cannot be looked at: reading the video will say why."""
-        try:
-            fs = self._filesystem(uri)
-            info = fs.info(path_on(fs, uri))
-        except Exception:  # the boundary where one video's fault becomes its row
-            return None
-        return None if info.get("type") == "directory" else info
-
-    def _filesystem(self, uri: str) -> Any:
-        protocol = uri.partition("://")[0]
-        if protocol not in self._filesystems:
-            self._filesystems[protocol] = open_filesystem(uri, self._storage_options)[0]
-        return self._filesystems[protocol]
-
-
-def _unique(rows: Iterable[_Row], limit: int | None) -> list[VideoRef]:
+def _unique(places: Iterable[Place], limit: int | None) -> list[VideoRef]:
     """One reference for each URI, in order, and one for each row of a manifest that has a fault."""
     by_uri: dict[str, VideoRef] = {}
     by_id: dict[str, VideoRef] = {}
-    for row in rows:
-        ref = _ref(row, by_uri, by_id)
+    for place in places:
+        ref = _ref(place, by_uri, by_id)
         ref = by_uri.setdefault(ref.uri, ref)
         by_id.setdefault(ref.video_id, ref)
         if limit is not None and len(by_uri) == limit:
@@ -347,15 +202,15 @@ def _unique(rows: Iterable[_Row], limit: int | None) -> list[VideoRef]:
     return list(by_uri.values())
 
 
-def _ref(row: _Row, by_uri: dict[str, VideoRef], by_id: dict[str, VideoRef]) -> VideoRef:
-    """The reference of a row, which may be one that is listed already, or one with a fault."""
-    manifest = row.manifest
+def _ref(place: Place, by_uri: dict[str, VideoRef], by_id: dict[str, VideoRef]) -> VideoRef:
+    """The reference of a place, which may be one that is listed already, or one with a fault."""
+    manifest = place.manifest
     if manifest is None:
-        return VideoRef.from_uri(row.uri, info=row.info)
+        return VideoRef.from_uri(place.uri, info=place.info)
     if manifest.fault:
         return _faulty(manifest, manifest.fault)
     try:
-        ref = VideoRef.from_uri(row.uri, video_id=manifest.video_id, info=row.info)
+        ref = VideoRef.from_uri(place.uri, video_id=manifest.video_id, info=place.info)
     except CorpusError as error:
         return _faulty(manifest, str(error))
     same, other = by_uri.get(ref.uri), by_id.get(ref.video_id)

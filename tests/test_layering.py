@@ -47,6 +47,7 @@ LAYERS = (
     ("sttm.merging", "sttm.kv_cache"),
     ("sttm.video",),
     ("sttm.corpus",),
+    ("sttm.places",),
     ("sttm.manifest", "sttm.files"),
     ("sttm.tables",),
     ("sttm.urls", "sttm.gpu", "sttm.stage_clock", "sttm.settings", "sttm.certificate"),
