@@ -13,18 +13,17 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import zip_longest
 from typing import Any
 
+from sttm.csv_records import parse_csv
 from sttm.errors import SttmError
 from sttm.urls import extension_of, open_filesystem, redact_url
 
 Row = dict[str, Any]
 _MAX_BYTES, _MAX_ROWS = 1 << 30, 10_000_000
-_MAX_CELL = 131_072  # characters of one CSV cell
 _EXACT_FLOAT = 2**53
 
 
@@ -160,79 +159,6 @@ def _with_columns(rows: list[tuple[int, Row | str]]) -> _Parsed:
     return columns or None, rows
 
 
-def _csv(data: bytes) -> _Parsed:
-    try:
-        content, fault = data.decode("utf-8-sig"), None
-    except UnicodeDecodeError as error:
-        content, fault = data.decode("utf-8-sig", "surrogateescape"), error
-    records = _csv_records(list(io.StringIO(content, newline="")))
-    header = next((record for record in records if record), [])
-    if isinstance(header, str):
-        raise ValueError(f"the header: {header}")
-    if fault and not _is_utf8(header):
-        raise fault
-    filled = (record for record in records if record)
-    parsed = [(number, _csv_row(header, record, fault)) for number, record in enumerate(filled, 1)]
-    if fault and not any(isinstance(row, dict) for _, row in parsed):
-        raise fault
-    return tuple(header), parsed
-
-
-def _csv_records(lines: list[str]) -> Iterator[list[str] | str]:
-    """The cells of each record, or the reason why it has none. An empty line gives a record without cells.
-
-    A quote that is never closed takes following lines into its cell, up to the next quote or the end of the file. It
-    costs only the line that it is in.
-    """
-    csv.field_size_limit(_MAX_BYTES)  # the module's own limit ends the whole file; `_csv_row` refuses the one cell
-    begun = 0
-    while begun < len(lines):
-        first = begun
-        reader = csv.reader(map(lines.__getitem__, range(first, len(lines))))
-        for cells in reader:
-            end = first + reader.line_num
-            if (end > begun + 1 or end == len(lines)) and _has_open_quote(lines[begun:end]):
-                yield "a quote is opened and never closed"
-                begun += 1
-                break
-            yield cells
-            begun = end
-
-
-def _has_open_quote(record: list[str]) -> bool:
-    """Whether the lines of one record have a quote that is not closed, or closed by a quote that opens another cell."""
-    if len(record) == 1:
-        return len(list(csv.reader([*record, "x"]))) == 1
-    try:
-        return not list(csv.reader(record, strict=True))
-    except csv.Error:
-        return True
-
-
-def _csv_row(header: list[str], record: list[str] | str, fault: UnicodeDecodeError | None) -> Row | str:
-    """The cells of a record by column, or the reason why it has none.
-
-    Args:
-        header: the names of the columns.
-        record: the cells of the record, or the reason why it has none.
-        fault: why the file is not UTF-8; None if it is. Then each byte that is not UTF-8 is a lone surrogate.
-    """
-    if isinstance(record, str):
-        return record
-    longest = max(map(len, record))
-    if longest > _MAX_CELL:
-        return f"a cell has {longest} characters, more than the {_MAX_CELL} that are allowed"
-    if fault and not _is_utf8(record):
-        return "the line is not UTF-8; save the table as UTF-8"
-    if len(record) > len(header):
-        return "the line has more cells than the header"
-    return dict(zip_longest(header, record))
-
-
-def _is_utf8(cells: list[str]) -> bool:
-    return all(cell.isascii() or not any("\ud800" <= char <= "\udfff" for char in cell) for cell in cells)
-
-
 def _parquet(data: bytes, only: Sequence[str] | None) -> _Parsed:
     import pyarrow.parquet as pq
 
@@ -269,7 +195,12 @@ def _parquet_row(table: Any, index: int) -> Row | str:
         return f"a cell cannot be read: {error}"
 
 
-_TEXT_PARSERS = {".csv": _csv, ".json": _json, ".jsonl": _json_lines, ".ndjson": _json_lines}
+_TEXT_PARSERS: dict[str, Callable[[bytes], _Parsed]] = {
+    ".csv": parse_csv,
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+}
 EXTENSIONS = (".parquet", *_TEXT_PARSERS)
 """Endings of the file names that are tables."""
 

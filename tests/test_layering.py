@@ -50,7 +50,7 @@ LAYERS = (
     ("sttm.places",),
     ("sttm.manifest", "sttm.files"),
     ("sttm.tables",),
-    ("sttm.urls", "sttm.gpu", "sttm.stage_clock", "sttm.settings", "sttm.certificate"),
+    ("sttm.urls", "sttm.csv_records", "sttm.gpu", "sttm.stage_clock", "sttm.settings", "sttm.certificate"),
     ("sttm.errors",),
     ("jobs",),
 )
