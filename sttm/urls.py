@@ -21,21 +21,8 @@ _PERCENT_ESCAPES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _CHAINED = re.compile(r"::(?=[A-Za-z0-9+]+://)")
 # Protocols whose URLs have no query, so that nothing after the host is secret.
 _WITHOUT_QUERY = (
-    "s3",
-    "s3a",
-    "gs",
-    "gcs",
-    "az",
-    "abfs",
-    "abfss",
-    "adl",
-    "oss",
-    "oci",
-    "hdfs",
-    "sftp",
-    "ssh",
-    "ftp",
-    "smb",
+    *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "tos"),
+    *("hdfs", "sftp", "ssh", "ftp", "smb", "hf", "dbfs", "lakefs"),
 )
 _CONTAINER_BEFORE_AT = ("az", "abfs", "abfss")  # abfs://container@account.dfs.core.windows.net/path
 
