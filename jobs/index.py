@@ -40,7 +40,7 @@ from jobs.indexing.launch import Launch
 from jobs.indexing.results import exit_code, print_results
 from jobs.indexing.run_record import RunRecord
 from sttm.config import index_recipe, load_config
-from sttm.corpus import list_corpus
+from sttm.corpus import scan_corpus
 from sttm.errors import StoreError
 from sttm.index_plan import make_plan
 from sttm.models.checkpoint import Checkpoint
@@ -67,12 +67,14 @@ def index(
     recipe = index_recipe(job.index, checkpoint)
     _ = checkpoint.family_class  # an unsupported model is an error before any work
     _say(f"listing the videos of {redact_url(corpus)}")
-    refs = list_corpus(corpus, limit=limit)
+    listing = scan_corpus(corpus, limit=limit)
+    if listing.left_out:
+        _say(listing.left_out_line)
     _say(f"reading the catalog of {redact_url(store)}")
     opened = None if dry_run and not Storage(store).exists("format.json") else Store.open(store, create=not dry_run)
     if opened is not None and not dry_run:
         opened.catalog.repair()  # adds the rows that a killed run could not write
-    plan = make_plan(refs, recipe, opened, retry_errors)
+    plan = make_plan(listing.refs, recipe, opened, retry_errors)
     _say(str(plan))
     if plan.todo and checkpoint.notice:
         print(checkpoint.notice, file=sys.stderr, flush=True)

@@ -1,42 +1,40 @@
 """The list of videos to index: a folder, a glob, one file, or a manifest, on any fsspec URL.
 
-    list_corpus("clips/")                     every video below the folder, in sorted order
-    list_corpus("s3://bucket/a/**/*.mp4")     a glob; without an extension it finds videos only
-    list_corpus("clips/one.mp4")              one file
-    list_corpus("s3://bucket/nightly.parquet")  a manifest (Parquet, CSV, JSON, JSON lines)
+    list_corpus("clips/")                       every video below the folder, in sorted order
+    list_corpus("s3://bucket/a/**/*.mp4")       a glob; without an extension it finds videos only
+    list_corpus("clips/one.mp4")                one file
+    list_corpus("s3://bucket/nightly.parquet")  a manifest: a table (Parquet, CSV, JSON, JSON lines)
 
 A manifest has the column `uri` (a URL or path; a relative one counts from the folder of the manifest) and, optionally,
-`id`. Listing reads no video. Credentials come from the environment; messages show neither user info nor query strings.
+`id`. A folder or glob that holds Parquet files and no video is one manifest in parts, as Spark and Ray write it; such a
+folder counts as a file of its name. A row of a manifest that names no video is listed with its fault and fails alone.
+
+A file that does not exist as it is written is looked for under other spellings (`sttm.urls.respelled`): another Unicode
+normal form, a `file://` URI with percent escapes, the key of an object with `.`, `..` or empty folder names. A file
+that exists as it is written always comes first.
+
+Listing reads no video. Credentials come from the environment; messages show neither user info nor the query of a web
+address.
 """
 
 import hashlib
-import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from sttm.errors import CorpusError
-from sttm.tables import EXTENSIONS, TableError, read_table
-from sttm.urls import absolute_uri, extension_of, is_http, is_local, open_filesystem, path_on, redact_url
+from sttm.files import VIDEO_EXTENSIONS
+from sttm.manifest import ManifestRow, row_uri
+from sttm.places import LOOKS_AT_ONCE, Looker, Place, find_places
+from sttm.urls import absolute_uri, is_http, redact_url
 
-VIDEO_EXTENSIONS = (
-    *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-    *(".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
-)
-_WILDCARDS = "*?["
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _ID_RULE = "1 to 128 of the characters A-Z a-z 0-9 . _ -, not starting with . or -"
-
-
-class _Row(NamedTuple):
-    uri: str
-    given_id: str | None
-    info: dict[str, Any] | None
+_SHOWN_ENDINGS = 12
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,8 @@ class VideoRef:
         name: file name with its extension.
         size_bytes: size of the file; None where it could not be looked at, in which case reading the video says why.
         version: `etag:…` or `mtime:…`, which changes when the file changes; empty where unknown.
+        fault: why this row of a manifest names no video; then `uri` is the row itself, such as `s3://b/list.csv:row-7`,
+            and reading the video raises the fault. Empty for a video.
     """
 
     uri: str
@@ -56,6 +56,7 @@ class VideoRef:
     name: str
     size_bytes: int | None
     version: str
+    fault: str = ""
 
     @classmethod
     def from_uri(cls, uri: str, *, video_id: str | None = None, info: dict[str, Any] | None = None) -> "VideoRef":
@@ -79,6 +80,35 @@ class VideoRef:
         return cls(uri, video_id, name, None if size is None else int(size), _version(info or {}))
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What a corpus holds.
+
+    Attributes:
+        refs: the videos, and the rows of a manifest that name none.
+        left_out: how many files of the folder or glob are not listed because their ending is not one of a video, by
+            ending in lower case, such as `.txt`; an empty ending for names without one. Hidden files do not count.
+    """
+
+    refs: list[VideoRef]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def left_out_line(self) -> str:
+        """The files left out as one line of text; empty if there are none."""
+        if not self.left_out:
+            return ""
+        endings = sorted(self.left_out.items(), key=lambda pair: (-pair[1], pair[0]))
+        shown = [f"{count:,} {ending or 'without an ending'}" for ending, count in endings[:_SHOWN_ENDINGS]]
+        more = len(endings) - len(shown)
+        total = sum(self.left_out.values())
+        return (
+            f"{total:,} {'file' if total == 1 else 'files'} left out, whose endings are not those of videos: "
+            + ", ".join(shown)
+            + (f", and {more} endings more" if more else "")
+        )
+
+
 def list_corpus(url: str, *, limit: int | None = None, storage_options: dict[str, Any] | None = None) -> list[VideoRef]:
     """List the videos that a URL names: those of a folder and its subfolders, a glob, a file, or a manifest.
 
@@ -90,20 +120,34 @@ def list_corpus(url: str, *, limit: int | None = None, storage_options: dict[str
         limit: list only the first so many; None lists all.
         storage_options: extra arguments of the fsspec filesystem, e.g. an endpoint.
 
+    Returns:
+        The videos. A row of a manifest that names no video, gives an id that is not safe in paths, or gives an id that
+        contradicts an earlier row, is among them as a reference with a `fault`.
+
     Raises:
-        CorpusError: the URL does not exist, may not be read, or names no video; a manifest cannot be used; two videos
-            have one id, or one video has two.
+        CorpusError: the URL does not exist, may not be read, or names no video; a manifest cannot be used.
+    """
+    return scan_corpus(url, limit=limit, storage_options=storage_options).refs
+
+
+def scan_corpus(url: str, *, limit: int | None = None, storage_options: dict[str, Any] | None = None) -> Listing:
+    """List the videos that a URL names as `list_corpus` does, and count the files that were left out.
+
+    Args:
+        url: local path or fsspec URL.
+        limit: list only the first so many; None lists all.
+        storage_options: extra arguments of the fsspec filesystem, e.g. an endpoint.
+
+    Raises:
+        CorpusError: the URL does not exist, may not be read, or names no video; a manifest cannot be used.
     """
     if not url.strip():
         raise CorpusError("the corpus has an empty name; give a folder, a glob, a video or a manifest")
     if limit is not None and limit < 1:
         raise CorpusError(f"limit {limit} is not positive; leave it out to list everything")
-    fs, path = open_filesystem(url, storage_options)
     try:
-        rows = _find(fs, path, url, storage_options)
-        refs = _unique(rows, limit)
-        if refs and refs[0].size_bytes is None:
-            refs = _with_infos(refs, storage_options)
+        places, left_out = find_places(url, storage_options)
+        listing = Listing(_unique(places, limit), left_out)
     except FileNotFoundError:
         raise CorpusError(f"{redact_url(url)} does not exist; check the path (and, for a bucket, its name)") from None
     except PermissionError as e:
@@ -115,14 +159,19 @@ def list_corpus(url: str, *, limit: int | None = None, storage_options: dict[str
         why = getattr(e, "strerror", None) or type(e).__name__
         cure = "check the network, the credentials and the storage behind it"
         raise CorpusError(f"{redact_url(url)} cannot be listed: {why}; {cure}") from e
-    if not refs:
-        raise CorpusError(f"no videos in {redact_url(url)}; looked for {' '.join(VIDEO_EXTENSIONS)}")
-    return refs
+    if not listing.refs:
+        left = f"; {listing.left_out_line}" if left_out else ""
+        raise CorpusError(f"no videos in {redact_url(url)}; looked for {' '.join(VIDEO_EXTENSIONS)}{left}")
+    if all(ref.fault for ref in listing.refs):
+        raise CorpusError(f"the manifest {redact_url(url)} cannot be used: {listing.refs[0].fault}")
+    return listing
 
 
 def look_again(uris: list[str]) -> list[VideoRef]:
     """The reference of each URI with the present state of its file; `size_bytes` is None where the file is gone."""
-    return _with_infos([VideoRef.from_uri(uri) for uri in uris], None)
+    look = Looker(None)
+    with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
+        return [VideoRef.from_uri(uri, info=info) for uri, info in zip(uris, pool.map(look.info, uris), strict=True)]
 
 
 def _derived_id(uri: str, name: str) -> str:
@@ -140,128 +189,46 @@ def _version(info: dict[str, Any]) -> str:
     return ""
 
 
-def _find(fs: Any, path: str, url: str, storage_options: dict[str, Any] | None) -> Iterable[_Row]:
-    """Every file that may be listed, in the order of the listing."""
-    extension = extension_of(path)
-    if not fs.exists(path):
-        if not any(c in path for c in _WILDCARDS):
-            raise FileNotFoundError(url)
-        return _listed(fs, _glob(fs, path, extension))
-    if fs.isdir(path):
-        infos = _walk_local(fs, path) if is_local(fs) else fs.find(path, detail=True).values()
-        return _listed(fs, [i for i in infos if _is_video(i["name"]) and not _is_hidden(i["name"], path)])
-    if extension in EXTENSIONS:
-        return _manifest(path, fs, url, storage_options)
-    return _listed(fs, [fs.info(path)])
-
-
-def _glob(fs: Any, pattern: str, extension: str) -> list[dict[str, Any]]:
-    fixed = posixpath.dirname(re.split(r"[*?\[]", pattern, maxsplit=1)[0])
-    found = [_followed(fs, info) for info in fs.glob(pattern, detail=True).values()]
-    if not extension or any(c in extension for c in _WILDCARDS):
-        found = [info for info in found if _is_video(info["name"])]
-    return [i for i in found if "/." in pattern[len(fixed) :] or not _is_hidden(i["name"], fixed)]
-
-
-def _listed(fs: Any, infos: list[dict[str, Any]]) -> list[_Row]:
-    rows = [_Row(str(fs.unstrip_protocol(i["name"])), None, i) for i in infos if i.get("type") != "directory"]
-    return sorted(rows, key=lambda row: row.uri)
-
-
-def _followed(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
-    """The file that a local link leads to. A broken link stays in the list, so that reading the video can say so."""
-    if not info.get("islink"):
-        return info
-    name = info["name"]
-    return dict(fs.info(name)) if os.path.exists(name) else {"name": name, "type": "file"}
-
-
-def _is_video(name: str) -> bool:
-    return extension_of(name) in VIDEO_EXTENSIONS
-
-
-def _is_hidden(name: str, folder: str) -> bool:
-    return any(part.startswith(".") for part in name[len(folder) :].split("/"))
-
-
-def _walk_local(fs: Any, folder: str) -> Iterator[dict[str, Any]]:
-    """Infos of all files below a local folder. fsspec's own walk skips unreadable folders and follows link loops."""
-    seen, todo = {os.path.realpath(folder)}, [folder]
-    while todo:
-        for entry in fs.ls(todo.pop(), detail=True):
-            info = _followed(fs, entry)
-            if info["type"] != "directory":
-                yield info
-            elif (real := os.path.realpath(entry["name"])) not in seen:
-                seen.add(real)
-                todo.append(entry["name"])
-
-
-def _manifest(path: str, fs: Any, url: str, storage_options: dict[str, Any] | None) -> Iterator[_Row]:
-    try:
-        table = read_table(url, ("uri", "id"), storage_options)
-        if table.bad_rows:
-            raise TableError(f"{table.url}: row {table.bad_rows[0].number}: {table.bad_rows[0].cause}")
-        table.require("uri")
-    except TableError as error:
-        raise CorpusError(f"the manifest cannot be used: {error}") from None
-    for number, row in table.rows:
-        uri, given = row.get("uri"), row.get("id")
-        if not isinstance(uri, str) or not uri.strip():
-            raise CorpusError(f"manifest {table.url}: row {number} has no uri; it needs a URL or path in column 'uri'")
-        video_id = None if given is None or given == "" else str(given)
-        yield _Row(_resolve(fs, posixpath.dirname(path), uri.strip()), video_id, None)
-
-
-def _resolve(fs: Any, folder: str, uri: str) -> str:
-    """The URI of a manifest's row made absolute. A path is one on the filesystem of the manifest."""
-    return uri if "://" in uri else str(fs.unstrip_protocol(posixpath.normpath(posixpath.join(folder, uri))))
-
-
-def _unique(rows: Iterable[_Row], limit: int | None) -> list[VideoRef]:
-    """One reference for each URI, in order.
-
-    Raises:
-        CorpusError: one URI has two ids, or two URIs have one id.
-    """
+def _unique(places: Iterable[Place], limit: int | None) -> list[VideoRef]:
+    """One reference for each URI, in order, and one for each row of a manifest that has a fault."""
     by_uri: dict[str, VideoRef] = {}
     by_id: dict[str, VideoRef] = {}
-    for uri, given, info in rows:
-        ref = VideoRef.from_uri(uri, video_id=given, info=info)
-        same = by_uri.setdefault(ref.uri, ref)
-        if given is not None and same.video_id != given:
-            raise CorpusError(
-                f"{redact_url(ref.uri)} is listed with two ids: {same.video_id!r} and {given!r}; keep one"
-            )
-        other = by_id.setdefault(ref.video_id, same)
-        if other is not same:
-            pair = f"{redact_url(other.uri)} and {redact_url(ref.uri)}"
-            raise CorpusError(f"video id {ref.video_id!r} is given to two videos: {pair}; ids must be unique")
+    for place in places:
+        ref = _ref(place, by_uri, by_id)
+        ref = by_uri.setdefault(ref.uri, ref)
+        by_id.setdefault(ref.video_id, ref)
         if limit is not None and len(by_uri) == limit:
             break
     return list(by_uri.values())
 
 
-def _with_infos(refs: list[VideoRef], storage_options: dict[str, Any] | None) -> list[VideoRef]:
-    """Look at each file of a manifest, several at a time: a request to an object store takes tens of milliseconds."""
-    filesystems: dict[str, Any] = {}
-    for ref in refs:
-        protocol = ref.uri.partition("://")[0]
-        if protocol not in filesystems:
-            try:
-                filesystems[protocol] = open_filesystem(ref.uri, storage_options)[0]
-            except Exception:  # reading the video will say why
-                filesystems[protocol] = None
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(partial(_with_info, filesystems), refs))
-
-
-def _with_info(filesystems: dict[str, Any], ref: VideoRef) -> VideoRef:
-    fs = filesystems[ref.uri.partition("://")[0]]
+def _ref(place: Place, by_uri: dict[str, VideoRef], by_id: dict[str, VideoRef]) -> VideoRef:
+    """The reference of a place, which may be one that is listed already, or one with a fault."""
+    manifest = place.manifest
+    if manifest is None:
+        return VideoRef.from_uri(place.uri, info=place.info)
+    if manifest.fault:
+        return _faulty(manifest, manifest.fault)
     try:
-        info = fs.info(path_on(fs, ref.uri)) if fs is not None else None
-    except Exception:  # the boundary where one video's fault becomes its row: reading the video will say why
-        info = None
-    if info is not None and info.get("type") == "directory":
-        info = None
-    return VideoRef.from_uri(ref.uri, video_id=ref.video_id, info=info)
+        ref = VideoRef.from_uri(place.uri, video_id=manifest.video_id, info=place.info)
+    except CorpusError as error:
+        return _faulty(manifest, str(error))
+    same, other = by_uri.get(ref.uri), by_id.get(ref.video_id)
+    if same is not None and manifest.video_id in (None, same.video_id):
+        return same
+    if same is not None:
+        ids = f"{same.video_id!r} and {manifest.video_id!r}"
+        return _faulty(manifest, f"{redact_url(ref.uri)} is listed with two ids: {ids}; keep one")
+    if other is not None:
+        pair = f"{redact_url(other.uri)} and {redact_url(ref.uri)}"
+        return _faulty(manifest, f"video id {ref.video_id!r} is given to two videos: {pair}; ids must be unique")
+    return ref
+
+
+def _faulty(row: ManifestRow, fault: str) -> VideoRef:
+    """The reference that stands for a row of a manifest that names no video. Its version changes with the fault."""
+    uri = absolute_uri(row_uri(row.table, row.number))
+    name = f"{posixpath.basename(row.table)} row {row.number}"
+    version = f"fault:{hashlib.sha256(fault.encode('utf-8', 'replace')).hexdigest()[:12]}"
+    fault = f"{row.table}: row {row.number}: {fault}".encode("utf-8", "backslashreplace").decode()
+    return VideoRef(uri, _derived_id(uri, name.replace(".", "_")), name, None, version, fault)

@@ -13,15 +13,18 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
+from sttm.csv_records import parse_csv
 from sttm.errors import SttmError
 from sttm.urls import extension_of, open_filesystem, redact_url
 
 Row = dict[str, Any]
 _MAX_BYTES, _MAX_ROWS = 1 << 30, 10_000_000
+_EXACT_FLOAT = 2**53
 
 
 class TableError(SttmError):
@@ -128,16 +131,21 @@ def _json_lines(data: bytes) -> _Parsed:
 
 def _json_line(line: bytes) -> Row | str:
     try:
-        return _object(json.loads(line.decode("utf-8")))
+        return _object(json.loads(line.decode("utf-8"), parse_constant=_constant))
     except (ValueError, RecursionError) as error:
         return f"the line is not JSON: {error}"
 
 
 def _json(data: bytes) -> _Parsed:
-    content = json.loads(data.decode("utf-8-sig"))
+    content = json.loads(data.decode("utf-8-sig"), parse_constant=_constant)
     if not isinstance(content, list):
         raise ValueError(f"it holds a {type(content).__name__}, not a list of rows")
     return _with_columns([(number, _object(value)) for number, value in enumerate(content, 1)])
+
+
+def _constant(name: str) -> float | None:
+    """pandas writes NaN for a cell that is missing."""
+    return None if name == "NaN" else float(name)
 
 
 def _object(value: Any) -> Row | str:
@@ -151,13 +159,6 @@ def _with_columns(rows: list[tuple[int, Row | str]]) -> _Parsed:
     return columns or None, rows
 
 
-def _csv(data: bytes) -> _Parsed:
-    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-    columns = tuple(reader.fieldnames or ())
-    bad = "the line has more cells than the header"
-    return columns, [(number, bad if None in row else row) for number, row in enumerate(reader, 1)]
-
-
 def _parquet(data: bytes, only: Sequence[str] | None) -> _Parsed:
     import pyarrow.parquet as pq
 
@@ -167,11 +168,23 @@ def _parquet(data: bytes, only: Sequence[str] | None) -> _Parsed:
     if metadata.num_rows > _MAX_ROWS or unpacked > _MAX_BYTES:
         raise ValueError(f"{metadata.num_rows} rows of {unpacked} bytes, over {_MAX_ROWS} or {_MAX_BYTES}; split it")
     wanted = columns if only is None else [name for name in columns if name in only]
-    table = file.read(columns=list(wanted), use_threads=False)
+    table = _without_nan(file.read(columns=list(wanted), use_threads=False))
     try:
         return columns, list(enumerate(table.to_pylist(), 1))
     except (ValueError, OverflowError):  # a cell has no Python value, such as text that is not UTF-8
         return columns, [(index + 1, _parquet_row(table, index)) for index in range(table.num_rows)]
+
+
+def _without_nan(table: Any) -> Any:
+    """The table with null in place of NaN, by which pandas stands for a cell that is missing."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for index, column in enumerate(table.columns):
+        if pa.types.is_floating(column.type):
+            known = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+            table = table.set_column(index, table.column_names[index], known)
+    return table
 
 
 def _parquet_row(table: Any, index: int) -> Row | str:
@@ -182,21 +195,36 @@ def _parquet_row(table: Any, index: int) -> Row | str:
         return f"a cell cannot be read: {error}"
 
 
-_TEXT_PARSERS = {".csv": _csv, ".json": _json, ".jsonl": _json_lines, ".ndjson": _json_lines}
+_TEXT_PARSERS: dict[str, Callable[[bytes], _Parsed]] = {
+    ".csv": parse_csv,
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+}
 EXTENSIONS = (".parquet", *_TEXT_PARSERS)
 """Endings of the file names that are tables."""
 
 
 def text(row: Row, *names: str) -> str:
-    """The first of the named cells that is not empty, as text; a number is written out.
+    """The first of the named cells that is not empty, as text.
+
+    A number is written out: a whole one without a fraction even if its column holds floats, as `1.0` where pandas has
+    met a missing number. Bytes are text in UTF-8.
 
     Raises:
         ValueError: all the cells are empty or missing, or the value is neither text nor a number.
     """
     for name in names:
         value = row.get(name)
-        if value is not None and value != "":
-            if isinstance(value, bool) or not isinstance(value, str | int | float):
+        if isinstance(value, bytes):
+            try:
+                value = value.decode("utf-8")
+            except UnicodeDecodeError:
+                raise ValueError(f"{name} is {value[:40]!r}, which is not text in UTF-8") from None
+        if isinstance(value, float | Decimal) and -_EXACT_FLOAT < value < _EXACT_FLOAT and value == int(value):
+            value = int(value)
+        if value is not None and value != "" and value == value:
+            if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
                 raise ValueError(f"{name} is a {type(value).__name__}, not text")
             return str(value)
     raise ValueError(f"no {names[0]}")

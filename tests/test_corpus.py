@@ -190,24 +190,62 @@ def test_unsafe_id_is_refused(folder, bad):
         list_corpus(manifest)
 
 
-def test_two_videos_with_one_id_are_named(folder):
-    rows = [{"uri": "a.webm", "id": "same"}, {"uri": "b.mp4", "id": "same"}]
-    with pytest.raises(CorpusError, match=r"'same' is given to two videos: .*a\.webm and .*b\.mp4"):
-        list_corpus(write_manifest(folder / "list.csv", rows))
+BAD_ROWS_OF_A_MANIFEST = {
+    "one id for two videos": (
+        "list.csv",
+        b"uri,id\na.webm,same\nb.mp4,same\n",
+        r"list\.csv: row 2: video id 'same' is given to two videos: .*a\.webm and .*b\.mp4",
+    ),
+    "two ids for one video": (
+        "list.csv",
+        b"uri,id\na.webm,one\na.webm,two\n",
+        r"list\.csv: row 2: .*a\.webm is listed with two ids: 'one' and 'two'",
+    ),
+    "an unsafe id": ("list.csv", b"uri,id\na.webm,1\nb.mp4,../up\n", r"row 2: video id '\.\./up' of .*b\.mp4"),
+    "no uri": ("list.csv", b"uri,id\na.webm,1\n,2\n", r"list\.csv: row 2: it has no uri"),
+    "a number for a uri": ("list.jsonl", b'{"uri": "a.webm"}\n{"uri": 7}\n', r"list\.jsonl: row 2: it has no uri"),
+    "a broken line": ("list.jsonl", b'{"uri": "a.webm"}\n{"uri', r"list\.jsonl: row 2: the line is not JSON"),
+    "no object": ("list.json", b'[{"uri": "a.webm"}, ["b.mp4"]]', r"list\.json: row 2: a row is a JSON object"),
+    "null": ("list.json", b'[{"uri": "a.webm"}, {"uri": null}]', r"list\.json: row 2: it has no uri"),
+    "too many cells": ("list.csv", b"uri,id\na.webm,1\nb.mp4,2,3\n", r"row 2: the line has more cells"),
+    "a huge cell": ("list.csv", b"uri,id\na.webm,1\nb.mp4," + b"x" * 200_000, r"row 2: a cell has 200000 characters"),
+    "another encoding": ("list.csv", b"uri,id\na.webm,1\n\xe9.mp4,2\n", r"row 2: the line is not UTF-8; save"),
+    "a quote that is not closed": ("list.csv", b'uri,id\na.webm,1\n"b.mp4,2\n', r"row 2: a quote is opened and never"),
+}
 
 
-def test_one_video_with_two_ids_is_named(folder):
-    rows = [{"uri": "a.webm", "id": "one"}, {"uri": "a.webm", "id": "two"}]
-    with pytest.raises(CorpusError, match=r"a\.webm is listed with two ids: 'one' and 'two'"):
-        list_corpus(write_manifest(folder / "list.csv", rows))
+@pytest.mark.parametrize("kind", BAD_ROWS_OF_A_MANIFEST)
+def test_a_row_that_names_no_video_costs_no_other_and_fails_with_its_cause(folder, kind):
+    name, data, message = BAD_ROWS_OF_A_MANIFEST[kind]
+    (folder / name).write_bytes(data)
+    before, bad = list_corpus(f"{folder}/{name}")
+    assert (before.name, before.fault) == ("a.webm", "")
+    assert (bad.uri, bad.size_bytes) == (f"file://{folder}/{name}:row-2", None)
+    with pytest.raises(VideoError, match=f"bad_row: .*{message}"):
+        read_video(bad, VideoConfig())
+    (folder / name).write_bytes(data + (b'\n{"uri": "b.mp4"}\n' if name.endswith("l") else b"\nb.mp4,9\n"))
+    if not name.endswith(".json"):
+        assert list_corpus(f"{folder}/{name}")[:2] == [before, bad]
+        assert list_corpus(f"{folder}/{name}")[2].name == "b.mp4"
+
+
+def test_an_error_row_of_a_manifest_is_made_again_only_if_its_fault_changes(folder):
+    manifest = folder / "list.csv"
+    manifest.write_text("uri,id\na.webm,-x\nb.mp4,2\n")
+    first = list_corpus(str(manifest))[0]
+    assert list_corpus(str(manifest))[0] == first
+    manifest.write_text("uri,id\na.webm,-y\nb.mp4,2\n")
+    second = list_corpus(str(manifest))[0]
+    assert (second.uri, second.video_id) == (first.uri, first.video_id)
+    assert second.version != first.version
 
 
 BAD_MANIFESTS = {
     "no uri column": ("list.csv", b"url,id\na.mp4,1\n", r"no column 'uri'; columns found: url, id"),
     "nothing at all": ("list.csv", b"", r"no column 'uri'; columns found: none"),
-    "no uri in a row": ("list.csv", b"uri,id\nb.mp4,1\n,2\n", r"row 2 has no uri"),
-    "a number for a uri": ("list.jsonl", b'{"uri": 7}', r"row 1 has no uri"),
-    "broken line": ("list.jsonl", b'{"uri": "b.mp4"}\n{"uri', r"list\.jsonl: row 2: the line is not JSON"),
+    "no uri in any row": ("list.csv", b"uri,id\n,1\n,2\n", r"row 1: it has no uri"),
+    "a number for a uri": ("list.jsonl", b'{"uri": 7}', r"row 1: it has no uri"),
+    "broken line": ("list.jsonl", b'{"uri', r"list\.jsonl: row 1: the line is not JSON"),
     "no object": ("list.jsonl", b'["b.mp4"]', r"list\.jsonl: row 1: a row is a JSON object .* this is a list"),
     "no text": ("list.jsonl", b"\xff\xfe\x00", r"row 1: the line is not JSON"),
     "another encoding": (

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import boto3
 import pytest
 from indexed import index_clips
 from s3_server import S3Server
@@ -15,6 +16,7 @@ from jobs import store as store_commands
 from jobs.explain import explain
 from sttm.errors import CorpusError, StoreError
 from sttm.store.catalog.row import CatalogRow
+from sttm.store.sources import source_states
 from sttm.store.store import Store
 
 
@@ -99,6 +101,22 @@ def test_a_web_server_in_trouble_does_not_make_a_file_gone(case: Case) -> None:
         assert "hunter2" not in out
         case.move(server.url("404"))
         assert case.explain(server.url("404"))[1].startswith("gone: ")
+
+
+@pytest.mark.parametrize("key", ["x//a.mp4", "/b.mp4", "q?x=1/#2.mp4", "p%20q/é 1.mp4", "x/../c.mp4"])
+def test_an_object_is_explained_and_removed_by_what_is_shown(case: Case, s3_server: S3Server, key: str) -> None:
+    uri = f"{s3_server.new_root()}/{key}"
+    client = boto3.client("s3")
+    client.put_object(Bucket="bucket", Key=uri.removeprefix("s3://bucket/"), Body=case.clip.read_bytes())
+    row = case.move(uri)
+    code, out = case.explain(uri)
+    assert code == 0
+    assert f"video     {uri}\n" in out
+    assert "hit: indexed" in out
+    assert source_states(case.store, [row]) == ["changed"]
+    assert store_commands.rm(uri, case.url, yes=True) == 0
+    assert case.row.video_id in {row.video_id for row in case.store.catalog.rows()}
+    assert row.video_id not in {row.video_id for row in case.store.catalog.rows()}
 
 
 def test_a_missing_bucket_does_not_make_a_file_gone(case: Case, s3_server: S3Server) -> None:

@@ -55,6 +55,36 @@ def test_a_line_that_cannot_be_parsed_costs_no_other_and_keeps_its_number(tmp_pa
     assert [number for number, _ in table.rows] == [1, 3]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_csv_cell_that_is_too_long_or_never_closed_costs_one_row(tmp_path: Path, end: str) -> None:
+    huge = "x" * 200_000
+    cells = {
+        "plain": (f"{huge},2", "a cell has 200000 characters, more than the 131072 that are allowed"),
+        "quoted, over many lines": (f'"{huge}{end}1,2{end}y",2', "a cell has 2000"),
+        "never closed": ('"x,2', "a quote is opened and never closed"),
+        "never closed in the last cell": ('x,"2', "a quote is opened and never closed"),
+        "not UTF-8": ("\udce9,2", "the line is not UTF-8; save the table as UTF-8"),
+    }
+    for cell, cause in cells.values():
+        lines = ["a,b", "0,1", cell, '"3 ""q"", x",4', "", f"é,{'y' * 100_000}", "5,6"]
+        (tmp_path / "q.csv").write_bytes(end.join(lines).encode("utf-8", "surrogateescape"))
+        table = read_table(f"{tmp_path}/q.csv")
+        assert [(row.number, row.cause[: len(cause)]) for row in table.bad_rows] == [(2, cause)]
+        assert [row["a"] for _, row in table.rows] == ["0", '3 "q", x', "é", "5"]
+
+
+def test_a_last_line_that_is_cut_off_in_a_quote_is_a_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text('a,b\n1,"2\n3"\n4,"5')
+    table = read_table(f"{tmp_path}/q.csv")
+    assert table.rows == [(1, {"a": "1", "b": "2\n3"})]
+    assert table.bad_rows == [BadRow(2, "a quote is opened and never closed")]
+
+
+def test_a_csv_of_open_quotes_alone_ends_soon(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("a,b\n" + '"x\n' * 100_001)
+    assert len(read_table(f"{tmp_path}/q.csv").bad_rows) == 100_001
+
+
 def test_a_parquet_cell_that_is_no_text_costs_one_row(tmp_path: Path) -> None:
     texts_ = pa.Array.from_buffers(
         pa.string(), 2, [None, pa.array([0, 1, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xffb")]

@@ -8,6 +8,7 @@ without a sampled frame. Both decoders give equal pixels: they use swscale's def
 rotation, and ignore the pixel aspect ratio.
 
 Codes of the `VideoError`s raised here:
+    bad_row               the row of the manifest names no video
     missing               there is no such file
     unreadable            a folder or a pipe, no permission, or a protocol that is not installed
     empty_file            the file has zero bytes
@@ -97,6 +98,8 @@ def read_video(ref: VideoRef | str, config: VideoConfig, *, storage_options: dic
         MemoryError: a decoder could not get memory; the video may be fine.
     """
     ref = VideoRef.from_uri(ref) if isinstance(ref, str) else ref
+    if ref.fault:
+        raise VideoError("bad_row", ref.fault)
     where = redact_url(ref.uri)
     source, digest = read_video_file(ref.uri, config.max_source_bytes, storage_options)
     size_bytes = source.getbuffer().nbytes

@@ -1,10 +1,13 @@
 """Finding the rows of one video among given rows, by its id, URI or file name."""
 
 import difflib
+import unicodedata
 from collections.abc import Sequence
+from itertools import chain
 
 from sttm.errors import StoreError
 from sttm.store.catalog.row import CatalogRow
+from sttm.urls import absolute_uri, is_http, redact_url, respelled
 
 
 def find_row(text: str, rows: Sequence[CatalogRow], place: str, recipe_digest: str | None = None) -> CatalogRow:
@@ -36,7 +39,7 @@ def find_row(text: str, rows: Sequence[CatalogRow], place: str, recipe_digest: s
 
 
 def rows_of(text: str, rows: Sequence[CatalogRow], place: str) -> list[CatalogRow]:
-    """The rows of the one video whose id is the text; where no id is, whose URI is; where no URI is, whose name is.
+    """The rows of the one video that a text names, as `named` finds them.
 
     Args:
         text: id, URI or file name of the video.
@@ -56,9 +59,31 @@ def rows_of(text: str, rows: Sequence[CatalogRow], place: str) -> list[CatalogRo
 
 
 def named(text: str, rows: Sequence[CatalogRow]) -> list[CatalogRow]:
-    """The rows whose id is the text; where no id is, whose URI is; where no URI is, whose name is; maybe none."""
+    """The rows whose id is the text; where no id is, whose URI is; where no URI is, whose name is; maybe none.
+
+    Where none of them is exactly the text, another spelling of it finds the rows: another Unicode normal form, a local
+    path, a `file://` URI with percent escapes, or a web address as messages show it, without its query.
+    """
     by_key = ([row for row in rows if getattr(row, key) == text] for key in ("video_id", "uri", "name"))
-    return next(filter(None, by_key), [])
+    found: list[CatalogRow] = next(filter(None, by_key), [])
+    if found:
+        return found
+    wanted = spellings_asked(text)
+    return [row for row in rows if not wanted.isdisjoint(spellings_stored(row))]
+
+
+def spellings_stored(row: CatalogRow) -> set[str]:
+    """The texts that name a row's video where no id, URI or name is exactly the text asked for."""
+    uri = redact_url(row.uri) if is_http(row.uri) else row.uri
+    return {unicodedata.normalize("NFC", text) for text in (uri, row.name)}
+
+
+def spellings_asked(text: str) -> set[str]:
+    """What to look for among `spellings_stored`, for a text that no id, URI or name is exactly."""
+    spellings = {text}
+    if text.startswith(("/", "file:")) or "://" in text:
+        spellings |= {absolute_uri(other) for other in (text, *chain.from_iterable(respelled(text)))}
+    return {unicodedata.normalize("NFC", spelling) for spelling in spellings}
 
 
 def _near(text: str, rows: Sequence[CatalogRow]) -> str:

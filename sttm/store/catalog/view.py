@@ -2,11 +2,12 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 from sttm.errors import StoreError
 from sttm.store.catalog.catalog import Catalog, Snapshot
 from sttm.store.catalog.history import split_history
-from sttm.store.catalog.lookup import find_row
+from sttm.store.catalog.lookup import find_row, spellings_asked, spellings_stored
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.storage import Storage
 
@@ -31,6 +32,7 @@ class CatalogView:
         self._seen: Snapshot | None = None
         self._rows: list[CatalogRow] = []
         self._named: dict[str, list[CatalogRow]] = {}
+        self._respelled: dict[str, list[CatalogRow]] | None = None  # made when a text names nothing exactly
         self._newest: list[tuple[str, CatalogRow]] = []
 
     def rows(self) -> list[CatalogRow]:
@@ -59,6 +61,12 @@ class CatalogView:
         self.rows()
         found = self._named.get(text)
         if not found:
+            with self._lock:
+                if self._respelled is None:
+                    self._respelled = _by(self._rows, spellings_stored)
+                respelled = self._respelled
+            found = [row for spelling in spellings_asked(text) for row in respelled.get(spelling, ())]
+        if not found:
             raise UnknownVideoError(f"no video {text[:200]!r} in the store")
         try:
             return find_row(text, found, "the store", recipe_digest)
@@ -79,15 +87,20 @@ class CatalogView:
         if snapshot != self._seen:
             rows, self._seen = split_history(self._catalog.history(snapshot))[0], snapshot
             self._rows = [row for row in rows if self._recipe_digest in (None, row.recipe_digest)]
-            self._named, self._newest = _by_name(self._rows), _newest_first(self._rows)
+            self._named, self._newest = _by(self._rows, _names), _newest_first(self._rows)
+            self._respelled = None
 
 
-def _by_name(rows: list[CatalogRow]) -> dict[str, list[CatalogRow]]:
-    """All rows by each text that can name them: id, URI and file name."""
+def _names(row: CatalogRow) -> set[str]:
+    return {row.video_id, row.uri, row.name}
+
+
+def _by(rows: list[CatalogRow], texts_of: Callable[[CatalogRow], set[str]]) -> dict[str, list[CatalogRow]]:
+    """All rows by each text that can name them."""
     named: dict[str, list[CatalogRow]] = {}
     for row in rows:
-        for name in {row.video_id, row.uri, row.name}:
-            named.setdefault(name, []).append(row)
+        for text in texts_of(row):
+            named.setdefault(text, []).append(row)
     return named
 
 
