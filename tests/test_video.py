@@ -17,7 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 from blake3 import blake3
-from media import CLIPS, PLAYLIST, TEXT, encode_audio, encode_video, flipped, picture, truncated
+from media import CLIPS, PLAYLIST, TEXT, encode_audio, encode_video, flipped, picture, remuxed, truncated
 from web_server import WebServer
 
 from jobs.cluster.process_limits import allocating_at_most
@@ -70,17 +70,6 @@ def error_of(path: str, **settings) -> VideoError:
 X264 = "x264-params"
 OPEN_GOP = {X264: "open-gop=1:bframes=3:keyint=10:scenecut=0"}
 INTRA_REFRESH = {X264: "intra-refresh=1:keyint=20:bframes=0:scenecut=0"}
-
-
-def remuxed(data: bytes, container: str) -> bytes:
-    output = io.BytesIO()
-    with av.open(io.BytesIO(data)) as source, av.open(output, "w", format=container) as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                target.mux(packet)
-    return output.getvalue()
 
 
 @pytest.mark.parametrize("decoder", ["auto", "decord"])

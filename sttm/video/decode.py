@@ -165,9 +165,7 @@ def _pick(index: VideoIndex, where: str, config: VideoConfig) -> tuple[NDArray[n
             "too_many_pixels", f"{where}: {what}, over max_decoded_bytes; lower max_frames or scale it down"
         )
     if (gap_s := float(index.seconds[-1] - clock[-1])) > 0:
-        return picked, (
-            f"{gap_s:.0f} s of the video, in long gaps, have no frames; samples are taken where frames are",
-        )
+        return picked, (f"{gap_s:.0f} s of the video are gaps without frames; samples are taken where frames are",)
     return picked, ()
 
 
