@@ -105,6 +105,20 @@ def test_a_change_of_programme_gives_the_frames_of_both(tmp_path):
     assert numbers(frames)[:12] == numbers(frames)[20:32] == numbers(frames)[40:52] == list(range(12))
 
 
+@pytest.mark.parametrize("how", [{}, {"container": "flv"}, {"movflags": "frag_keyframe+empty_moov"}])
+def test_files_joined_byte_by_byte_are_read_or_warned_about(tmp_path, how):
+    frames = read(tmp_path, encode_video(**how) * 2)
+    assert any("2 files in one" in w for w in frames.warnings)
+
+
+@pytest.mark.parametrize("container", ["mpeg", "vob", "matroska", "mpegts"])
+def test_a_recording_behind_another_is_read_in_full(tmp_path, container):
+    how = {"codec": "mpeg2video", "options": {"qmax": "2"}} if container in ("mpeg", "vob") else {}
+    frames = read(tmp_path, encode_video(container=container, rate=25, count=20, **how) * 2, fps=25)
+    assert numbers(frames)[:10] == numbers(frames)[20:30] == list(range(10))
+    np.testing.assert_allclose(frames.seconds, np.arange(40) / 25, atol=2e-3)
+
+
 # Gaps
 
 
@@ -202,6 +216,36 @@ def test_empty_chunks_at_the_end_of_an_avi_hold_its_last_frame():
     frames = read_video(str(TROUBLE / "mjpeg_still_end.avi"), VideoConfig())
     assert frames.duration_s == pytest.approx(8)
     assert frames.seconds.tolist() == [0, 1, 2]
+
+
+def test_packed_b_frames_of_avi_are_in_order(tmp_path):
+    plain = encode_video(container="avi", codec="mpeg4", count=31, gop=12, options={"bf": "1", "qmax": "2"})
+    frames = read(tmp_path, packed(plain), fps=10, max_frames=100)
+    np.testing.assert_allclose(frames.seconds, np.arange(31) / 10, atol=1e-6)
+    assert numbers(frames)[:13] == list(range(13))
+
+
+def packed(avi: bytes) -> bytes:
+    """MPEG-4 as DivX stores it: a B-frame lies in the chunk of the frame before it, and an empty frame in its own."""
+    output = io.BytesIO()
+    with av.open(io.BytesIO(avi)) as source, av.open(output, "w", format="avi") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        frames = [bytes(packet) for packet in source.demux(video=0) if packet.size]
+        kinds = [data[data.index(b"\0\0\1\xb6") + 4] >> 6 for data in frames]
+        chunks: list[bytes] = []
+        for data, kind in zip(frames, kinds, strict=True):
+            if kind == 2:
+                chunks[-1] += data
+            chunks.append(b"\0\0\1\xb6\x50\0\x7f" if kind == 2 else data)
+        at = chunks[0].index(b"\0\0\1\xb6")
+        chunks[0] = chunks[0][:at] + b"\0\0\1\xb2DivX503b1393p" + chunks[0][at:]
+        for number, data in enumerate(chunks):
+            packet = av.Packet(data)
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream, packet.is_keyframe = stream.time_base, stream, number == 0
+            packet.time_base = source.streams.video[0].time_base
+            target.mux(packet)
+    return output.getvalue()
 
 
 # Files that end early, and files that seem to

@@ -1,5 +1,6 @@
 """Facts about a video file that its structure shows without a decoder: is it cut off, and where can decoding start."""
 
+import re
 from collections.abc import Iterator
 
 _MP4_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
@@ -16,6 +17,7 @@ _MP4_BOXES = (
     b"emsg",
     b"pnot",
 )
+_FLV_MAGIC, _FLV_HEADER = b"FLV\x01", rb"FLV\x01[\x01\x04\x05]\x00\x00\x00\x09\x00\x00\x00\x00"
 _EBML_MAGIC, _MATROSKA_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
@@ -77,6 +79,29 @@ def _vint(data: memoryview, at: int) -> tuple[int, int]:
     length = 9 - first.bit_length() if first else 8
     value = int.from_bytes(data[at : at + length], "big") & ((1 << 7 * length) - 1)
     return (0 if value == (1 << 7 * length) - 1 else value), at + length
+
+
+def is_protected(data: memoryview) -> bool:
+    """Whether an MP4 describes its video as encrypted (ISO/IEC 23001-7)."""
+    return bytes(data[4:8]) in _MP4_FIRST_BOXES and re.search(rb"stsd.{12}encv", data, re.DOTALL) is not None
+
+
+def count_recordings(data: memoryview) -> int:
+    """How many whole files an MP4 or FLV consists of, as after `cat`; decoders read the first. 1 for other formats."""
+    if bytes(data[:4]) == _FLV_MAGIC:
+        return 1 + sum(1 for _ in re.finditer(_FLV_HEADER, data[13:]))
+    if bytes(data[4:8]) not in _MP4_FIRST_BOXES:
+        return 1
+    at, count = 0, 0
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        count += bytes(data[at + 4 : at + 8]) == b"moov"
+        if size == 1:
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        if size < 8:
+            break
+        at += size
+    return max(1, count)
 
 
 def is_entry_point(packet: memoryview, codec: str, extradata: bytes) -> bool:

@@ -43,7 +43,7 @@ from sttm.errors import VideoError
 from sttm.settings import Settings
 from sttm.urls import redact_url
 from sttm.video.avi import count_frame_chunks
-from sttm.video.container import is_cut_off
+from sttm.video.container import count_recordings, is_cut_off
 from sttm.video.file import read_video_file
 from sttm.video.frames import Frames, sample_times, sampling_clock
 from sttm.video.index import VideoIndex
@@ -151,6 +151,8 @@ def _check(index: VideoIndex, source: io.BytesIO, where: str, config: VideoConfi
         if index.missing_s is None:
             raise VideoError("truncated", f"{where} is cut off after {reached_s:.1f} s; copy it again")
         return (f"the file is cut off; its video lacks {index.missing_s:.2f} s",)
+    if (recordings := count_recordings(source.getbuffer())) > 1:
+        return (f"the file is {recordings} files in one; only what belongs to the first is read for certain",)
     return ()
 
 

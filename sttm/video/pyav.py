@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sttm.errors import VideoError
-from sttm.video.container import is_cut_off
+from sttm.video.container import is_cut_off, is_protected
 from sttm.video.frames import FrameKeeper
 from sttm.video.index import BROADCAST, VideoIndex, index_video
 from sttm.video.streams import VideoStream, choose_stream, read_streams, relay
@@ -53,7 +53,9 @@ def read_index(source: io.BytesIO, where: str) -> VideoIndex:
         raise
     except av.error.FFmpegError as e:
         code, cause = "not_a_video", f"is in no known video format ({e.strerror or type(e).__name__}); check the file"
-    if is_cut_off(source.getbuffer()):
+    if is_protected(source.getbuffer()):
+        code, cause = "encrypted", "is encrypted; decrypt it first"
+    elif is_cut_off(source.getbuffer()):
         code, cause = "truncated", "is cut off before its index; copy it again or wait until it is written"
     raise VideoError(code, f"{where} {cause}")
 
