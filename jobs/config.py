@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.answering.settings import AnswerConfig
-from jobs.cluster.run_config import RunConfig
+from jobs.cluster.settings import RunConfig
 from jobs.command import ConfigOption, SetOption, print_table, run
 from jobs.serving.settings import ServeConfig
 from sttm.config import IndexConfig, load_config, read_settings, settings_file

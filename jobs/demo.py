@@ -95,9 +95,12 @@ def _write_if_changed(path: Path, data: bytes) -> None:
 
 
 def _sttm(name: str, *arguments: str, capture: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run another command as a user would, in a process of its own."""
+    """Run another command as a user would, in a process of its own. Its errors are shown."""
     command = [sys.executable, "-m", f"jobs.{name}", *arguments]
-    return subprocess.run(command, text=True, stdout=subprocess.PIPE if capture else None, check=False)  # noqa: S603
+    done = subprocess.run(command, text=True, capture_output=capture, check=False)  # noqa: S603
+    if capture and done.returncode:
+        print(done.stderr, file=sys.stderr)
+    return done
 
 
 def command() -> None:

@@ -8,8 +8,8 @@
         print(video.name, video.tokens_before, video.tokens_after)
 
     print(archive.ask("clip-0.mp4", "What colour is the square?"))
-    print(archive.ask("clip-0.mp4", "Which shape is there?", options=["square", "star"]))
-    for answer in archive.ask_all("How many shapes are there?"):
+    print(archive.ask("clip-0.mp4", "What shape flashed?", options=["square", "star"]))
+    for answer in archive.ask_all("How many red objects are there?"):
         print(answer.video, answer.answer, answer.error)
 
     cache = archive.kv("clip-0.mp4")                 # per layer: cache.keys[layer] [heads, tokens, head_dim]

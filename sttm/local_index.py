@@ -10,11 +10,12 @@ from pathlib import Path
 from sttm.config import IndexConfig, index_recipe, load_index_config
 from sttm.corpus import VideoRef, list_corpus
 from sttm.errors import SttmError, VideoError
+from sttm.index_plan import error_row, key_of, make_plan
 from sttm.indexer import DecodedVideo, Indexer, VideoReader
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.placement import is_gpu_lost
 from sttm.store.catalog.row import CatalogRow
-from sttm.store.key import Recipe, recipe_digest, source_key
+from sttm.store.key import Recipe
 from sttm.store.store import Store
 from sttm.urls import redact_url
 
@@ -56,41 +57,23 @@ def index(
     """
     settings = config if isinstance(config, IndexConfig) else load_index_config(config, list(overrides))
     checkpoint = Checkpoint.open(settings.model)
+    if checkpoint.notice:
+        _log.warning(checkpoint.notice)
     recipe = index_recipe(settings, checkpoint)
     refs = list_corpus(str(corpus), limit=limit)
     opened = Store.open(str(store), create=True)
     opened.catalog.repair()
-    known = {row.source_key: row for row in opened.catalog.rows() if row.error_code != "lost"}
-    rows = {ref: known[key] for ref in refs if (key := key_of(ref, recipe)) in known}
-    todo = [ref for ref in refs if ref not in rows or (retry_errors and rows[ref].status == "error")]
-    if todo:
+    plan = make_plan(refs, recipe, opened, retry_errors)
+    known = {row.source_key: row for row in opened.catalog.rows()}
+    new: dict[VideoRef, CatalogRow] = {}
+    if plan.todo:
         run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
         indexer = Indexer(settings, recipe, str(store), run_id)
-        for ref, decoded in _decoded_ahead(VideoReader(settings), todo):
-            rows[ref] = _row(indexer, ref, recipe, run_id, decoded)
-            opened.catalog.append([rows[ref]])
-            _log.info("%s: %s %s", ref.name, rows[ref].status, rows[ref].error_message)
-    return [rows[ref] for ref in refs]
-
-
-def key_of(ref: VideoRef, recipe: Recipe) -> str:
-    """The source key of a listed video; a file of unknown size counts as size 0."""
-    return source_key(ref.uri, ref.size_bytes or 0, ref.version, recipe)
-
-
-def error_row(ref: VideoRef, recipe: Recipe, run_id: str, code: str, message: str) -> CatalogRow:
-    """The catalog row of a video that cannot be indexed."""
-    return CatalogRow(
-        video_id=ref.video_id,
-        uri=ref.uri,
-        name=ref.name,
-        status="error",
-        recipe_digest=recipe_digest(recipe),
-        source_key=key_of(ref, recipe),
-        error_code=code,
-        error_message=message,
-        run_id=run_id,
-    )
+        for ref, decoded in _decoded_ahead(VideoReader(settings), plan.todo):
+            new[ref] = _row(indexer, ref, recipe, run_id, decoded)
+            opened.catalog.append([new[ref]])
+            _log.info("%s: %s %s", ref.name, new[ref].status, new[ref].error_message)
+    return [new[ref] if ref in new else known[key_of(ref, recipe)] for ref in refs]
 
 
 def _decoded_ahead(reader: VideoReader, refs: list[VideoRef]) -> Iterator[tuple[VideoRef, "Future[DecodedVideo]"]]:

@@ -11,7 +11,7 @@ import ray
 from media import encode_video
 
 from jobs.cluster.actor_pool import ActorPool, StartError, Worker, places_for
-from jobs.cluster.run_config import RunConfig
+from jobs.cluster.settings import RunConfig
 from jobs.config import JobConfig
 from jobs.indexing.driver import Driver
 from jobs.indexing.metrics import Pipeline
@@ -170,9 +170,13 @@ def watch(pool: ActorPool, is_over: Callable[[], bool]) -> list[Worker]:
     """Deal with what ends until it is over; the workers there are then."""
     try:
         while not is_over():
-            for ended in ray.wait(pool.references(), timeout=10)[0]:
+            if not (references := pool.references()):
+                time.sleep(0.05)
+                continue
+            for ended in ray.wait(references, timeout=0.5)[0]:
                 assert pool.end(ended) is None
         return pool.workers
     finally:
         for worker in pool.workers:
-            ray.kill(worker.actor)
+            if worker.actor is not None:
+                ray.kill(worker.actor)

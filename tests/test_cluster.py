@@ -74,10 +74,33 @@ def test_good_videos_are_stored_and_each_bad_one_is_an_error_row(indexed: Indexe
 
 
 def test_second_run_does_nothing_and_says_so(indexed: Indexed) -> None:
-    again = job("index", *indexed.options)
+    again = job("index", *indexed.options, code=3)  # most of the corpus is missing, as the night before
     summary = last_json(again)
-    assert (summary["done"], summary["failed"], summary["skipped"]) == (0, 0, 5)
+    assert (summary["done"], summary["failed"], summary["skipped"], summary["failed_before"]) == (0, 0, 2, 3)
     assert "nothing to do" in again.stdout
+    assert "--retry-errors tries them again" in again.stdout
+    for code in ("not_a_video", "empty_file"):
+        assert code in again.stdout
+
+
+def test_phases_before_the_first_video_are_named_as_they_begin(indexed: Indexed) -> None:
+    lines = indexed.first.stdout.splitlines()
+    phases = ("opening the model", "listing the videos", "reading the catalog", "starting Ray", "loading the model")
+    begun = [next(number for number, line in enumerate(lines) if line.startswith(phase)) for phase in phases]
+    assert begun == sorted(begun)
+
+
+def test_the_run_record_holds_what_was_run_with_what(indexed: Indexed) -> None:
+    summary = last_json(indexed.first)
+    record = json.loads((indexed.store / "runs" / f"{summary['run_id']}.json").read_text())
+    counts = ("total", "done", "skipped", "failed", "failed_before", "left", "bytes_written", "retained_ratio")
+    assert [record[name] for name in counts] == [summary[name] for name in counts]
+    assert record["status"] == "finished"
+    assert record["command"][-len(indexed.options) :] == indexed.options
+    assert record["settings"]["model"]["path"] == indexed.options[-1].partition("=")[2]
+    assert (record["corpus"], record["store"]) == (str(indexed.corpus), str(indexed.store))
+    assert record["started_at"] < record["updated_at"]
+    assert list((indexed.store / "heartbeats").iterdir()) == []
 
 
 def test_dry_run_of_another_recipe_plans_everything_and_writes_nothing(indexed: Indexed) -> None:
@@ -155,7 +178,7 @@ def test_index_ask_verify_and_gc_on_a_real_s3_server(corpus: Path, qwen2_vl_fold
     options = ["--corpus", str(corpus), "--store", store, "--set", f"model.path={qwen2_vl_folder}"]
     first = last_json(job("index", *options, code=3))
     assert (first["done"], first["failed"]) == (2, 3)
-    assert last_json(job("index", *options))["skipped"] == 5
+    assert last_json(job("index", *options, code=3))["skipped"] == 2
     answer = last_json(
         job("ask", "--store", store, "--video", "av1.mp4", "What?", "--json", "--set", "sampling.max_tokens=4")
     )

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,7 @@ from test_actor_pool import Heard
 from jobs.cluster.faults import is_lost
 from jobs.cluster.process_limits import allocating_at_most
 from jobs.cluster.retry import Tries
-from jobs.cluster.run_config import RunConfig
+from jobs.cluster.settings import RunConfig
 from jobs.indexing.driver import Driver, _Video
 from sttm.config import IndexConfig
 from sttm.corpus import VideoRef
@@ -116,36 +117,90 @@ def wait_for_commits(store: Path, count: int, job: subprocess.Popen[str]) -> Non
         time.sleep(0.05)
 
 
+def press_ctrl_c(job: subprocess.Popen[str]) -> None:
+    """A terminal sends SIGINT to the job and to all processes that it has started."""
+    os.killpg(job.pid, signal.SIGINT)
+
+
+def statuses(store: Path) -> list[str]:
+    """How the runs of a store ended, or that they have not, oldest first."""
+    return [json.loads(record.read_text())["status"] for record in sorted((store / "runs").iterdir())]
+
+
 @pytest.mark.slow
-def test_sigterm_drains_and_the_next_run_completes(tmp_path: Path, qwen2_vl_folder: Path) -> None:
+@pytest.mark.parametrize("stop", [subprocess.Popen.terminate, press_ctrl_c])
+def test_a_stopped_job_drains_and_the_next_run_completes(
+    tmp_path: Path, qwen2_vl_folder: Path, stop: Callable[[subprocess.Popen[str]], None]
+) -> None:
     corpus, store = copies(tmp_path / "corpus", 16), tmp_path / "store"
     job = start(corpus, store, qwen2_vl_folder)
     wait_for_commits(store, 2, job)
-    job.send_signal(signal.SIGTERM)
+    stop(job)
     code, summary = finish(job)
-    assert code == 143
+    assert code == (130 if stop is press_ctrl_c else 143)
+    assert statuses(store) == ["stopped"]
     assert 2 <= summary["done"] < 16
     assert summary["left"] == 16 - summary["done"]
     check_complete(store, summary["done"])
     code, rest = finish(start(corpus, store, qwen2_vl_folder))
     assert (code, rest["done"], rest["skipped"]) == (0, summary["left"], summary["done"])
+    assert statuses(store) == ["stopped", "finished"]
     check_complete(store, 16)
 
 
 @pytest.mark.slow
+def test_a_second_ctrl_c_ends_the_job_at_once_and_loses_nothing(tmp_path: Path, qwen2_vl_folder: Path) -> None:
+    corpus, store = copies(tmp_path / "corpus", 40), tmp_path / "store"
+    job = start(corpus, store, qwen2_vl_folder)
+    wait_for_commits(store, 2, job)
+    started = time.monotonic()
+    press_ctrl_c(job)
+    time.sleep(0.1)
+    press_ctrl_c(job)
+    out, _ = job.communicate(timeout=60)
+    assert job.returncode == 130, out
+    assert time.monotonic() - started < 20
+    assert "the same command goes on" in out
+    assert "Traceback" not in out
+    assert statuses(store) == ["stopped"]
+    code, rest = finish(start(corpus, store, qwen2_vl_folder))
+    assert (code, rest["done"] + rest["skipped"]) == (0, 40)
+    check_complete(store, 40)
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_called_killed_by_the_next_one_and_never_at_work(tmp_path: Path, qwen2_vl_folder: Path) -> None:
+    corpus, store = copies(tmp_path / "corpus", 8), tmp_path / "store"
+    job = start(corpus, store, qwen2_vl_folder)
+    wait_for_commits(store, 1, job)
+    processes = family(job)
+    job.kill()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    job.communicate(timeout=60)
+    assert statuses(store) == ["running"]
+    out, _ = start(corpus, store, qwen2_vl_folder).communicate(timeout=280)
+    assert "at work" not in out
+    assert statuses(store) == ["killed", "finished"]
+    check_complete(store, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [subprocess.Popen.terminate, press_ctrl_c])
 @pytest.mark.parametrize("after_s", [0.2, 1.0, 2.5])
-def test_sigterm_while_ray_starts_ends_the_job_as_later_on(
-    tmp_path: Path, qwen2_vl_folder: Path, after_s: float
+def test_a_stop_while_ray_starts_ends_the_job_as_later_on(
+    tmp_path: Path, qwen2_vl_folder: Path, after_s: float, stop: Callable[[subprocess.Popen[str]], None]
 ) -> None:
     job = start(copies(tmp_path / "corpus", 2), tmp_path / "store", qwen2_vl_folder)
     assert job.stdout is not None
-    assert job.stdout.readline() == "2 videos: 2 to index, 0 stored already, 0 failed before\n"
+    while job.stdout.readline() != "2 videos: 2 to index, 0 stored already, 0 failed before\n":
+        assert job.poll() is None
     time.sleep(after_s)
-    job.send_signal(signal.SIGTERM)
+    stop(job)
     code, summary = finish(job)
-    assert (code, summary["done"] + summary["left"]) == (143, 2)
-    (record,) = (tmp_path / "store" / "runs").iterdir()
-    assert json.loads(record.read_text())["status"] == "ended"
+    assert (code, summary["done"] + summary["left"]) == (130 if stop is press_ctrl_c else 143, 2)
+    assert statuses(tmp_path / "store") == ["stopped"]
 
 
 @pytest.mark.slow

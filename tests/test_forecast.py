@@ -7,9 +7,10 @@ import pytest
 from indexed import index_clips
 from media import encode_video
 
+from jobs.indexing.dry_run import print_plan
 from jobs.indexing.forecast import Forecast, forecast, measured_rate
-from jobs.indexing.plan import Plan, make_plan, print_plan
 from sttm.corpus import VideoRef, list_corpus
+from sttm.index_plan import Plan, make_plan
 from sttm.store.artifact import committed
 from sttm.store.key import Recipe, make_recipe
 from sttm.store.store import Store
@@ -79,7 +80,7 @@ def test_another_recipe_of_the_same_model_and_budget_is_named_and_no_other_is_us
 
 def test_plan_prints_any_uri_as_it_is_but_for_passwords(capsys: pytest.CaptureFixture[str]) -> None:
     refs = [VideoRef.from_uri(uri) for uri in ("s3://b/[/x].mp4", "s3://b/[bold].mp4", "s3://u:p@b/a.mp4")]
-    print_plan(Plan(refs, 0, 0), None, {}, gpus_per_model=1)
+    print_plan(Plan(refs), None, {}, gpus_per_model=1)
     out = capsys.readouterr().out
     assert all(uri in out for uri in ("s3://b/[/x].mp4", "s3://b/[bold].mp4", "s3://b/a.mp4"))
 

@@ -110,7 +110,7 @@ def test_stop_drains_and_everything_finished_is_committed(
     summary = closing_summary(ray_cluster.client.get_job_logs(job))
     assert 2 <= summary["done"] < 40
     assert summary["left"] == 40 - summary["done"]
-    assert json.loads((store / "runs" / "stopped.json").read_text())["status"] == "ended"
+    assert json.loads((store / "runs" / "stopped.json").read_text())["status"] == "stopped"
     check_complete(store, summary["done"])
 
 

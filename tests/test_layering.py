@@ -38,6 +38,7 @@ LAYERS = (
     ("sttm.synthetic",),
     ("sttm",),
     ("sttm.archive", "sttm.local_index"),
+    ("sttm.index_plan",),
     ("sttm.indexer",),
     ("sttm.config",),
     ("sttm.query",),
@@ -127,3 +128,8 @@ print(*sorted(m for m in ("ray", "decord", "av", "pyarrow.dataset") if m in sys.
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == ""
+
+
+def test_every_module_says_what_it_is() -> None:
+    silent = [str(path.relative_to(ROOT)) for path in FILES if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert silent == []

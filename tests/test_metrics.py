@@ -12,7 +12,7 @@ from sttm.store.catalog.row import CatalogRow
 def test_idle_is_what_an_actor_was_ready_without_work_for_its_gpu() -> None:
     clock = IdleClock()
     for is_ready, now in [(False, 5.0), (True, 10.0), (True, 12.0), (False, 18.0), (True, 30.0), (True, 32.0)]:
-        clock.turn(is_ready, now)
+        clock.observe(is_ready, now)
     assert clock.idle_s == clock.ready_s == 8 + 2
     clock.worked(3.0)
     clock.worked(4.5)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jobs.cluster.actor_pool import Worker
 from jobs.cluster.retry import Tries
-from jobs.cluster.run_config import RunConfig
+from jobs.cluster.settings import RunConfig
 from jobs.indexing.schedule import Ahead, least_busy, next_to_decode
 
 LIMITS = RunConfig(decode_ahead=2, decode_ahead_bytes=1000)

@@ -1,0 +1,1 @@
+"""The answer job: a table of questions about stored videos, answered on Ray."""

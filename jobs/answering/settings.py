@@ -4,7 +4,7 @@ from typing import Protocol
 
 from pydantic import Field
 
-from jobs.cluster.run_config import RunConfig
+from jobs.cluster.settings import RunConfig
 from sttm.engine.sampling import SamplingConfig
 from sttm.models.checkpoint import ModelConfig
 from sttm.query.cache_tier import CacheConfig

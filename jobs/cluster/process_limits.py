@@ -1,4 +1,4 @@
-"""Limits on what one video may do to the process that works on it, also from native code, and to those after it."""
+"""Limits on what one video may do to the process that works on it, so that it harms no video that comes later."""
 
 import faulthandler
 import os
@@ -14,7 +14,10 @@ _EXIT_GPU_LOST = 70
 
 @contextmanager
 def killed_after(seconds: float) -> Iterator[None]:
-    """End this process if the block takes longer, from a C thread: also when native code holds the GIL."""
+    """End this process if the block takes longer than `seconds`.
+
+    A C thread does it, so that native code that holds the GIL is ended too.
+    """
     faulthandler.dump_traceback_later(seconds, exit=True)
     try:
         yield
@@ -24,7 +27,7 @@ def killed_after(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def allocating_at_most(size_bytes: int) -> Iterator[None]:
-    """Let allocations of this process fail beyond `size_bytes`, so that one video cannot exhaust the machine."""
+    """Let allocations fail in the block once this process holds `size_bytes`; one video cannot exhaust the machine."""
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (size_bytes if hard < 0 else min(size_bytes, hard), hard))
     try:
@@ -35,7 +38,7 @@ def allocating_at_most(size_bytes: int) -> Iterator[None]:
 
 @contextmanager
 def ended_by_a_lost_gpu() -> Iterator[None]:
-    """End this process after an error that its GPU does not recover from: all later work would fail in it, too."""
+    """End this process if the block raises an error that its GPU cannot recover from, since later work would fail."""
     try:
         yield
     except Exception as error:

@@ -1,5 +1,6 @@
 """Joining a Ray cluster or starting one on this machine, and the GPUs that an actor was given there."""
 
+import math
 import os
 import secrets
 import signal
@@ -72,16 +73,18 @@ def work_on_ray(address: str | None, stopping: threading.Event, work: Callable[[
 
     Raises:
         SttmError: no cluster answers at the address.
-        KeyboardInterrupt: a further SIGINT came.
+        KeyboardInterrupt: another SIGINT came while the work was ending.
     """
     came: list[int] = []
+    # Ray is never interrupted while it starts or shuts down: it would end this process, with exit code 1 and no word.
+    tolerated = math.inf
 
     def stop(number: int, _: object) -> None:
-        if number == signal.SIGINT and came:
-            raise KeyboardInterrupt
         came.append(number)
         stopping.set()
-        if number == signal.SIGINT:  # `print` may be what the signal has interrupted
+        if number == signal.SIGINT and len(came) > tolerated:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT and len(came) == 1:  # `print` may be what the signal has interrupted
             os.write(2, b"\nstopping: what is under way is finished and kept; Ctrl-C again ends at once\n")
 
     _handle(stop)
@@ -97,7 +100,12 @@ def work_on_ray(address: str | None, stopping: threading.Event, work: Callable[[
                 came.append(signal.SIGTERM)
                 stopping.set()
         if not stopping.is_set():
-            work()
+            tolerated = 1
+            try:
+                work()
+            finally:
+                tolerated = math.inf
+    tolerated = 2  # an impatient second Ctrl-C costs the caller no closing words, but a third one ends anything
     return signal.Signals(came[0]) if came else None
 
 

@@ -1,0 +1,1 @@
+"""The index job: videos of a corpus decoded, prefilled and stored on Ray."""

@@ -1,4 +1,4 @@
-"""The index job on Ray: a small state machine a video, whose whole state is disposable (the truth is in the store).
+"""The index job on Ray: a small state machine for each video. All its state may be lost: the store holds the truth.
 
     waiting ──► decoding (CPU task) ──► decoded (object store) ──► running (prefill actor, one a GPU) ──► row
        ▲                                                               │
@@ -19,7 +19,7 @@ from ray import exceptions as ray_errors
 from jobs.cluster.actor_pool import ActorPool, Worker, places_for
 from jobs.cluster.faults import fault_of
 from jobs.cluster.retry import EndRun, GiveUp, RetryLimits, Tries, TryAgain, what_next
-from jobs.cluster.run_config import RunConfig
+from jobs.cluster.settings import RunConfig
 from jobs.indexing.actor import PrefillActor, decode_video
 from jobs.indexing.metrics import IdleClock, Pipeline
 from jobs.indexing.schedule import Ahead, least_busy, next_to_decode
@@ -31,16 +31,16 @@ from sttm.urls import redact_url
 
 
 class Listener(Protocol):
-    """Hears of every video once, in any order."""
+    """Is called for everything that happens in a run; each video ends once, in any order."""
 
     def tick(self, pipeline: Pipeline) -> None:
-        """Time passes; called at least twice a second."""
+        """Called at least twice a second while the run lasts."""
 
     def decoded(self, ref: VideoRef, frames: int) -> None:
-        """The video's frames are ready; more than once, if it is tried again."""
+        """The video's frames are ready. A video that is tried again is decoded again."""
 
     def is_stored(self, ref: VideoRef) -> bool:
-        """Whether another run has stored the video meanwhile; it is then left alone."""
+        """Whether another run has stored the video meanwhile, so that this run leaves it alone."""
 
     def stored(self, ref: VideoRef, row: CatalogRow) -> None:
         """The video is committed in the store."""
@@ -51,7 +51,14 @@ class Listener(Protocol):
 
 @dataclass(eq=False)
 class _Video:
-    """One video's way through the job."""
+    """One video on its way through the job.
+
+    Attributes:
+        ref: the video.
+        tries: how it has fared so far.
+        decoded: Ray's reference of the decoded video, while it waits for an actor.
+        size_bytes: bytes of its decoded frames.
+    """
 
     ref: VideoRef
     tries: Tries = field(default_factory=Tries)
@@ -64,7 +71,19 @@ class _Video:
 
 
 class Driver:
-    """Runs videos through decode tasks and prefill actors, and tells the listener how each ended."""
+    """Runs videos through decode tasks and prefill actors, and reports to the listener how each of them ended.
+
+    Args:
+        config: settings of the index.
+        run: how the job runs on Ray.
+        recipe: the recipe that `config` amounts to.
+        store_url: URL of the store.
+        run_id: name of this run.
+        listener: is called for everything that happens.
+
+    Attributes:
+        stopping: once it is set, no video is begun and `run` returns when the videos on the actors are finished.
+    """
 
     def __init__(
         self, config: IndexConfig, run: RunConfig, recipe: Recipe, store_url: str, run_id: str, listener: Listener
@@ -81,16 +100,19 @@ class Driver:
         self.stopping = threading.Event()
 
     def run(self, refs: list[VideoRef]) -> None:
-        """Index every video, in this order, until all have a row or `stopping` is set (running ones still finish).
+        """Index the videos in this order, until each has a row or `stopping` is set.
 
         Raises:
-            ConfigError, ModelError: no video can be indexed with these settings.
+            ConfigError: the settings fit no video, or there are fewer GPUs than one actor needs.
+            ModelError: the checkpoint cannot be used.
             StartError: no actor can start.
         """
         self._waiting.extend(_Video(ref) for ref in refs)
         places, gpus = places_for(len(refs), self._run.gpus, self._run.gpus_per_model, "run.gpus")
-        # Actors that took the last CPU would wait for ever for videos that nothing is left to decode.
+        # If the actors took all CPUs, none would be left to decode the videos that the actors wait for.
         cpus = 0 if 0 < ray.cluster_resources().get("CPU", 0) <= places else 1
+        device = f"{gpus} GPU{'s' * (gpus > 1)} each" if gpus else "on the CPU"
+        print(f"loading the model: {places} worker{'s' * (places > 1)}, {device}", flush=True)
         self._pool = ActorPool(PrefillActor, self._actor_args, places, gpus, self._run.in_flight, cpus)
         self._clocks = [IdleClock() for _ in range(places)]
         while self._busy():
@@ -106,9 +128,9 @@ class Driver:
         return bool(self._waiting or self._decoding or self._decoded or self._pool.is_busy)
 
     def _observe(self) -> Pipeline:
-        """What is where until the next thing happens; for clocks, counts and gauges."""
+        """Where the videos are now, for the gauges; also brings the idle clocks up to date."""
         for worker in self._pool.workers:
-            self._clocks[worker.place].turn(worker.is_ready)
+            self._clocks[worker.place].observe(worker.is_ready)
         places = {
             "queue": len(self._waiting),
             "decoding": len(self._decoding),
@@ -141,7 +163,7 @@ class Driver:
             video.decoded = None
 
     def _collect(self) -> None:
-        """Wait for something to end, and deal with it."""
+        """Wait half a second at most for a task to end, and deal with its result."""
         waiting = [*self._decoding, *self._pool.references()]
         if not waiting:
             time.sleep(0.05)
@@ -168,11 +190,12 @@ class Driver:
             indexed = ray.get(done, timeout=timeout_s)
             self._clocks[worker.place].worked(indexed.gpu_s)
             self._listener.stored(video.ref, indexed.row)
-        except Exception as error:  # as above
+        except Exception as error:  # the same boundary
             self._failed(video, error)
             if isinstance(error, ray_errors.RayActorError):
+                # The other videos of the dead actor may have ended before it died, so their results are looked at.
                 for other, held in self._pool.replace(worker).items():
-                    self._end_prefill(worker, held, other, timeout_s=0)  # it may have ended before the actor did
+                    self._end_prefill(worker, held, other, timeout_s=0)
 
     def _failed(self, video: _Video, error: Exception) -> None:
         uri = video.ref.uri

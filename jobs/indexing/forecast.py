@@ -1,10 +1,10 @@
-"""What indexing some videos will cost, from what indexing others has cost: the store's own rows are the measurement.
+"""What indexing some videos will cost, forecast from what indexing other videos into the same store has cost.
 
-Of a video only its size is known before it is read, unless the store holds it under another recipe. So:
+Before a video is read only the size of its file is known, unless the store holds it under another recipe. So:
 
     size ──► seconds of video ──► frames, by the sampling rule ──► visual tokens ──► GPU seconds, bytes to store
 
-Each arrow is a rate over the measured videos. Nothing is read but the catalog and one manifest a recipe.
+Each arrow is a rate measured over the videos in the store. Only the catalog and one manifest per recipe are read.
 """
 
 from collections import defaultdict
@@ -21,17 +21,17 @@ from sttm.video.frames import sample_times
 
 @dataclass(frozen=True)
 class Rate:
-    """What one recipe took and gave so far.
+    """What indexing with one recipe has cost and yielded so far.
 
     Attributes:
-        videos: how many it was measured on.
-        device: they were prefilled on.
-        differs: how that recipe differs from the one asked for; empty if it is the same.
-        source_bytes_per_s: bytes of a file for a second of video.
-        tokens_per_frame: visual tokens before the merge for a frame of the sampling rule.
-        retained_ratio: tokens after the merge of those before.
-        gpu_s_per_token: seconds of one actor for a token before the merge.
-        stored_bytes_per_token: bytes of both files for a token before the merge.
+        videos: how many videos the rate was measured on.
+        device: the device that the videos were prefilled on.
+        differs: how the measured recipe differs from the one asked for; empty if they are the same.
+        source_bytes_per_s: bytes of the file per second of video.
+        tokens_per_frame: visual tokens before the merge per sampled frame.
+        retained_ratio: tokens after the merge per token before it.
+        gpu_s_per_token: seconds of one actor per token before the merge.
+        stored_bytes_per_token: bytes of both stored files per token before the merge.
     """
 
     videos: int
@@ -49,11 +49,12 @@ class Forecast:
     """The expected cost of some videos.
 
     Attributes:
-        video_hours: of video.
-        video_hours_known: of these, of videos whose length is known and not guessed from their size.
-        tokens_before, tokens_after: visual tokens entering and leaving the merge.
-        gigabytes: 10^9 bytes, to be written.
-        gpu_hours: of all GPUs of the actors; of actors, where there are no GPUs.
+        video_hours: length of all videos, in hours.
+        video_hours_known: the part of `video_hours` that is known, and not guessed from the size of a file.
+        tokens_before: visual tokens entering the merge.
+        tokens_after: visual tokens leaving the merge.
+        gigabytes: size of the artifacts to be written, in 10^9 bytes.
+        gpu_hours: hours of all GPUs that the actors hold, added up; hours of actors where there are no GPUs.
     """
 
     video_hours: float
@@ -65,7 +66,7 @@ class Forecast:
 
 
 def measured_rate(store: Store, recipe: Recipe) -> Rate | None:
-    """The rate of this recipe, else of the nearest other one of the same model and merge size; None without either."""
+    """The rate of this recipe, or of the nearest one with the same model and budget; None if the store has neither."""
     by_recipe: dict[str, dict[str, CatalogRow]] = defaultdict(dict)
     for row in store.catalog.rows():
         if row.status == "ok" and row.duration_s and row.source_bytes and row.tokens_before and row.timings_s:
@@ -84,7 +85,7 @@ def measured_rate(store: Store, recipe: Recipe) -> Rate | None:
 
 
 def forecast(refs: list[VideoRef], store: Store, recipe: Recipe, rate: Rate, gpus_per_model: int) -> Forecast:
-    """What indexing these videos will cost at this rate, with this recipe's sampling."""
+    """What indexing these videos will cost at a measured rate, with the frames that this recipe samples."""
     durations = {(row.uri, row.source_bytes): row.duration_s for row in store.catalog.history() if row.duration_s}
     known = [durations.get((ref.uri, ref.size_bytes or 0)) for ref in refs]
     seconds = [
@@ -118,13 +119,13 @@ def _rate(rows: list[CatalogRow], recipe: Recipe, device: str, differs: tuple[st
 
 
 def _frames(duration_s: float, recipe: Recipe) -> int:
-    """How many frames the sampling rule takes of a video; its last frame starts a little before its end."""
+    """How many frames the recipe samples from a video, whose last frame starts a little before its end."""
     video = recipe["video"]
     last_s = max(0.0, duration_s - 1e-3)
     return len(sample_times(0.0, last_s, video["fps"], video["max_frames"], video["min_frames"]))
 
 
 def _kind(recipe: Recipe) -> tuple[object, ...]:
-    """What a rate must share with a recipe to say anything about it: model, frame size, how much the merge keeps."""
+    """What two recipes must share for one to forecast the other: model, frame size, and how much the merge keeps."""
     shared = ("method", "budget", "tokens", "spatial_threshold", "temporal_threshold")
     return recipe["model"], recipe.get("preprocess"), *(recipe["merge"].get(name) for name in shared)

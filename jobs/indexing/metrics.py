@@ -1,8 +1,8 @@
 """What Prometheus sees of a running index job.
 
-Emitted by the driver alone: the series of an actor that died would stay at its last value. Ray serves them on every
-node's metrics port, a few seconds late, under the name `Metric.series`. `infra/monitoring/` has a Grafana dashboard
-and alerts over exactly these. The lasting record of a run is `runs/<run_id>.json` in the store.
+Only the driver emits metrics, because a series of an actor that died would stay at its last value. Ray serves them on
+every node's metrics port, a few seconds late, under the names `Metric.series`. The Grafana dashboard and the alerts in
+`infra/monitoring/` use exactly these metrics. The lasting record of a run is `runs/<run_id>.json` in the store.
 """
 
 import time
@@ -21,9 +21,9 @@ class Metric:
     """One family of series.
 
     Attributes:
-        kind: what Prometheus calls its type.
-        name: as Ray is told it.
-        description: shown beside it.
+        kind: type of the metric in Prometheus.
+        name: the name that Ray is given; Prometheus has it as `series`.
+        description: help text of the metric.
         labels: keys of its labels.
     """
 
@@ -34,11 +34,11 @@ class Metric:
 
     @property
     def series(self) -> str:
-        """Its name in Prometheus; a histogram's series add `_bucket`, `_sum` and `_count`."""
+        """The metric's name in Prometheus; the series of a histogram add `_bucket`, `_sum` and `_count` to it."""
         return f"ray_{self.name}" + ("_total" if self.kind == "counter" else "")
 
     def register(self) -> Any:
-        """The object of Ray that takes its values; Ray must be running."""
+        """Create the Ray object that takes the metric's values; Ray must be running."""
         if self.kind == "histogram":
             return ray_metrics.Histogram(self.name, self.description, _STAGE_BOUNDARIES_S, self.labels)
         kind = ray_metrics.Counter if self.kind == "counter" else ray_metrics.Gauge
@@ -63,11 +63,11 @@ METRICS = (
 
 
 class IdleClock:
-    """Adds up how long the prefill actors of one place were ready, and how long of that their GPU did nothing.
+    """Adds up how long the actors of one place of the pool were ready, and how long of that time their GPU did nothing.
 
     Attributes:
-        ready_s: seconds an actor was ready.
-        busy_s: seconds its GPU worked, as far as the actors have said; they say so with each finished video.
+        ready_s: seconds for which an actor was ready.
+        busy_s: seconds for which the GPU worked; an actor reports them with each finished video.
     """
 
     def __init__(self) -> None:
@@ -77,17 +77,22 @@ class IdleClock:
 
     @property
     def idle_s(self) -> float:
-        """Seconds without work, what is under way counting as idle until it is finished."""
+        """Seconds without work for the GPU; a video under way counts as idle time until it is finished."""
         return max(0.0, self.ready_s - self.busy_s)
 
-    def turn(self, is_ready: bool, now: float | None = None) -> None:
-        """What it was until now has ended; from now on an actor is ready or not."""
+    def observe(self, is_ready: bool, now: float | None = None) -> None:
+        """Close the current interval and start one in which the actor is, or is not, ready.
+
+        Args:
+            is_ready: whether the actor is ready from now on.
+            now: the present time in seconds; None takes `time.monotonic`.
+        """
         now = time.monotonic() if now is None else now
         self.ready_s += now - self._since if self._is_ready else 0.0
         self._is_ready, self._since = is_ready, now
 
     def worked(self, seconds: float) -> None:
-        """The GPU has worked so long on a video that is finished now."""
+        """Add the seconds that the GPU worked on a video that is finished now."""
         self.busy_s += seconds
 
 
@@ -96,8 +101,9 @@ class Pipeline:
     """Where the videos of a run are at one moment.
 
     Attributes:
-        places: how many videos are in the queue, decoding, decoded, and with an actor (`gpu`).
-        ready_s, idle_s: of every place for an actor, so far.
+        places: number of videos by where they are: `queue`, `decoding`, `decoded`, `gpu` (an actor holds them).
+        ready_s: seconds for which an actor was ready, for each place of the pool.
+        idle_s: seconds of `ready_s` without work for the GPU, for each place of the pool.
     """
 
     places: dict[str, int]
@@ -106,18 +112,18 @@ class Pipeline:
 
     @property
     def gpu_idle_share(self) -> float | None:
-        """Over all actors; None before one was ready."""
+        """Share of the ready time of all actors without work for their GPUs; None before any actor was ready."""
         return sum(self.idle_s) / sum(self.ready_s) if sum(self.ready_s) else None
 
 
 class RunMetrics:
-    """Feeds the metrics of one run. Make it after Ray has started."""
+    """Feeds the metrics of one run; it can be made once Ray has started."""
 
     def __init__(self) -> None:
         self._metrics = {metric.name: metric.register() for metric in METRICS}
 
     def stored(self, row: CatalogRow) -> None:
-        """This run has committed one more artifact."""
+        """Count an artifact that this run has committed."""
         self._count("sttm_videos", 1, outcome="stored")
         self._count("sttm_visual_tokens", row.tokens_before, side="before")
         self._count("sttm_visual_tokens", row.tokens_after, side="after")
@@ -126,20 +132,20 @@ class RunMetrics:
             self._metrics["sttm_stage_seconds"].observe(float(seconds), tags={"stage": stage})
 
     def failed(self, code: str) -> None:
-        """One more video cannot be indexed."""
+        """Count a video that cannot be indexed."""
         self._count("sttm_videos", 1, outcome="failed")
         self._count("sttm_failures", 1, code=code)
 
     def skipped(self) -> None:
-        """A video that this run was to do is stored already: by another run, or under another name."""
+        """Count a video that turned out to be stored already, by another run or under another name."""
         self._count("sttm_videos", 1, outcome="skipped")
 
     def decoded(self, frames: int) -> None:
-        """One more video is decoded."""
+        """Count the frames of a video that was decoded."""
         self._count("sttm_frames", frames)
 
     def observe(self, pipeline: Pipeline) -> None:
-        """Set the gauges."""
+        """Set the gauges to the present state of the run."""
         for place, videos in pipeline.places.items():
             self._metrics["sttm_videos_waiting"].set(videos, tags={"place": place})
         for number, (ready_s, idle_s) in enumerate(zip(pipeline.ready_s, pipeline.idle_s, strict=True)):

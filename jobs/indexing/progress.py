@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: a live line in a terminal, plain lines elsewhere."""
+"""What a person sees while a run lasts: one live line in a terminal, a plain line now and then elsewhere."""
 
 import time
 from types import TracebackType
@@ -14,7 +14,15 @@ class Progress:
     """Counts videos and shows the counts; use it as a context manager.
 
     Args:
-        total: videos to do.
+        total: how many videos the run has to index.
+
+    Attributes:
+        done: videos that this run has stored.
+        failed: videos that cannot be indexed.
+        skipped: videos that turned out to be stored already.
+        bytes_written: bytes of the artifacts that this run has stored.
+        tokens_before: visual tokens entering the merge, over all videos stored.
+        tokens_after: visual tokens leaving the merge, over all videos stored.
     """
 
     def __init__(self, total: int) -> None:
@@ -26,15 +34,16 @@ class Progress:
 
     @property
     def seconds(self) -> float:
+        """Seconds since the run began."""
         return time.monotonic() - self.started
 
     @property
     def retained_ratio(self) -> float:
-        """Visual tokens kept of those read, over all videos so far."""
+        """Share of the visual tokens that the merge kept, over all videos stored so far."""
         return self.tokens_after / self.tokens_before if self.tokens_before else 0.0
 
     def show(self) -> None:
-        """Show the counts as they are now, if it is time to."""
+        """Show the present counts: at once in a terminal, every few seconds elsewhere."""
         if self._live:
             self._live.update(Text(self.line()))
         elif time.monotonic() - self._printed >= PLAIN_EVERY_S:

@@ -1,6 +1,12 @@
-"""What one run did so far: catalog rows in batches, and `runs/<run_id>.json`, rewritten while it runs.
+"""What one run has done so far: catalog rows, added in batches, and `runs/<run_id>.json`, rewritten while it runs.
 
-The record is also the run's heartbeat: another run of the same recipe sees from it that it is not alone.
+The record says how the run was started (`jobs.indexing.launch`), how far it is, and its status:
+
+    running    the run is at work, or was killed and no later run has found out yet
+    finished   every video was indexed, failed or was skipped
+    stopped    SIGTERM or Ctrl-C ended the run early
+    failed     an error ended the run; `error` names it
+    killed     the run ended without a word; a later run has found out (`jobs.indexing.other_runs`)
 """
 
 import functools
@@ -8,77 +14,103 @@ import json
 import sys
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Literal
 
+from jobs.indexing.heartbeat import Beat, Heartbeat
+from jobs.indexing.launch import Launch, redacted
 from jobs.indexing.metrics import Pipeline, RunMetrics
+from jobs.indexing.other_runs import OtherRuns, record_key
 from jobs.indexing.progress import Progress
 from jobs.indexing.video_log import log_video
 from sttm.corpus import VideoRef
 from sttm.errors import StoreError
+from sttm.index_plan import Plan, error_row, key_of
 from sttm.store.catalog.row import CatalogRow
-from sttm.store.key import Recipe, recipe_digest, source_key
+from sttm.store.key import Recipe, recipe_digest
 from sttm.store.store import Store
 from sttm.urls import redact_url
 
 FLUSH_EVERY_S = 10.0
 SHOWN_ERRORS = 100  # in the record while the run lasts: writing all of them each time would take longer and longer
-SILENT_FOR = timedelta(seconds=6 * FLUSH_EVERY_S)  # a run that wrote nothing for so long is dead
 
-
-def key_of(ref: VideoRef, recipe: Recipe) -> str:
-    """Source key of a listed video; a file of unknown size counts as size 0."""
-    return source_key(ref.uri, ref.size_bytes or 0, ref.version, recipe)
+Status = Literal["running", "finished", "stopped", "failed"]
 
 
 class RunRecord:
-    """Hears how each video ended; keeps catalog, run record, metrics, log and screen up to date.
+    """Takes what happened to each video; keeps the catalog, the run's record, metrics, log and screen up to date.
 
     Args:
-        store: where the rows and the record go.
-        recipe: of this run.
-        run_id: of this run.
-        videos: in the corpus, those not to be indexed now included.
-        progress: counts shown to a person; its total is what this run has to do.
+        store: the store that the rows and the record go to.
+        recipe: what this run indexes with.
+        run_id: name of this run.
+        plan: what this run has to do.
+        launch: how this run was started.
 
     Attributes:
-        others: ids of other live runs of the same recipe, as of the last flush.
-        errors: error rows of this run.
+        progress: the counts shown to a person.
+        others: the other runs in this store.
+        errors: catalog rows of the videos that failed in this run.
     """
 
-    def __init__(self, store: Store, recipe: Recipe, run_id: str, videos: int, progress: Progress) -> None:
-        self.store, self.recipe, self.run_id, self.progress = store, recipe, run_id, progress
+    def __init__(self, store: Store, recipe: Recipe, run_id: str, plan: Plan, launch: Launch) -> None:
+        self.store, self.recipe, self.run_id, self.plan = store, recipe, run_id, plan
+        self.progress = Progress(len(plan.todo))
         self.errors: list[CatalogRow] = []
-        self._videos = videos
+        self._launch = launch.as_record()
         self._digest = recipe_digest(recipe)
         self._rows: list[CatalogRow] = []
         self._flushed = time.monotonic()
         self._made: set[str] = set()
         self._stored_elsewhere: set[str] = set()
+        self._named_others: set[str] = set()
         self._gpu_idle_share: float | None = None
-        self.others = self._live_runs()
-        if progress.total:
-            self._write("running", SHOWN_ERRORS)
+        beat = Beat.of_this_process(run_id, self._digest)
+        self._heartbeat = Heartbeat(store.storage, beat)
+        self.others = OtherRuns(store.storage, beat)
 
-    @functools.cached_property
-    def _metrics(self) -> RunMetrics:
-        """Made when the first video moves: by then Ray runs."""
-        return RunMetrics()
+    def begin(self) -> None:
+        """Write the record for the first time, show other runs that this one lives, and look for other runs.
+
+        Raises:
+            StoreError: the store cannot be listed or written.
+        """
+        self._heartbeat.start()  # first: a run that is killed after its first record is found by its heartbeat
+        self._write("running", SHOWN_ERRORS)
+        self.others.look()
+        self._name_others()
+
+    def end(self, status: Status, error: BaseException | None = None) -> None:
+        """Put the last rows into the catalog and close the record.
+
+        Args:
+            status: how the run ended.
+            error: the error that ended the run, if one did.
+
+        Raises:
+            StoreError: the store does not take them.
+        """
+        self._append_rows()
+        self._write(status, len(self.errors), error)
+        self._heartbeat.stop()
 
     def tick(self, pipeline: Pipeline) -> None:
-        """Show the counts, and write what has gathered, if it is time to; if the store is away, the next time."""
+        """Show the counts and write what has gathered, each when its time has come.
+
+        What the store does not take now is written the next time.
+        """
         self.progress.show()
         self._metrics.observe(pipeline)
         self._gpu_idle_share = pipeline.gpu_idle_share
         if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
             try:
-                self._flush("running", SHOWN_ERRORS)
+                self._flush()
             except StoreError as error:
                 print(f"{len(self._rows)} rows wait for the store: {error}", file=sys.stderr, flush=True)
             self._flushed = time.monotonic()
 
     def is_stored(self, ref: VideoRef) -> bool:
-        """Whether another run has stored this video, as far as the last flush knows; counts it as skipped."""
+        """Whether another run has stored this video, as far as the last flush knows; such a video counts as skipped."""
         found = key_of(ref, self.recipe) in self._stored_elsewhere
         self.progress.skipped += found
         if found:
@@ -86,11 +118,11 @@ class RunRecord:
         return found
 
     def decoded(self, ref: VideoRef, frames: int) -> None:
-        """One more video is decoded."""
+        """Count the frames of a video that was decoded."""
         self._metrics.decoded(frames)
 
     def stored(self, ref: VideoRef, row: CatalogRow) -> None:
-        """One more video has an artifact; content that was stored already, under whatever name, counts as skipped."""
+        """Note that a video has an artifact; content that was stored already, under any name, counts as skipped."""
         p = self.progress
         if row.run_id == self.run_id and row.identity not in self._made:
             self._made.add(row.identity)
@@ -106,41 +138,26 @@ class RunRecord:
         log_video(row)
 
     def failed(self, ref: VideoRef, code: str, message: str) -> None:
-        """One more video cannot be indexed."""
-        row = CatalogRow(
-            video_id=ref.video_id,
-            uri=ref.uri,
-            name=ref.name,
-            status="error",
-            recipe_digest=self._digest,
-            source_key=key_of(ref, self.recipe),
-            error_code=code,
-            error_message=message,
-            run_id=self.run_id,
-        )
+        """Note that a video cannot be indexed."""
+        row = error_row(ref, self.recipe, self.run_id, code, message)
         self.progress.failed += 1
         self.errors.append(row)
         self._rows.append(row)
         self._metrics.failed(code)
         log_video(row)
 
-    def end(self) -> None:
-        """Put the last rows into the catalog and close the record.
-
-        Raises:
-            StoreError: the store does not take them.
-        """
-        self._flush("ended", len(self.errors))
-
     def summary(self) -> dict[str, Any]:
-        """The counts, as the job's last line and the record have them."""
+        """The counts, as the record and the last line of the job have them; every video counts in exactly one of
+        `done`, `skipped`, `failed`, `failed_before` and `left`.
+        """
         p = self.progress
         return {
             "run_id": self.run_id,
-            "total": self._videos,
+            "total": self.plan.videos,
             "done": p.done,
-            "skipped": self._videos - p.total + p.skipped,
+            "skipped": self.plan.stored + p.skipped,
             "failed": p.failed,
+            "failed_before": len(self.plan.failed_before),
             "left": p.total - p.done - p.failed - p.skipped,
             "seconds": round(p.seconds, 3),
             "retained_ratio": round(p.retained_ratio, 4),
@@ -148,37 +165,39 @@ class RunRecord:
             "gpu_idle_share": None if self._gpu_idle_share is None else round(self._gpu_idle_share, 4),
         }
 
-    def _flush(self, status: str, errors: int) -> None:
+    @functools.cached_property
+    def _metrics(self) -> RunMetrics:
+        """The metrics, made when they are first needed: by then Ray runs."""
+        return RunMetrics()
+
+    def _append_rows(self) -> None:
         self.store.catalog.append(self._rows)
         self._rows = []
-        self._write(status, errors)
-        self.others = self._live_runs()
-        if self.others:
+
+    def _flush(self) -> None:
+        self._append_rows()
+        self._write("running", SHOWN_ERRORS)
+        self.others.look()
+        self._name_others()
+        if self.others.at_work:
             rows = self.store.catalog.rows()
             self._stored_elsewhere = {r.source_key for r in rows if r.status == "ok" and r.run_id != self.run_id}
 
-    def _write(self, status: str, errors: int) -> None:
-        """Rewrite the record with the last so many errors."""
+    def _name_others(self) -> None:
+        for run_id in sorted(set(self.others.at_work) - self._named_others):
+            self._named_others.add(run_id)
+            print(f"{run_id} is at work on the same recipe: sharing the videos with it", flush=True)
+
+    def _write(self, status: Status, errors: int, error: BaseException | None = None) -> None:
+        """Rewrite the record with at most the last `errors` rows of failed videos."""
         last = self.errors[max(0, len(self.errors) - errors) :]
-        report = {
+        record = {
             **self.summary(),
             "status": status,
+            "error": None if error is None else f"{type(error).__name__}: {error}",
             "recipe_digest": self._digest,
+            **self._launch,
             "updated_at": datetime.now(UTC).isoformat(),
             "errors": [{**asdict(row), "uri": redact_url(row.uri)} for row in last],
         }
-        self.store.storage.put(f"runs/{self.run_id}.json", json.dumps(report, indent=1).encode())
-
-    def _live_runs(self) -> list[str]:
-        fresh = [e.key for e in self.store.storage.entries("runs") if datetime.now(UTC) - e.modified < SILENT_FOR]
-        reports = [report for report in map(self._read, fresh) if report.get("recipe_digest") == self._digest]
-        found = {str(report.get("run_id")) for report in reports if report.get("status") == "running"}
-        return sorted(found - {self.run_id})
-
-    def _read(self, key: str) -> dict[str, Any]:
-        """A run's record; empty if it is none, or gone since it was listed: nobody's record may stop another run."""
-        try:
-            report = json.loads(self.store.storage.read(key))
-        except (ValueError, RecursionError, StoreError):
-            return {}
-        return report if isinstance(report, dict) else {}
+        self.store.storage.put(record_key(self.run_id), json.dumps(redacted(record), indent=1).encode())

@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 
 from jobs.cluster.actor_pool import Work, Worker
 from jobs.cluster.retry import Tries
-from jobs.cluster.run_config import RunConfig
+from jobs.cluster.settings import RunConfig
 
 
 class Waiting(Protocol):

@@ -1,4 +1,4 @@
-"""One JSON line a video that ended, for log collectors: on standard error, unless a person is looking at it."""
+"""One JSON line on standard error for each video that ended, for log collectors; none if a person looks at it."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from sttm.urls import redact_url
 
 
 def log_video(row: CatalogRow) -> None:
-    """Write the line of one catalog row; in a terminal the progress line and the closing table say enough."""
+    """Write the line of one catalog row, unless standard error is a terminal, where the progress line says enough."""
     if sys.stderr.isatty():
         return
     line: dict[str, Any] = {

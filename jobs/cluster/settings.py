@@ -22,7 +22,8 @@ class RunConfig(Settings):
         prefill_timeout_s: seconds after which the process that prefills a video is killed, which counts as a crash.
         crash_tries: crashes of a process after which the video or question that it worked on becomes an error row.
         lost_tries: faults of machines, networks or the store after which the work in hand becomes an error row.
-        max_failed_share: share of failed videos or questions above which the exit code is 3.
+        max_failed_share: share of failed videos or questions above which the exit code is 3. For `index` the share of
+            the videos tried counts, and the share of the corpus that failed now or before.
     """
 
     gpus: int | None = Field(default=None, ge=0)
