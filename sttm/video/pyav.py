@@ -18,6 +18,7 @@ from sttm.video.transport_stream import is_scrambled, video_pids
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf"
 _MAX_PARTS = 100
 _PACKET_BYTES = 188
+_SPARE_BYTES = 64 << 20
 
 
 def read_index(source: io.BytesIO, where: str) -> VideoIndex:
@@ -49,8 +50,10 @@ def read_index(source: io.BytesIO, where: str) -> VideoIndex:
             code, cause = "no_video_stream", f"has no video stream (streams: {kinds}); leave it out"
         else:
             code, cause = "no_frames", "has a video stream without a single frame; copy it again"
-    except MemoryError:  # PyAV's memory error is an FFmpegError too, but it is not the video's fault
-        raise
+    except MemoryError:  # PyAV's memory error is an FFmpegError too, but seldom the video's fault
+        if _lacks_memory():
+            raise
+        code, cause = "not_a_video", "asks for more memory than there is, as a damaged header does; check the file"
     except av.error.FFmpegError as e:
         code, cause = "not_a_video", f"is in no known video format ({e.strerror or type(e).__name__}); check the file"
     if is_protected(source.getbuffer()):
@@ -128,11 +131,20 @@ def _demux(container: Any, *streams: Any) -> Iterator[Any]:
     try:
         yield from container.demux(*streams)
     except MemoryError:
-        raise
+        if _lacks_memory():
+            raise
     except av.error.FFmpegError:
         return
     except IndexError:  # PyAV's, after the last packet, if streams appeared that the header did not have
         return
+
+
+def _lacks_memory() -> bool:
+    """Whether memory is short. If not, FFmpeg asked for an absurd amount, because a number in the file is damaged."""
+    try:
+        return not bytearray(_SPARE_BYTES)
+    except MemoryError:
+        return True
 
 
 def _candidates(container: Any) -> list[Any]:
