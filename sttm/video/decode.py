@@ -6,13 +6,12 @@ gives the true time of every frame and chooses the stream. Then it decodes in or
 through changes of the clock and of the programme.
 
 With `decoder: decord` decord decodes the videos that it is known to be right for: H.264, HEVC or VP9 in MP4 or
-Matroska, 8-bit 4:2:0 with limited range, closed GOPs, one video stream, no edit list, no display matrix, and only if
-its own time stamps agree. PyAV decodes all others, and those that decord rejects. Decord does not report damage inside
-pictures.
+Matroska, progressive 8-bit 4:2:0 with limited range and even sizes, closed GOPs, one video stream, no edit list, no
+display matrix, and only if its own time stamps agree. PyAV decodes all others, and those that decord rejects. Decord
+does not report damage inside pictures.
 
-Both convert to RGB with swscale's defaults and ignore the pixel aspect ratio. Their pixels are equal for even picture
-sizes, progressive frames and one picture size in the whole file. For odd sizes and interlaced frames they may differ,
-and where the picture size changes decord may give other pixels than PyAV, which scales to the first size.
+Both convert to RGB with swscale's defaults and ignore the pixel aspect ratio. Their pixels are equal for the videos
+that are left to decord, unless the picture size changes in the middle: PyAV then scales to the first size.
 
 Codes of the `VideoError`s raised here:
     missing               there is no such file
@@ -47,7 +46,7 @@ from sttm.video.container import count_recordings, is_cut_off
 from sttm.video.file import read_video_file
 from sttm.video.frames import Frames, sample_times, sampling_clock
 from sttm.video.index import VideoIndex
-from sttm.video.pyav import asks_to_be_turned, decode, read_index
+from sttm.video.pyav import decode, read_index, starts_plain
 
 _DECORD_BATCH = 16  # frames decoded at once, which bounds the size of decord's own copy
 _SAME_TIME_S = 1e-3  # Matroska rounds times to milliseconds
@@ -175,7 +174,7 @@ def _by_decord(source: io.BytesIO, index: VideoIndex, picked: NDArray[np.int64])
     """The picked frames; None if decord fails, or if its times or its picture size differ from the container's."""
     import decord
 
-    if asks_to_be_turned(source, index):  # decord garbles or ignores turned pictures
+    if not starts_plain(source, index):  # decord garbles or ignores turned pictures, and converts fields otherwise
         return None
     decord.logging.set_level(decord.logging.QUIET)
     source.seek(0)

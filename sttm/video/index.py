@@ -103,14 +103,12 @@ def index_video(streams: list[VideoStream], others: int = 0) -> VideoIndex | Non
     is_counted = first.container == "avi" and first.has_b_frames and bool((dts != HIDDEN).all())
     if is_counted:
         pts = dts = np.sort(dts)
-    frame_ticks = int(packets[-1].ticks or 1 / (first.rate or np.inf) / first.time_base)
-    timeline = continued(
-        pts, dts, part, frame_ticks=frame_ticks, tick_s=first.time_base, is_broadcast=first.container in BROADCAST
-    )
+    timeline = continued(pts, dts, part, tick_s=first.time_base, is_broadcast=first.container in BROADCAST)
     pts = np.where(pts == HIDDEN, HIDDEN, pts + timeline.shift)
     gop = _gops(packets, timeline.shift) if first.container in (MP4, MATROSKA) and len(streams) == 1 else None
     last = int(pts.argmax())
-    is_simple = first.is_plain and not others and len(streams) == 1 and not timeline.run.any()
+    is_even = first.width % 2 == first.height % 2 == 0
+    is_simple = first.is_plain and is_even and not others and len(streams) == 1 and not timeline.run.any()
     is_sound = all(p.is_clean and p.is_entry >= p.is_key for p in packets) and pts[pts != HIDDEN].min() >= 0
     of_decord = first.container in (MP4, MATROSKA) and first.codec in _DECORD_CODECS
     return VideoIndex(

@@ -100,14 +100,14 @@ def decode(
     return keeper.finish()
 
 
-def asks_to_be_turned(source: io.BytesIO, index: VideoIndex) -> bool:
-    """Whether the first frame has a display matrix; False if it cannot be decoded."""
+def starts_plain(source: io.BytesIO, index: VideoIndex) -> bool:
+    """Whether the first frame can be decoded, is progressive and has no display matrix."""
     import av
 
     try:
         with _open(source) as container:
             frame = next(container.decode(container.streams[index.parts[0].stream]), None)
-            return frame is not None and "DISPLAYMATRIX" in frame.side_data
+            return frame is not None and not frame.interlaced_frame and "DISPLAYMATRIX" not in frame.side_data
     except MemoryError:
         raise
     except av.error.FFmpegError:

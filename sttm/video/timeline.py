@@ -33,7 +33,6 @@ def continued(
     dts: NDArray[np.int64],
     part: NDArray[np.int64],
     *,
-    frame_ticks: int,
     tick_s: float,
     is_broadcast: bool,
 ) -> Timeline:
@@ -43,7 +42,6 @@ def continued(
         pts: int64 [P], presentation times in ticks; HIDDEN where there is none.
         dts: int64 [P], decoding times in ticks; HIDDEN where there is none.
         part: int64 [P], increasing numbers of the streams that were joined; a new part begins a new run.
-        frame_ticks: how long a frame is shown, in ticks.
         tick_s: seconds per tick.
         is_broadcast: whether the format allows a clock that jumps ahead, as MPEG transport and program streams do.
     """
@@ -56,6 +54,8 @@ def continued(
     run = np.cumsum(is_start)
     if not run.any():
         return Timeline(run, np.zeros(len(pts), np.int64), 0)
+    steps = np.diff(np.unique(pts[pts != HIDDEN]))
+    frame_ticks = int(np.median(steps)) if len(steps) else 0
     shifts, joins, end, shift = [], 0, None, 0
     for run_pts in np.split(pts, np.flatnonzero(is_start)):
         shown = run_pts[run_pts != HIDDEN]
