@@ -256,6 +256,26 @@ def test_a_segment_index_tells_that_a_file_is_cut_at_a_fragment(tmp_path):
     assert code_of(tmp_path, data) == "truncated"
 
 
+def test_a_header_tells_that_fragments_are_missing(tmp_path):
+    data = encode_video(count=60, movflags="frag_keyframe+empty_moov+default_base_moof")
+    fragments = [at - 4 for at in range(len(data)) if data[at : at + 4] == b"moof"]
+    timescale = int.from_bytes(data[(at := data.index(b"mvhd") + 16) : at + 4], "big")
+    whole = with_fragments_of(data, 6 * timescale)
+    assert read(tmp_path, whole).duration_s == pytest.approx(6)
+    assert code_of(tmp_path, whole[: fragments[3] + 16]) == "truncated"
+
+
+def with_fragments_of(mp4: bytes, ticks: int) -> bytes:
+    """A fragmented MP4 whose header declares the duration of all fragments."""
+    box = struct.pack(">I4sII", 16, b"mehd", 0, ticks)
+    data, at = bytearray(mp4), mp4.index(b"mvex") + 4
+    data[at:at] = box
+    for kind in (b"moov", b"mvex"):
+        start = mp4.index(kind) - 4
+        data[start : start + 4] = struct.pack(">I", int.from_bytes(mp4[start : start + 4], "big") + len(box))
+    return bytes(data)
+
+
 @pytest.mark.parametrize("flags", ["frag_keyframe+empty_moov", "faststart", "", "dash+frag_keyframe+empty_moov"])
 @pytest.mark.parametrize("junk", [b"\0" * 5000, b"\n-- end of upload --\n" * 9, b"</html>", bytes(range(256)) * 9])
 def test_junk_behind_an_mp4_does_no_harm(tmp_path, flags, junk):

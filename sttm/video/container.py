@@ -59,6 +59,34 @@ def _indexed_bytes(sidx: memoryview) -> int:
     return first + sum(sizes) if len(sidx) >= at + 12 * count else 0
 
 
+def declared_fragments_s(data: memoryview) -> float | None:
+    """The duration in seconds that the header of a fragmented MP4 declares (`mehd`); None if it declares none."""
+    if bytes(data[4:8]) not in _MP4_FIRST_BOXES:
+        return None
+    moov = _box(data, b"moov")
+    mvhd, mehd = _box(moov, b"mvhd"), _box(_box(moov, b"mvex"), b"mehd")
+    if len(mvhd) < 24 or len(mehd) < 8:
+        return None
+    at = 20 if mvhd[0] else 12
+    timescale, ticks = int.from_bytes(mvhd[at : at + 4], "big"), int.from_bytes(mehd[4 : 12 if mehd[0] else 8], "big")
+    return ticks / timescale if timescale and ticks else None
+
+
+def _box(data: memoryview, kind: bytes) -> memoryview:
+    """What is in the first box of a kind; nothing if there is no such box."""
+    at = 0
+    while at + 8 <= len(data):
+        size, header = int.from_bytes(data[at : at + 4], "big"), 8
+        if size == 1:
+            size, header = int.from_bytes(data[at + 8 : at + 16], "big"), 16
+        if bytes(data[at + 4 : at + 8]) == kind:
+            return data[at + header : at + size if size else len(data)]
+        if size < 8:
+            break
+        at += size
+    return data[:0]
+
+
 def _matroska_end(data: memoryview) -> int:
     """The offset at which the Segment element ends; 0 if its size is unknown, as in live recordings."""
     header, at = _vint(data, 4)

@@ -42,11 +42,12 @@ from sttm.errors import VideoError
 from sttm.settings import Settings
 from sttm.urls import redact_url
 from sttm.video.avi import count_frame_chunks
-from sttm.video.container import count_recordings, is_cut_off
+from sttm.video.container import count_recordings, declared_fragments_s, is_cut_off
 from sttm.video.file import read_video_file
 from sttm.video.frames import Frames, sample_times, sampling_clock
 from sttm.video.index import VideoIndex
 from sttm.video.pyav import decode, read_index, starts_plain
+from sttm.video.streams import MP4
 
 _DECORD_BATCH = 16  # frames decoded at once, which bounds the size of decord's own copy
 _SAME_TIME_S = 1e-3  # Matroska rounds times to milliseconds
@@ -143,6 +144,8 @@ def _check(index: VideoIndex, source: io.BytesIO, where: str, config: VideoConfi
         size = f"frames of {index.width}×{index.height}"
         raise VideoError("too_many_pixels", f"{where} has {size}, over max_pixels={config.max_pixels}; scale it down")
     reached_s = index.duration_s
+    if index.container == MP4 and index.missing_s is None and (declared_s := declared_fragments_s(source.getbuffer())):
+        index = replace(index, missing_s=max(0.0, declared_s - reached_s))
     if index.missing_s is not None and index.missing_s > _SHORT_S + _SHORT_RATIO * reached_s:
         what = f"{reached_s:.1f} s of {reached_s + index.missing_s:.1f} s are in the file"
         raise VideoError("truncated", f"{where}: {what}; copy it again")

@@ -97,12 +97,13 @@ def index_video(streams: list[VideoStream], others: int = 0) -> VideoIndex | Non
     packets = [packet for stream in streams for packet in stream.packets]
     part = np.repeat(np.arange(len(streams)), [len(stream.packets) for stream in streams])
     pts = np.array([p.pts if p.is_shown and p.pts is not None else HIDDEN for p in packets], np.int64)
-    if not (pts != HIDDEN).any():
-        return None
     dts = np.array([HIDDEN if p.dts is None else p.dts for p in packets], np.int64)
-    is_counted = first.container == "avi" and first.has_b_frames and bool((dts != HIDDEN).all())
+    is_in_decoding_order = (first.container == "avi" and first.has_b_frames) or all(p.pts is None for p in packets)
+    is_counted = len(streams) == 1 and is_in_decoding_order and bool((dts != HIDDEN).all())
     if is_counted:
         pts = dts = np.sort(dts)
+    if not (pts != HIDDEN).any():
+        return None
     timeline = continued(pts, dts, part, tick_s=first.time_base, is_broadcast=first.container in BROADCAST)
     pts = np.where(pts == HIDDEN, HIDDEN, pts + timeline.shift)
     gop = _gops(packets, timeline.shift) if first.container in (MP4, MATROSKA) and len(streams) == 1 else None
