@@ -327,6 +327,18 @@ def test_a_little_damage_is_counted_until_the_next_key_frame(tmp_path):
     assert 0 < wrong <= said
 
 
+REFRESHED = {"x264-params": "intra-refresh=1:keyint=20:bframes=0:scenecut=0"}
+OPEN_GOP = {"x264-params": "open-gop=1:bframes=3:keyint=10:scenecut=0"}
+
+
+@pytest.mark.parametrize("options", [REFRESHED, OPEN_GOP], ids=["intra refresh", "open GOP"])
+def test_one_lost_packet_of_a_broadcast_is_no_reason_to_refuse_it(tmp_path, options):
+    data = encode_video(size=(320, 240), options=options, count=100, container="mpegts")
+    frames = read(tmp_path, data[: 188 * 60] + data[188 * 62 :], fps=5)
+    assert len(frames.pixels) == 50
+    assert any("damaged" in w for w in frames.warnings)
+
+
 # Colour
 
 

@@ -111,7 +111,7 @@ class FrameKeeper:
         self.pts: list[int] = []
         self.size = (0, 0)  # width and height of the kept frames, upright
         self.previous: _Decoded | None = None
-        self.bad_packets = self.bad_frames = self.late_frames = self.scaled = self.suspect = 0
+        self.bad_packets = self.torn_packets = self.bad_frames = self.late_frames = self.scaled = self.suspect = 0
         self.next = 0  # position in `wanted`
         self.begin_stream()
 
@@ -123,6 +123,11 @@ class FrameKeeper:
     def lose_packet(self) -> None:
         """Note that the decoder could not decode a packet."""
         self.bad_packets += 1
+        self.is_suspect = True
+
+    def tear_packet(self) -> None:
+        """Note that a part of the next packet for the decoder is missing, as the container says."""
+        self.torn_packets += 1
         self.is_suspect = True
 
     def offer(self, frame: Any) -> None:
@@ -138,7 +143,10 @@ class FrameKeeper:
         if may_turn and (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
             self.orientation = read_display_matrix(bytes(matrix))
         self.bad_frames += frame.is_corrupt
-        self.is_suspect = frame.is_corrupt or (self.is_suspect and not frame.key_frame)
+        if frame.is_corrupt:
+            self.is_suspect = True
+        elif frame.key_frame or frame.pts in self.index.key_pts:
+            self.is_suspect = False
         if frame.pts is None or (self.previous is not None and frame.pts <= self.previous.pts):
             self.late_frames += 1
             return
@@ -189,6 +197,7 @@ class FrameKeeper:
             raise VideoError("damaged", f"{self.where}: {span}{wrong}; copy it again")
         counts = {
             "packets cannot be decoded": self.bad_packets,
+            "packets are incomplete": self.torn_packets,
             "decoded frames are damaged": self.bad_frames,
             "sampled frames come from damaged data and may look wrong": self.suspect,
             "decoded frames have no time after the frame before them and are left out": self.late_frames,

@@ -41,6 +41,8 @@ class VideoIndex:
         time_base: seconds per tick.
         pts: int64 [N], time stamps of the frames in ticks, increasing.
         packet_pts: int64 [P], time stamps of the packets in file order; HIDDEN for packets that are not shown.
+        key_pts: time stamps of the packets that the container marks as keys, among them points from which a picture is
+            renewed bit by bit.
         packet_shift: int64 [P], ticks to add to the time stamps that the file has for a packet.
         packet_gop: int64 [P], number of each packet's GOP, a group of packets that can be decoded alone, from 0 on. If
             the groups are not certain, all packets of a run of the clock are one group.
@@ -62,6 +64,7 @@ class VideoIndex:
     time_base: float
     pts: NDArray[np.int64]
     packet_pts: NDArray[np.int64]
+    key_pts: frozenset[int]
     packet_shift: NDArray[np.int64]
     packet_gop: NDArray[np.int64]
     packet_part: NDArray[np.int64]
@@ -121,6 +124,7 @@ def index_video(streams: list[VideoStream], others: int = 0) -> VideoIndex | Non
         time_base=first.time_base,
         pts=np.unique(pts[pts != HIDDEN]),
         packet_pts=pts,
+        key_pts=frozenset(pts[[p.is_key for p in packets]].tolist()),
         packet_shift=timeline.shift,
         packet_gop=timeline.run if gop is None else gop,
         packet_part=part,

@@ -226,6 +226,8 @@ def _of_packets(context: Any, packets: Iterator[Any], keeper: FrameKeeper) -> It
     import av
 
     for packet in packets:
+        if packet is not None and packet.is_corrupt:
+            keeper.tear_packet()
         try:
             yield from context.decode(packet)
         except MemoryError:
