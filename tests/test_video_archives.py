@@ -188,6 +188,14 @@ def test_a_still_beside_a_video_is_not_the_video(tmp_path, default):
     assert frames.pixels.shape == (3, 24, 32, 3)
 
 
+@pytest.mark.parametrize("default", [0, 1])
+def test_a_slow_stream_is_the_video_where_it_is_the_default(tmp_path, default):
+    slow = {**LARGE, "ticks_ms": range(0, 20_000, 1000)}
+    fast = {**SMALL, "count": 500, "rate": 25}
+    frames = read(tmp_path, two_streams(slow, fast, default=default))
+    assert frames.pixels.shape[1:] == [(64, 96, 3), (24, 32, 3)][default]
+
+
 # AVI
 
 

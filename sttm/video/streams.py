@@ -13,7 +13,7 @@ MP4, MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
 _WITH_DURATION = (MP4, MATROSKA, "avi", "asf", "flv")  # for other containers FFmpeg guesses the duration
 _ENCRYPTED_TAGS = ("drmi", "encv")  # codec tags of MP4 for encrypted video
 _DEFAULT = 1  # the bit of a stream's disposition
-_STILL_RATIO = 0.05  # a stream with fewer packets than this share of another's is a still or a preview
+_STILL_PACKETS, _STILL_RATIO = 10, 0.05  # a stream with fewer packets, and this share of another's, is a still
 
 
 class Packet(NamedTuple):
@@ -150,7 +150,7 @@ def choose_stream(streams: list[VideoStream]) -> VideoStream:
 
     def rank(stream: VideoStream) -> tuple[bool, bool, int, int, int]:
         count = len(stream.packets)
-        is_moving = count >= _STILL_RATIO * most and (count > 1 or most == 1)
+        is_moving = count >= min(_STILL_PACKETS, _STILL_RATIO * most) and (count > 1 or most == 1)
         return is_moving, stream.is_default, stream.width * stream.height, count, -stream.number
 
     return max(streams, key=rank)
