@@ -8,6 +8,7 @@ It was trained on clips of the synthetic kind, so its answers about them can be 
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,8 @@ def demo(
         )
     print_table(answers)
     print_table(stored_table(Store.open(str(store))))
-    print(f"next: sttm ask --store {store} --video {asked[0][0]} {asked[0][1].text!r}")
+    python = os.path.relpath(sys.executable)
+    print(f"ask more: {python} -m jobs.ask --store {store} --video {asked[0][0]} {asked[0][1].text!r}")
     return 0
 
 

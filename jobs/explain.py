@@ -16,6 +16,9 @@ Each line begins with what was found:
     removed     `sttm store rm` removed the video from the store
     unknown     the store has no video of this id, URI or name, and there is no file to read
 
+A line `frames` follows an artifact and says how many frames were taken, and how many `video.fps` asked for. It says
+`thinned` where `video.max_frames` left some out. Below a hit it also says which settings leave out none.
+
 Exit code 0 for a hit, 1 for everything else and after an error.
 """
 
@@ -30,6 +33,7 @@ from sttm.config import index_recipe, load_config
 from sttm.corpus import VideoRef, list_corpus, look_again
 from sttm.errors import CorpusError, VideoError
 from sttm.models.checkpoint import Checkpoint
+from sttm.store.catalog.frame_counts import FrameCounts, frames_text
 from sttm.store.catalog.lookup import named, rows_of
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe, differences, identity, recipe_digest
@@ -77,12 +81,14 @@ def _explain_file(store: Store, ref: VideoRef, recipe: Recipe, max_bytes: int) -
         manifest = store.manifest(name)
         shown = redact_url(manifest.source.uri)
         print(f"hit: indexed {manifest.created_at} from {shown} by run {manifest.facts.run_id}")
+        _print_frames(CatalogRow.of(manifest), recipe)
         return 0
     if not rows:
         _print_removal(ref.uri, history)
         print("miss: the store holds nothing of this file or of one with its name")
     for row in rows:
         print(f"miss: {_cause(store, row, recipe, digest)}")
+        _print_frames(row)
     return EXIT_ERROR
 
 
@@ -125,12 +131,30 @@ def _explain_rows(store: Store, uri: str, rows: list[CatalogRow], recipe: Recipe
     for row in rows:
         if row.status == "ok" and row.recipe_digest == digest:
             print(f"hit: {row.identity} was indexed {row.created_at} and still answers questions")
+            _print_frames(row, recipe)
             is_hit = True
         else:
             print(f"miss: {_cause(store, row, recipe)}")
+            _print_frames(row)
     if not rows:
         print("miss: the store holds nothing of this file or of one with its name")
     return 0 if is_hit else EXIT_ERROR
+
+
+def _print_frames(row: CatalogRow, recipe: Recipe | None = None) -> None:
+    """Say how many frames an artifact was made of, if that is known, and which settings would thin the video no more.
+
+    Args:
+        row: the row of the artifact.
+        recipe: the recipe that made it; None leaves the settings out.
+    """
+    if row.seconds_per_frame is None:
+        return
+    print(f"frames: {frames_text(row)}; one in {row.seconds_per_frame:.3g} s of {row.duration_s:,.1f} s")
+    if recipe is not None and row.is_thinned:
+        counts = FrameCounts()
+        counts.add(row)
+        print(counts.cure(recipe))
 
 
 def _print_removal(text: str, history: list[CatalogRow]) -> bool:

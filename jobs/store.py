@@ -29,6 +29,7 @@ from rich.text import Text
 from jobs.command import EXIT_ERROR, RecipeOption, StoreOption, print_table, run
 from sttm.errors import StoreError
 from sttm.store import maintenance
+from sttm.store.catalog.frame_counts import frames_record, frames_text
 from sttm.store.catalog.lookup import rows_of
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.kv.scheme import KVScheme
@@ -59,13 +60,13 @@ def ls(
             about: dict[str, Any] = {"recipe": _recipe_record(row.recipe_digest, by_digest.get(row.recipe_digest))}
             about |= {"superseded_by": by} if by else {}
             about |= {"source": state} if sources else {}
-            print(json.dumps({**row.__dict__, "status": status, **about}))
+            print(json.dumps({**frames_record(row), **row.__dict__, "status": status, **about}))
         return
     if not found:
         print(f"no videos in {opened.storage.url}")
         return
-    columns = ("video", "status", "recipe", "tokens", "retained", "KV cache", "identity or cause")
-    table = Table(*columns, *["source"] * sources)
+    columns = ("video", "status", "recipe", "length", "frames", "one frame in", "tokens", "retained", "KV cache")
+    table = Table(*columns, "identity or cause", *["source"] * sources)
     for (row, status, by), state in zip(found, states, strict=True):
         table.add_row(*map(Text, (*_cells(row, status, by), *[state] * sources)))
     print_table(table)
@@ -73,10 +74,13 @@ def ls(
 
 
 def _cells(row: CatalogRow, status: str, superseded_by: str) -> tuple[str, ...]:
-    counts = (str(row.tokens_after), f"{row.retained_ratio:.1%}", f"{row.kv_bytes / 1e6:.1f} MB")
+    length = f"{row.duration_s:,.1f} s" if row.duration_s else ""
+    every = "" if row.seconds_per_frame is None else f"{row.seconds_per_frame:.3g} s"
+    tokens = (str(row.tokens_after), f"{row.retained_ratio:.1%}", f"{row.kv_bytes / 1e6:.1f} MB")
+    counts = (length, frames_text(row), every, *tokens)
     cause = row.identity[:12] or row.error_code
     cause += f", by {superseded_by[:12]}" if superseded_by else ""
-    return row.video_id, status, row.recipe_digest[:SHORT_NAME_DIGITS], *(counts if row.identity else [""] * 3), cause
+    return row.video_id, status, row.recipe_digest[:SHORT_NAME_DIGITS], *(counts if row.identity else [""] * 6), cause
 
 
 def _recipe_table(recipes: list[StoredRecipe]) -> Table:

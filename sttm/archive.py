@@ -33,7 +33,7 @@ class Answer:
         name: file name of the video.
         question: the question.
         answer: text of the answer, or the likeliest of the options; empty where there is an error.
-        probabilities: of each option, normalised over the options; empty without options.
+        probabilities: probability of each option, normalised over the options; empty without options.
         load_s: seconds until the video's cache was loaded; near 0 where it was loaded already.
         answer_s: seconds from then to the end of the answer.
         error: why there is no answer; empty where there is one.

@@ -112,7 +112,8 @@ class VideoReader:
         except ValueError as error:  # for example, the model's processor refuses the aspect ratio
             raise VideoError("unusable_frames", f"{redact_url(ref.uri)}: {error}") from error
         source = Source(ref.uri, ref.video_id, ref.name, frames.size_bytes, ref.version)
-        sampling = Sampling(tuple(frames.seconds.tolist()), frames.duration_s, frames.decoder, frames.warnings)
+        seconds, counts = tuple(frames.seconds.tolist()), (frames.asked, frames.left_out)
+        sampling = Sampling(seconds, frames.duration_s, frames.decoder, frames.warnings, *counts)
         return DecodedVideo(source, inputs, frames.content_digest, sampling, time.perf_counter() - started)
 
 

@@ -23,7 +23,7 @@ class KVCache:
         positions: int32 [A, L], position ids of the tokens in layers below `merge_layer`.
         reduced_positions: int32 [A, L'], position ids of the tokens in layers from `merge_layer` on.
         next_position: position of the first token after the prefix, in layers below `merge_layer`.
-        reduced_next_position: the same in layers from `merge_layer` on.
+        reduced_next_position: position of the first token after the prefix, in layers from `merge_layer` on.
         visual: int32 [M], where the surviving visual tokens sit among the L' reduced tokens.
         boxes: int32 [M, 5] (t, y0, x0, y1, x1): the cells that each survivor's place covers, half-open, in grid units.
         patches: int32 [M], how many cells of the finest grid each survivor stands for.

@@ -14,6 +14,7 @@ from sttm.index_plan import error_row, key_of, make_plan
 from sttm.indexer import DecodedVideo, Indexer, VideoReader
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.placement import is_gpu_lost
+from sttm.store.catalog.frame_counts import FrameCounts
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe
 from sttm.store.store import Store
@@ -47,7 +48,8 @@ def index(
 
     Returns:
         One row for each video of the corpus, in its order: `row.status` is `ok` or `error`, and an error row has
-        `error_code` and `error_message`.
+        `error_code` and `error_message`. A video is thinned (`row.is_thinned`) if `video.max_frames` left out frames
+        that `video.fps` asks for; a warning in the log `sttm` counts such videos and names the cure.
 
     Raises:
         ConfigError: the settings are wrong, or no video can be indexed with them.
@@ -66,6 +68,7 @@ def index(
     plan = make_plan(refs, recipe, opened, retry_errors)
     known = {row.source_key: row for row in opened.catalog.rows()}
     new: dict[VideoRef, CatalogRow] = {}
+    counts = FrameCounts()
     if plan.todo:
         run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
         indexer = Indexer(settings, recipe, str(store), run_id)
@@ -73,6 +76,10 @@ def index(
             new[ref] = _row(indexer, ref, recipe, run_id, decoded)
             opened.catalog.append([new[ref]])
             _log.info("%s: %s %s", ref.name, new[ref].status, new[ref].error_message)
+            if new[ref].status == "ok":
+                counts.add(new[ref])
+    if cure := counts.cure(recipe):
+        _log.warning(cure)
     return [new[ref] if ref in new else known[key_of(ref, recipe)] for ref in refs]
 
 

@@ -65,6 +65,8 @@ def test_good_videos_are_stored_and_each_bad_one_is_an_error_row(indexed: Indexe
     assert (summary["total"], summary["done"], summary["failed"], summary["skipped"]) == (5, 2, 3, 0)
     assert summary["retained_ratio"] == pytest.approx(0.3, abs=0.01)
     assert summary["bytes_written"] > 0
+    assert 0 < summary["frames"] <= summary["frames_asked"]
+    assert summary["seconds_per_frame"] == pytest.approx(summary["video_seconds"] / summary["frames"], abs=1e-3)
     report = json.loads((indexed.store / "runs" / f"{summary['run_id']}.json").read_text())
     codes = {row["name"]: row["error_code"] for row in report["errors"]}
     assert codes.keys() == {"text.mp4", "empty.mp4", "cut.mp4"}

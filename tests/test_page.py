@@ -66,7 +66,10 @@ def look(page: Browser, store: Store) -> None:
     page.evaluate("document.getElementById('videos').focus()")
     page.press("ArrowDown")
     name = page.wait("state.video && document.getElementById('videos').value === state.video.id && state.video.name")
-    tokens = store.load_tokens(store.find(name).identity)
+    row = store.find(name)
+    said = page.evaluate("document.getElementById('sampled').textContent")
+    assert said.startswith(f"{row.duration_s:.1f} s, {row.frames} frames of {row.frames_asked} asked for, one in ")
+    tokens = store.load_tokens(row.identity)
     page.wait("state.strip !== null")
     frames = tokens.grid[0]
     shown = []

@@ -168,6 +168,8 @@ def test_models_and_catalog(client: openai.OpenAI, service: Service, store: Stor
     (one,) = service.get("/videos", params={"q": "CLIP-1"}).json()["data"]
     row = store.find("clip-1.mp4")
     assert (one["id"], one["identity"], one["tokens_after"]) == (row.video_id, row.identity, row.tokens_after)
+    assert (one["frames"], one["frames_asked"], one["thinned"]) == (row.frames, row.frames_asked, False)
+    assert one["seconds_per_frame"] == pytest.approx(row.duration_s / row.frames, abs=1e-3)
     assert len(service.get("/videos", params={"limit": 2, "offset": 2}).json()["data"]) == 1
     about = service.get(f"/videos/{row.video_id}").json()
     tokens = store.load_tokens(row.identity)

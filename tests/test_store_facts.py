@@ -1,6 +1,8 @@
 """What a manifest records of the making: typed when it is read, and one JSON text for old and new programs."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from store_samples import make_cache, make_tokens, recipe_for, source_for
@@ -13,7 +15,7 @@ from sttm.store.sealed import read_sealed
 from sttm.store.store import Store
 
 # The very JSON that the first programs wrote.
-DETAILS = {
+FIRST: dict[str, dict[str, Any]] = {
     "sampling": {"seconds": [0.0, 0.5], "duration_s": 1.0, "decoder": "decord 0.6.0", "warnings": ["1 frame is lost"]},
     "provenance": {
         **{"model": "tiny", "commit": None, "torch": "2.11.0", "transformers": "5.17.0"},
@@ -21,9 +23,10 @@ DETAILS = {
     },
     "certificate": {"kl_mean": 1e-6, "kl_max": 2e-6, "top1_agreement": 1.0, "compared": 12},
 }
+DETAILS = {**FIRST, "sampling": {**FIRST["sampling"], "frames_asked": 3, "frames_left_out": 1}}
 FACTS = Facts(
     *(210, 63),
-    sampling=Sampling((0.0, 0.5), 1.0, "decord 0.6.0", ("1 frame is lost",)),
+    sampling=Sampling((0.0, 0.5), 1.0, "decord 0.6.0", ("1 frame is lost",), frames_asked=3, frames_left_out=1),
     provenance=Provenance("tiny", None, "2.11.0", "5.17.0", "cpu"),
     certificate=Certificate(1e-6, 2e-6, 1.0, 12),
 )
@@ -34,7 +37,13 @@ def test_facts_are_stored_under_the_keys_that_every_program_reads(tmp_path: Path
     row = store.publish(recipe_for(), "c", source_for(), encode_kv(cache, "int8"), make_tokens(cache), FACTS)
     assert read_sealed(store.storage, manifest_key(row.identity), "")["facts"]["details"] == DETAILS
     assert store.manifest(row.identity).facts == FACTS
+    assert (row.frames, row.frames_asked, row.frames_left_out) == (2, 3, 1)
     assert (row.duration_s, row.kl_mean, row.top1_agreement) == (1.0, 1e-6, 1.0)
+
+
+def test_facts_of_the_first_programs_read_with_unknown_counts_of_frames() -> None:
+    found = read_facts({"tokens_before": 210, "tokens_after": 63, "details": FIRST})
+    assert found == replace(FACTS, sampling=replace(FACTS.sampling, frames_asked=0, frames_left_out=0))
 
 
 @pytest.mark.parametrize("section", DETAILS)

@@ -83,5 +83,5 @@ def test_installed_wheel_runs_the_demo_and_indexes_and_asks_in_another_folder(bi
     assert json.loads(sttm(bin_folder, tmp_path, *index).strip().split("\n")[-1])["done"] == 1
     ask = ["ask", "--store", "store", "--video", "synthetic-0.mp4", "How many red objects are there?", "--json"]
     assert json.loads(sttm(bin_folder, tmp_path, *ask))["kv_tokens"] > 784
-    evaluate = ["evaluate", "--quick", "--limit", "1", "--reducers", "sttm", "--budgets", "0.5"]
+    evaluate = ["evaluate", "--limit", "1", "--reducers", "sttm", "--budgets", "0.5"]
     assert json.loads(sttm(bin_folder, tmp_path, *evaluate).strip().split("\n")[-1])["videos"] == 1

@@ -45,7 +45,7 @@ class PrefillRow:
         peak_gb: memory that the prefill took beyond the model and its inputs.
         tflops_per_s: matrix products of the prefill, per second.
         speed_up: prefill time with all tokens, divided by this prefill time.
-        end_to_end_speed_up: the same ratio with the time of the vision tower added to both.
+        end_to_end_speed_up: ratio of these times with the time of the vision tower added to both.
     """
 
     merge_layer: int

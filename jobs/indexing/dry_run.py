@@ -7,8 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.command import print_table
-from jobs.indexing.forecast import Forecast, Rate, forecast, measured_rate
+from jobs.indexing.forecast import Forecast, Rate, forecast, known_durations, measured_rate, would_be_thinned
 from sttm.index_plan import Plan
+from sttm.store.catalog.frame_counts import enough_frames
 from sttm.store.key import Recipe
 from sttm.store.store import Store
 from sttm.urls import redact_url
@@ -32,7 +33,11 @@ def print_plan(plan: Plan, store: Store | None, recipe: Recipe, gpus_per_model: 
         table.add_row(f"... {len(plan.todo) - _SHOWN} more", "", "")
     print_table(table)
     megabytes = sum(ref.size_bytes or 0 for ref in plan.todo) / 1e6
+    known = [seconds for seconds in known_durations(plan.todo, store) if seconds]
+    thinned = [seconds for seconds in known if would_be_thinned(seconds, recipe)]
+    _print_thinned(thinned, len(known), len(plan.todo), recipe)
     counts = {"to_index": len(plan.todo), "video_megabytes": round(megabytes, 1)}
+    counts |= {"length_known": len(known), "would_be_thinned": len(thinned)}
     rate = measured_rate(store, recipe) if store else None
     if store and rate:
         expected = forecast(plan.todo, store, recipe, rate, gpus_per_model)
@@ -46,6 +51,28 @@ def print_plan(plan: Plan, store: Store | None, recipe: Recipe, gpus_per_model: 
             "index a few with --limit 3, then plan again with --dry-run"
         )
         print(json.dumps({**counts, "forecast": None, "measured_on": None}))
+
+
+def _print_thinned(thinned: list[float], known: int, videos: int, recipe: Recipe) -> None:
+    """Say how many videos would be thinned, as far as lengths are known, and what takes all their frames.
+
+    Args:
+        thinned: lengths in seconds of the videos that would be thinned.
+        known: of how many videos the length is known.
+        videos: how many videos would be indexed.
+        recipe: what they would be indexed with.
+    """
+    if videos and not known:
+        print("how many videos would be thinned is not known: the store holds the length of none of them")
+    if known:
+        print(f"{len(thinned)} of the {known} videos whose length is known, of {videos}, would be thinned")
+    if thinned:
+        fps, most, longest = recipe["video"]["fps"], recipe["video"]["max_frames"], max(thinned)
+        print(
+            f"the longest, of {longest:,.1f} s, would have one frame in {longest / most:.3g} s, because of "
+            f"video.max_frames={most}; "
+            f"--set video.max_frames={enough_frames(longest, fps)} takes all the frames that video.fps={fps:g} asks for"
+        )
 
 
 def _print_forecast(expected: Forecast, rate: Rate) -> None:

@@ -16,7 +16,7 @@ from sttm.indexer import GPU_STAGES
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe, differences, recipe_digest
 from sttm.store.store import Store
-from sttm.video.frames import sample_times
+from sttm.video.frames import count_at_rate, sample_times
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,7 @@ def measured_rate(store: Store, recipe: Recipe) -> Rate | None:
 
 def forecast(refs: list[VideoRef], store: Store, recipe: Recipe, rate: Rate, gpus_per_model: int) -> Forecast:
     """What indexing these videos will cost at a measured rate, with the frames that this recipe samples."""
-    durations = {(row.uri, row.source_bytes): row.duration_s for row in store.catalog.history() if row.duration_s}
-    known = [durations.get((ref.uri, ref.size_bytes or 0)) for ref in refs]
+    known = known_durations(refs, store)
     seconds = [
         duration or (ref.size_bytes or 0) / rate.source_bytes_per_s
         for ref, duration in zip(refs, known, strict=True)
@@ -101,6 +100,21 @@ def forecast(refs: list[VideoRef], store: Store, recipe: Recipe, rate: Rate, gpu
         gigabytes=tokens * rate.stored_bytes_per_token / 1e9,
         gpu_hours=tokens * rate.gpu_s_per_token * gpus_per_model / 3600,
     )
+
+
+def known_durations(refs: list[VideoRef], store: Store | None) -> list[float | None]:
+    """The length of each video in seconds, from rows of any recipe of the very same file; None where there is none."""
+    history = store.catalog.history() if store else []
+    durations = {(row.uri, row.source_bytes): row.duration_s for row in history if row.duration_s}
+    return [durations.get((ref.uri, ref.size_bytes or 0)) for ref in refs]
+
+
+def would_be_thinned(duration_s: float, recipe: Recipe) -> bool:
+    """Whether `video.fps` asks for more samples of a video of this length than `video.max_frames` allows.
+
+    A slow video, which shows fewer different frames than samples, may turn out not to be thinned.
+    """
+    return count_at_rate(_last_frame_s(duration_s), recipe["video"]["fps"]) > recipe["video"]["max_frames"]
 
 
 def _rate(rows: list[CatalogRow], recipe: Recipe, device: str, differs: tuple[str, ...]) -> Rate:
@@ -119,10 +133,14 @@ def _rate(rows: list[CatalogRow], recipe: Recipe, device: str, differs: tuple[st
 
 
 def _frames(duration_s: float, recipe: Recipe) -> int:
-    """How many frames the recipe samples from a video, whose last frame starts a little before its end."""
+    """How many frames the recipe samples from a video."""
     video = recipe["video"]
-    last_s = max(0.0, duration_s - 1e-3)
-    return len(sample_times(0.0, last_s, video["fps"], video["max_frames"], video["min_frames"]))
+    return len(sample_times(0.0, _last_frame_s(duration_s), video["fps"], video["max_frames"], video["min_frames"]))
+
+
+def _last_frame_s(duration_s: float) -> float:
+    """About when the last frame of a video starts: a little before its end."""
+    return max(0.0, duration_s - 1e-3)
 
 
 def _kind(recipe: Recipe) -> tuple[object, ...]:

@@ -7,6 +7,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from sttm.store.catalog.frame_counts import FrameCounts
+from sttm.store.catalog.row import CatalogRow
+
 PLAIN_EVERY_S = 5.0
 
 
@@ -20,6 +23,7 @@ class Progress:
         done: videos that this run has stored.
         failed: videos that cannot be indexed.
         skipped: videos that turned out to be stored already.
+        frames: lengths and frames of the videos that this run has stored.
         bytes_written: bytes of the artifacts that this run has stored.
         tokens_before: visual tokens entering the merge, over all videos stored.
         tokens_after: visual tokens leaving the merge, over all videos stored.
@@ -27,6 +31,7 @@ class Progress:
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.failed, self.skipped = total, 0, 0, 0
+        self.frames = FrameCounts()
         self.bytes_written = self.tokens_before = self.tokens_after = 0
         self.started = self._printed = time.monotonic()
         self._console = Console()
@@ -41,6 +46,14 @@ class Progress:
     def retained_ratio(self) -> float:
         """Share of the visual tokens that the merge kept, over all videos stored so far."""
         return self.tokens_after / self.tokens_before if self.tokens_before else 0.0
+
+    def add(self, row: CatalogRow) -> None:
+        """Count a video that this run has stored."""
+        self.done += 1
+        self.frames.add(row)
+        self.bytes_written += row.kv_bytes + row.tokens_bytes
+        self.tokens_before += row.tokens_before
+        self.tokens_after += row.tokens_after
 
     def show(self) -> None:
         """Show the present counts: at once in a terminal, every few seconds elsewhere."""
@@ -58,8 +71,17 @@ class Progress:
         eta = f"{int(left // 60)}:{int(left % 60):02d}" if ended else "-"
         return (
             f"{ended}/{self.total} videos  {self.done} done  {self.failed} failed  {rate:.2f} videos/s  "
+            f"{self._frames_text()}  "
             f"retained {self.retained_ratio:.1%}  {self.bytes_written / 1e9:.3f} GB written  ETA {eta}"
         )
+
+    def _frames_text(self) -> str:
+        """For example `2.4 h of video  1,280 frames of 8,640 asked for, one in 6.75 s  3 thinned`."""
+        counts = self.frames
+        length = f"{counts.duration_s / 3600:.3g} h" if counts.duration_s >= 3600 else f"{counts.duration_s:.0f} s"
+        every = "" if counts.seconds_per_frame is None else f", one in {counts.seconds_per_frame:.3g} s"
+        frames = f"{counts.frames:,} frames of {counts.asked:,} asked for{every}"
+        return f"{length} of video  {frames}  {counts.thinned} thinned"
 
     def __enter__(self) -> "Progress":
         if self._live:

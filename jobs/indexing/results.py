@@ -14,7 +14,7 @@ _SHOWN = 100
 
 
 def print_results(record: RunRecord, was_stopped: bool) -> None:
-    """Print the counts, then the videos that failed now and before; the last line is the counts as JSON.
+    """Print the counts, what was thinned, and the videos that failed now and before; the counts as JSON come last.
 
     Args:
         record: the run's record.
@@ -26,6 +26,8 @@ def print_results(record: RunRecord, was_stopped: bool) -> None:
         for name, value in summary.items():
             table.add_row(name, Text(str(value)))
         print_table(table)
+        if cure := record.progress.frames.cure(record.recipe):
+            print(cure)
     else:
         print("nothing to do")
     _print_failed("failed video", record.errors)

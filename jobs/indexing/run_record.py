@@ -126,10 +126,7 @@ class RunRecord:
         p = self.progress
         if row.run_id == self.run_id and row.identity not in self._made:
             self._made.add(row.identity)
-            p.done += 1
-            p.bytes_written += row.kv_bytes + row.tokens_bytes
-            p.tokens_before += row.tokens_before
-            p.tokens_after += row.tokens_after
+            p.add(row)
             self._metrics.stored(row)
         else:
             p.skipped += 1
@@ -160,6 +157,7 @@ class RunRecord:
             "failed_before": len(self.plan.failed_before),
             "left": p.total - p.done - p.failed - p.skipped,
             "seconds": round(p.seconds, 3),
+            **p.frames.as_record(),
             "retained_ratio": round(p.retained_ratio, 4),
             "bytes_written": p.bytes_written,
             "gpu_idle_share": None if self._gpu_idle_share is None else round(self._gpu_idle_share, 4),

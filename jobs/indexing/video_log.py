@@ -5,6 +5,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from sttm.store.catalog.frame_counts import frames_record
 from sttm.store.catalog.row import CatalogRow
 from sttm.urls import redact_url
 
@@ -24,6 +25,7 @@ def log_video(row: CatalogRow) -> None:
     if row.status == "ok":
         line |= {
             "identity": row.identity,
+            **frames_record(row),
             "tokens_before": row.tokens_before,
             "tokens_after": row.tokens_after,
             "bytes": row.kv_bytes + row.tokens_bytes,

@@ -29,6 +29,7 @@ from jobs.serving.reply import Reply
 from jobs.serving.settings import ServeConfig
 from sttm.errors import SttmError
 from sttm.query.request import Ended, Piece
+from sttm.store.catalog.frame_counts import frames_record
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.catalog.view import CatalogView, UnknownVideoError
 from sttm.store.storage import public_url
@@ -247,6 +248,7 @@ def _shown(row: CatalogRow) -> dict[str, Any]:
     """A catalog row as clients may see it."""
     names = ("identity", "tokens_before", "tokens_after", "kv_bytes", "created_at")
     about = {name: getattr(row, name) for name in names}
+    about |= frames_record(row)
     return {"id": row.video_id, "object": "video", "name": row.name, "uri": public_url(row.uri), **about}
 
 

@@ -22,12 +22,16 @@ class Sampling:
         duration_s: length of the whole video; 0 if it is not recorded.
         decoder: library and version that decoded it, such as `decord 0.6.0`.
         warnings: what was odd about the file, a sentence each.
+        frames_asked: how many different frames `video.fps` asked for; 0 if it is not recorded.
+        frames_left_out: how many of these `video.max_frames` left out; the video is thinned if there are any.
     """
 
     seconds: tuple[float, ...] = ()
     duration_s: float = 0.0
     decoder: str = ""
     warnings: tuple[str, ...] = ()
+    frames_asked: int = 0
+    frames_left_out: int = 0
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from sttm.urls import redact_url
 from sttm.video.avi import count_frame_chunks
 from sttm.video.container import count_recordings, declared_fragments_s, is_cut_off
 from sttm.video.file import read_video_file
-from sttm.video.frames import Frames, sample_times, sampling_clock
+from sttm.video.frames import Frames, frames_at_rate, sample_times, sampling_clock
 from sttm.video.index import VideoIndex
 from sttm.video.pyav import decode, read_index, starts_plain
 from sttm.video.streams import MP4
@@ -115,14 +115,15 @@ def read_video(ref: VideoRef | str, config: VideoConfig, *, storage_options: dic
         warnings = (*warnings, f"the file had {ref.size_bytes} bytes when listed and {size_bytes} when read")
     picked, more = _pick(index, where, config)
     warnings += more
+    rate = frames_at_rate(index.seconds, config.fps, config.max_frames, len(picked), _SAME_TIME_S)
     if index.is_for_decord and config.decoder == "decord":
         pixels = _by_decord(source, index, picked)
         if pixels is not None:
             seconds, decoder = index.seconds[picked], f"decord {version('decord')}"
-            return Frames(pixels, seconds, index.duration_s, digest, size_bytes, decoder, warnings)
+            return Frames(pixels, seconds, index.duration_s, digest, size_bytes, decoder, warnings, *rate)
     pixels, seconds, more = decode(source, index, index.pts[picked], config.max_pixels, where)
     decoder = f"pyav {version('av')}"
-    return Frames(pixels, seconds, index.duration_s, digest, size_bytes, decoder, warnings + more)
+    return Frames(pixels, seconds, index.duration_s, digest, size_bytes, decoder, warnings + more, *rate)
 
 
 def _held(index: VideoIndex, source: io.BytesIO) -> VideoIndex:

@@ -30,6 +30,8 @@ class Frames:
         size_bytes: size of the file.
         decoder: name and version of the decoder, such as `decord 0.6.0`.
         warnings: sentences for a person about flaws of the video. The frames can be used all the same.
+        asked: how many different frames the video shows at the times that `fps` asks for.
+        left_out: how many of these `max_frames` left out. Frames that are lost through damage are not counted here.
     """
 
     pixels: NDArray[np.uint8]
@@ -39,6 +41,8 @@ class Frames:
     size_bytes: int
     decoder: str
     warnings: tuple[str, ...] = ()
+    asked: int = 0
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         p, s = self.pixels, self.seconds
@@ -52,6 +56,37 @@ class Frames:
         return f"Frames({list(self.pixels.shape)}, {span}, {self.decoder!r}, warnings={len(self.warnings)})"
 
 
+def count_at_rate(span_s: float, fps: float) -> int:
+    """How many samples 1/fps apart fit into the seconds from the start of the first to the start of the last frame."""
+    return math.floor(span_s * fps + 1e-6) + 1
+
+
+def frames_at_rate(
+    seconds: NDArray[np.float64], fps: float, max_frames: int, picked: int, early_s: float
+) -> tuple[int, int]:
+    """How many different frames `fps` asks for, and how many of them `max_frames` leaves out.
+
+    A frame that stays on the screen for several samples counts once. So a slow video, all of whose frames are picked,
+    is not thinned, however long it is.
+
+    Args:
+        seconds: float64 [N], times of the frames, increasing.
+        fps: samples per second.
+        max_frames: the most samples.
+        picked: how many different frames are picked under `max_frames`.
+        early_s: a sample also takes a frame that begins by at most so many seconds after it.
+    """
+    samples = count_at_rate(float(seconds[-1] - seconds[0]), fps)
+    if samples <= max_frames:
+        times = seconds[0] + np.arange(samples) / fps
+        return len(np.unique(np.searchsorted(seconds, times + early_s, side="right"))), 0
+    # There may be far more samples than frames, so the first sample that shows a frame is computed for each frame. Of
+    # several frames with the same sample only the last one is shown.
+    first = np.maximum(np.ceil((seconds - seconds[0] - early_s) * fps), 0)
+    asked = len(np.unique(first[first < samples]))
+    return asked, max(0, asked - picked)
+
+
 def sample_times(start: float, end: float, fps: float, max_frames: int, min_frames: int = 1) -> NDArray[np.float64]:
     """The times in seconds at which a video is sampled.
 
@@ -62,7 +97,7 @@ def sample_times(start: float, end: float, fps: float, max_frames: int, min_fram
         sample_times(0, 3.5, fps=1, max_frames=8)  -> 0 1 2 3
         sample_times(0, 9.9, fps=1, max_frames=4)  -> 0 3.3 6.6 9.9
     """
-    count = math.floor((end - start) * fps + 1e-6) + 1
+    count = count_at_rate(end - start, fps)
     if min_frames <= count <= max_frames:
         return start + np.arange(count) / fps
     return np.linspace(start, end, min(max(count, min_frames), max_frames))

@@ -63,6 +63,7 @@ async function pick(id) {
     const kept = (100 * video.tokens_after / video.tokens_before).toFixed(0);
     $("about").textContent = `${video.name}: ${video.tokens_after} of ${video.tokens_before} tokens kept (${kept} %), ` +
       `grid ${video.grid.join(" × ")}, cache ${size(video.kv_bytes)}`;
+    $("sampled").textContent = sampled(video);
     draw();
     if (video.has_frames) await loadStrip(id, ticket);
   } catch (error) { fail(error); }
@@ -73,6 +74,15 @@ async function loadStrip(id, ticket) {
   if (ticket !== state.loading) return;
   state.strip = image;
   draw();
+}
+
+// How much of the video was looked at; nothing where the store does not know.
+function sampled(video) {
+  if (!video.frames || !video.seconds_per_frame) return "";
+  const asked = video.frames_asked ? ` of ${video.frames_asked} asked for` : "";
+  const thinned = video.thinned ? "; thinned by video.max_frames" : "";
+  return `${video.duration_s.toFixed(1)} s, ${video.frames} frames${asked}, ` +
+    `one in ${video.seconds_per_frame.toPrecision(3)} s${thinned}`;
 }
 
 function size(bytes) {

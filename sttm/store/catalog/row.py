@@ -25,6 +25,9 @@ class CatalogRow:
         content_digest: blake3 of the video file; empty in an error row and in rows of older programs.
         source_bytes: size of the video file; 0 if unknown.
         duration_s: length of the video; 0 if unknown.
+        frames: how many frames were taken from the video; 0 if unknown.
+        frames_asked: how many different frames `video.fps` asked for; 0 if unknown.
+        frames_left_out: how many of these `video.max_frames` left out.
         kv_bytes, tokens_bytes: sizes of the artifact's files.
         tokens_before, tokens_after: visual tokens entering and leaving the merge.
         retained_ratio: `tokens_after` / `tokens_before`.
@@ -47,6 +50,9 @@ class CatalogRow:
     content_digest: str = ""
     source_bytes: int = 0
     duration_s: float = 0.0
+    frames: int = 0
+    frames_asked: int = 0
+    frames_left_out: int = 0
     kv_bytes: int = 0
     tokens_bytes: int = 0
     tokens_before: int = 0
@@ -61,6 +67,18 @@ class CatalogRow:
     run_id: str = ""
     attempts: int = 1
     created_at: str = field(default_factory=utc_now)
+
+    @property
+    def is_thinned(self) -> bool:
+        """Whether `video.max_frames` left out frames that `video.fps` asked for. A slow video, of which every frame
+        was taken, is not thinned, and frames that were lost through damage do not make a video thinned.
+        """
+        return self.frames_left_out > 0
+
+    @property
+    def seconds_per_frame(self) -> float | None:
+        """Seconds of video for each frame that was taken; None if the numbers are unknown."""
+        return self.duration_s / self.frames if self.frames and self.duration_s else None
 
     @classmethod
     def of(cls, manifest: Manifest) -> "CatalogRow":
@@ -78,6 +96,9 @@ class CatalogRow:
             content_digest=manifest.content_digest,
             source_bytes=source.size_bytes,
             duration_s=facts.sampling.duration_s,
+            frames=len(facts.sampling.seconds),
+            frames_asked=facts.sampling.frames_asked,
+            frames_left_out=facts.sampling.frames_left_out,
             kv_bytes=manifest.kv.size_bytes,
             tokens_bytes=manifest.tokens.size_bytes,
             tokens_before=facts.tokens_before,
@@ -100,6 +121,7 @@ SCHEMA = pa.schema(
         "content_digest": pa.string(),
         "source_bytes": pa.int64(),
         "duration_s": pa.float64(),
+        **dict.fromkeys(("frames", "frames_asked", "frames_left_out"), pa.int64()),
         **dict.fromkeys(("kv_bytes", "tokens_bytes", "tokens_before", "tokens_after"), pa.int64()),
         **dict.fromkeys(("retained_ratio", "kl_mean", "top1_agreement"), pa.float64()),
         **dict.fromkeys(("thresholds", "timings_s"), _MAP),

@@ -61,7 +61,7 @@ class KVLayout:
 
     Attributes:
         scheme: name in `SCHEMES` of the scheme of layers from `merge_layer` on.
-        scheme_below: the same for layers below `merge_layer`, which hold every token.
+        scheme_below: scheme of the layers below `merge_layer`, which hold every token.
         dtype: dtype of the cache, as safetensors names it.
         heads, head_dims: number of KV heads and their size, for each layer.
         merge_layer: first layer that holds the reduced tokens.
@@ -189,7 +189,7 @@ class KVHeader:
     Attributes:
         layout: the numbers that decide where each tensor lies.
         next_position: position of the first token after the prefix, in layers below `merge_layer`.
-        reduced_next_position: the same in layers from `merge_layer` on.
+        reduced_next_position: position of the first token after the prefix, in layers from `merge_layer` on.
         digests: blake3 of each region of `layout.regions`, hex.
         notes: free JSON, such as the provenance.
     """
