@@ -9,6 +9,7 @@ Frame number i is a grey picture with a white bar that grows with i, so that fra
 """
 
 import io
+import struct
 import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CLIPS = Path(__file__).parent / "data" / "clips"
+TROUBLE = Path(__file__).parent / "data" / "video"
 TEXT = b"This is a text file that somebody renamed.\n" * 50
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n"
 
@@ -95,6 +97,27 @@ def encode_audio(seconds: float = 1.0, *, cover: bool = False) -> bytes:
             file.mux([*art.encode(frame), *art.encode()])
         _add_silence(file, track, seconds)
     return output.getvalue()
+
+
+def remuxed(data: bytes, container: str, bitstream_filter: str = "") -> bytes:
+    """The packets of a video in another container, or changed by a bitstream filter of FFmpeg."""
+    output = io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(output, "w", format=container) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        context = av.bitstream.BitStreamFilterContext(bitstream_filter or "null", source.streams.video[0])
+        for packet in source.demux(video=0):
+            for filtered in context.filter(packet) if packet.dts is not None else ():
+                filtered.stream = stream
+                target.mux(filtered)
+    return output.getvalue()
+
+
+def with_display_matrix(mp4: bytes, a: int, b: int, c: int, d: int) -> bytes:
+    """An MP4 of one track with the numbers of a display matrix in the header of the track."""
+    at = mp4.index(b"tkhd") + 4
+    at += 52 if mp4[at] else 40
+    matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    return mp4[:at] + matrix + mp4[at + len(matrix) :]
 
 
 def truncated(data: bytes, kept_ratio: float) -> bytes:

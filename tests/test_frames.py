@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sttm.video.frames import Frames, sample_times
+from sttm.video.frames import Frames, sample_times, sampling_clock
 
 
 def test_sample_times_examples():
@@ -31,6 +31,19 @@ def test_sample_times_properties(start, span, fps, max_frames, min_frames):
         assert end - times[-1] < 1 / fps + 1e-5
     if len(times) == max_frames > 1 and span * fps > max_frames:
         assert times[-1] == pytest.approx(end)
+
+
+def test_the_sampling_clock_stands_still_in_long_gaps_only():
+    steady = np.arange(100) / 10
+    assert sampling_clock(steady, fps=10, max_frames=16) is steady  # no gap
+    late = np.append(steady, 3600.0)
+    assert sampling_clock(late, fps=0.01, max_frames=128) is late  # all samples fit
+    clock = sampling_clock(late, fps=10, max_frames=16)
+    assert np.array_equal(clock[:100], steady)
+    assert clock[100] - clock[99] == pytest.approx(9.9 / 14)
+    slides = np.arange(100) * 60.0
+    assert sampling_clock(slides, fps=1, max_frames=16) is slides  # one frame a minute is no gap
+    assert sampling_clock(np.array([0.0]), fps=1, max_frames=8).tolist() == [0]
 
 
 def test_frames_refuse_what_does_not_fit():

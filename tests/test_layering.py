@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("sttm/**/*.py"), *ROOT.glob("jobs/**/*.py")])
 
 DOORS = {
-    "decord": {"sttm/video/decode.py", "sttm/video/file.py", "sttm/video/index.py"},
+    "decord": {"sttm/video/decode.py"},
     "av": {
-        *("sttm/video/decode.py", "sttm/video/file.py", "sttm/video/index.py"),
+        "sttm/video/pyav.py",
         *("sttm/synthetic/encode.py", "jobs/benchmark/film.py"),
     },
     "fsspec": {"sttm/store/storage.py", "sttm/urls.py"},

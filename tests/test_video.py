@@ -17,7 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 from blake3 import blake3
-from media import CLIPS, PLAYLIST, TEXT, encode_audio, encode_video, flipped, picture, truncated
+from media import CLIPS, PLAYLIST, TEXT, encode_audio, encode_video, flipped, picture, remuxed, truncated
 from web_server import WebServer
 
 from jobs.cluster.process_limits import allocating_at_most
@@ -72,24 +72,13 @@ OPEN_GOP = {X264: "open-gop=1:bframes=3:keyint=10:scenecut=0"}
 INTRA_REFRESH = {X264: "intra-refresh=1:keyint=20:bframes=0:scenecut=0"}
 
 
-def remuxed(data: bytes, container: str) -> bytes:
-    output = io.BytesIO()
-    with av.open(io.BytesIO(data)) as source, av.open(output, "w", format=container) as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                target.mux(packet)
-    return output.getvalue()
-
-
-@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+@pytest.mark.parametrize("decoder", ["auto", "decord"])
 @pytest.mark.parametrize("name", ["bbb_12s_h264.mp4", "bbb_12s_hevc.mp4", "bbb_12s_vp9.webm", "bbb_12s_av1.mp4"])
 def test_real_clips_equal_sequential_decoding(name, decoder):
     path = CLIPS / name
     frames = read_video(str(path), VideoConfig(fps=0.5, decoder=decoder))
     assert_right_frames(frames, path.read_bytes(), [0, 2, 4, 6, 8, 10])
-    assert frames.decoder.startswith("pyav" if decoder == "pyav" or "av1" in name else "decord")
+    assert frames.decoder.startswith("pyav" if decoder == "auto" or "av1" in name else "decord")
     assert frames.duration_s == pytest.approx(12, abs=2e-3)
     assert not frames.warnings
 
@@ -97,7 +86,7 @@ def test_real_clips_equal_sequential_decoding(name, decoder):
 ODD_VIDEOS = {
     "variable rate": ("decord", {"ticks_ms": [0, 40, 80, 500, 520, 2000, 2100, 3000]}),
     "turned 90": ("pyav", {"rotation": 90}),
-    "turned 180": ("decord", {"rotation": 180}),
+    "turned 180": ("pyav", {"rotation": 180}),
     "turned 270": ("pyav", {"rotation": 270}),
     "MPEG-TS": ("pyav", {"container": "mpegts"}),
     "MPEG-PS": ("pyav", {"container": "mpeg", "codec": "mpeg2video", "rate": 25, "count": 76}),
@@ -115,14 +104,15 @@ ODD_VIDEOS = {
 }
 
 
+@pytest.mark.parametrize("decoder", ["auto", "decord"])
 @pytest.mark.parametrize("kind", ODD_VIDEOS)
-def test_odd_videos_equal_sequential_decoding(write, kind):
-    decoder, arguments = ODD_VIDEOS[kind]
+def test_odd_videos_equal_sequential_decoding(write, kind, decoder):
+    used, arguments = ODD_VIDEOS[kind]
     data = encode_video(**{"count": 31, **arguments})
-    frames = read_video(write(data), VideoConfig(fps=5, max_frames=16))
+    frames = read_video(write(data), VideoConfig(fps=5, max_frames=16, decoder=decoder))
     last = decode_all(data)[1][-1]
     assert_right_frames(frames, data, [t / 5 for t in range(16)] if last < 3.1 else list(np.linspace(0, last, 16)))
-    assert frames.decoder.startswith(decoder)
+    assert frames.decoder.startswith(used if decoder == "decord" else "pyav")
 
 
 @pytest.mark.parametrize("container", ["mp4", "matroska"])
@@ -150,7 +140,7 @@ def test_change_of_picture_size_is_scaled_to_the_first(write):
     second = encode_video(container="mpegts", size=(128, 96), ticks_ms=range(3000, 6000, 100))
     frames = read_video(write(encode_video(container="mpegts") + second), VideoConfig())
     assert frames.pixels.shape == (6, 48, 64, 3)
-    assert frames.warnings == ("3 sampled frames are scaled to the size of the first",)
+    assert frames.warnings[-1] == "3 sampled frames are scaled to the size of the first"
 
 
 def test_one_frame(write):
@@ -341,10 +331,10 @@ def test_caps_stop_before_decoding(write):
 
 
 def test_importing_loads_no_decoder_and_reading_is_silent(write):
-    path = write(flipped((CLIPS / "bbb_12s_h264.mp4").read_bytes(), seed=2, count=6, start_ratio=0.1))
+    path = write(flipped((CLIPS / "bbb_12s_h264.mp4").read_bytes(), seed=2, count=2, start_ratio=0.8))
     code = (
         "import sys; from sttm.video.decode import *; assert not {'av', 'decord'} & set(sys.modules);"
-        f"[read_video({path!r}, VideoConfig(decoder=d)) for d in ('auto', 'pyav')]"
+        f"[read_video({path!r}, VideoConfig(decoder=d)) for d in ('auto', 'decord')]"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

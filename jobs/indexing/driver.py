@@ -89,8 +89,11 @@ class Driver:
         self, config: IndexConfig, run: RunConfig, recipe: Recipe, store_url: str, run_id: str, listener: Listener
     ) -> None:
         self._run, self._listener = run, listener
-        self._limits = RetryLimits(run.crash_tries, run.lost_tries)
+        # A crash of decord is tried again with PyAV before it becomes a row.
+        crash_tries = max(run.crash_tries, 2) if config.video.decoder == "decord" else run.crash_tries
+        self._limits = RetryLimits(crash_tries, run.lost_tries)
         self._config = config
+        self._safe_config = config.model_copy(update={"video": config.video.model_copy(update={"decoder": "pyav"})})
         self._actor_args = (config, recipe, store_url, run_id, run.prefill_timeout_s)
         self._waiting: deque[_Video] = deque()
         self._decoding: dict[Any, tuple[_Video, Any]] = {}
@@ -145,7 +148,8 @@ class Driver:
         while not self.stopping.is_set() and (video := self._next_to_decode()):
             self._waiting.remove(video)
             if not self._listener.is_stored(video.ref):
-                size, decoded = decode_video.remote(video.ref, self._config, *limits)
+                config = self._safe_config if video.crashes else self._config
+                size, decoded = decode_video.remote(video.ref, config, *limits)
                 self._decoding[size] = (video, decoded)
 
     def _next_to_decode(self) -> _Video | None:

@@ -5,15 +5,17 @@ This file imports no decoder. `FrameKeeper` takes objects with the attributes of
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sttm.errors import VideoError
 from sttm.video.index import VideoIndex
+from sttm.video.orientation import Orientation, read_display_matrix
 
-_MIN_DECODED_RATIO = 0.5
+_MIN_SOUND_RATIO = 0.5
+_GAP_S, _GAP_RATIO = 10.0, 20  # a gap is longer than this, and than this many times the usual distance of frames
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,33 @@ def sample_times(start: float, end: float, fps: float, max_frames: int, min_fram
     return np.linspace(start, end, min(max(count, min_frames), max_frames))
 
 
+def sampling_clock(seconds: NDArray[np.float64], fps: float, max_frames: int) -> NDArray[np.float64]:
+    """The times of the frames on a clock that stands still while the video has no frames for long.
+
+    Sampling evenly by this clock takes samples where frames are. Nothing changes for a video that can be sampled at
+    `fps` within `max_frames`, or that has no long gap: one that is longer than 10 s, than the distance of two samples,
+    and than 20 times the usual distance of two frames.
+
+    Args:
+        seconds: float64 [N], times of the frames, increasing.
+        fps: samples per second.
+        max_frames: the most samples.
+
+    Returns:
+        float64 [N], increasing, equal to `seconds` up to the first gap.
+    """
+    steps, span = np.diff(seconds), float(seconds[-1] - seconds[0])
+    if max_frames < 3 or span * fps + 1 <= max_frames:
+        return seconds
+    is_gap = steps > max(_GAP_S, _GAP_RATIO * float(np.median(steps)), span / (max_frames - 1))
+    if not is_gap.any():
+        return seconds
+    left = max_frames - 1 - int(is_gap.sum())
+    sample_s = max(1 / fps, float(steps[~is_gap].sum()) / left) if left > 0 else 1 / fps
+    steps = np.where(is_gap, np.minimum(steps, sample_s), steps)
+    return np.concatenate([seconds[:1], seconds[0] + np.cumsum(steps)])
+
+
 class FrameKeeper:
     """Keeps the wanted frames out of all decoded frames. It holds at most one frame beside those it keeps.
 
@@ -115,10 +144,26 @@ class FrameKeeper:
         self.index, self.wanted, self.max_pixels, self.where = index, wanted, max_pixels, where
         self.pixels: NDArray[np.uint8] | None = None
         self.pts: list[int] = []
-        self.size = (0, 0)
-        self.previous: Any = None
-        self.bad_packets = self.bad_frames = self.scaled = 0
+        self.size = (0, 0)  # width and height of the kept frames, upright
+        self.previous: _Decoded | None = None
+        self.bad_packets = self.torn_packets = self.bad_frames = self.late_frames = self.scaled = self.suspect = 0
         self.next = 0  # position in `wanted`
+        self.begin_stream()
+
+    def begin_stream(self) -> None:
+        """Forget what holds for the frames of one stream only."""
+        self.orientation = Orientation()
+        self.is_suspect = False  # the next frame is predicted from damaged data
+
+    def lose_packet(self) -> None:
+        """Note that the decoder could not decode a packet."""
+        self.bad_packets += 1
+        self.is_suspect = True
+
+    def tear_packet(self) -> None:
+        """Note that a part of the next packet for the decoder is missing, as the container says."""
+        self.torn_packets += 1
+        self.is_suspect = True
 
     def offer(self, frame: Any) -> None:
         """Take the next decoded frame in presentation order and keep it if it is wanted.
@@ -126,28 +171,40 @@ class FrameKeeper:
         Raises:
             VideoError: `too_many_pixels`, if the frame has more than `max_pixels`.
         """
-        if frame.pts is None or (self.previous is not None and frame.pts <= self.previous.pts):
-            return
+        is_wanted = self.next < len(self.wanted) and frame.pts is not None and frame.pts >= self.wanted[self.next]
+        # A message inside an H.264 or HEVC stream turns its own frame and those after it; FFmpeg names it only once.
+        # Reading the side data of every frame would cost as much as listing its packet.
+        may_turn = is_wanted or frame.key_frame or frame.rotation
+        if may_turn and (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
+            self.orientation = read_display_matrix(bytes(matrix))
         self.bad_frames += frame.is_corrupt
+        if frame.is_corrupt:
+            self.is_suspect = True
+        elif frame.key_frame or frame.pts in self.index.key_pts:
+            self.is_suspect = False
+        if frame.pts is None or (self.previous is not None and frame.pts <= self.previous.pts):
+            self.late_frames += 1
+            return
         if frame.width * frame.height > self.max_pixels:
             what = f"a frame of {frame.width}×{frame.height}, over max_pixels={self.max_pixels}"
             raise VideoError("too_many_pixels", f"{self.where} has {what}; scale it down")
         while self.next < len(self.wanted) and frame.pts > self.wanted[self.next]:
             self._take(self.previous)
-        self.previous = frame
+        self.previous = _Decoded(frame, frame.pts, self.orientation, self.is_suspect)
         if self.next < len(self.wanted) and frame.pts == self.wanted[self.next]:
-            self._take(frame)
+            self._take(self.previous)
 
-    def _take(self, frame: Any) -> None:
+    def _take(self, decoded: "_Decoded | None") -> None:
         self.next += 1
-        if frame is None or (self.pts and frame.pts <= self.pts[-1]):
+        if decoded is None or (self.pts and decoded.pts <= self.pts[-1]):
             return
         if self.pixels is None:
-            self.size = frame.width, frame.height
-            self.pixels = np.empty((len(self.wanted), *_upright(frame, self.size).shape), np.uint8)
-        self.scaled += self.size != (frame.width, frame.height)
-        self.pixels[len(self.pts)] = _upright(frame, self.size)
-        self.pts.append(frame.pts)
+            self.size = decoded.upright_size
+            self.pixels = np.empty((len(self.wanted), *self.size[::-1], 3), np.uint8)
+        self.scaled += self.size != decoded.upright_size
+        self.suspect += decoded.is_suspect
+        self.pixels[len(self.pts)] = decoded.rgb(self.size)
+        self.pts.append(decoded.pts)
 
     def finish(self) -> tuple[NDArray[np.uint8], NDArray[np.float64], tuple[str, ...]]:
         """Return the kept frames after all frames were offered.
@@ -156,7 +213,8 @@ class FrameKeeper:
             Pixels uint8 [T, H, W, 3], times float64 [T] in seconds, and warnings.
 
         Raises:
-            VideoError: `no_frames` if no wanted frame was decoded, `damaged` if less than half of them were.
+            VideoError: `no_frames` if no wanted frame was decoded; `damaged` if less than half of them were, or if
+                less than half of them were decoded from sound data.
         """
         while self.next < len(self.wanted):
             self._take(self.previous)
@@ -166,21 +224,38 @@ class FrameKeeper:
                 "no_frames", f"{self.where}: none of its {total} sampled frames can be decoded; copy it again"
             )
         seconds = (np.array(self.pts) - self.index.pts[0]) * self.index.time_base
-        if count < _MIN_DECODED_RATIO * total:
+        if count - self.suspect < _MIN_SOUND_RATIO * total:
             span = (
                 f"decoded {count} of {total} sampled frames, up to {seconds[-1]:.1f} s of {self.index.duration_s:.1f} s"
             )
-            raise VideoError("damaged", f"{self.where}: {span}; copy it again")
+            wrong = f", and {self.suspect} of them from damaged data" if self.suspect else ""
+            raise VideoError("damaged", f"{self.where}: {span}{wrong}; copy it again")
         counts = {
             "packets cannot be decoded": self.bad_packets,
+            "packets are incomplete": self.torn_packets,
             "decoded frames are damaged": self.bad_frames,
+            "sampled frames come from damaged data and may look wrong": self.suspect,
+            "decoded frames have no time after the frame before them and are left out": self.late_frames,
             "sampled frames are lost": total - count,
             "sampled frames are scaled to the size of the first": self.scaled,
         }
         return self.pixels[:count], seconds, tuple(f"{n} {what}" for what, n in counts.items() if n)
 
 
-def _upright(frame: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3]: a frame scaled to `size` (width, height as stored) and turned as its metadata says."""
-    rgb = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-    return np.rot90(rgb, round(frame.rotation / 90) % 4)
+class _Decoded(NamedTuple):
+    frame: Any
+    pts: int
+    orientation: Orientation
+    is_suspect: bool
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        return self._swapped((self.frame.width, self.frame.height))
+
+    def rgb(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3]: the frame scaled to an upright size (width, height) and turned upright."""
+        width, height = self._swapped(size)
+        return self.orientation.upright(self.frame.to_ndarray(format="rgb24", width=width, height=height))
+
+    def _swapped(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size[::-1] if self.orientation.swaps_axes else size

@@ -1,45 +1,62 @@
-"""The index of a video stream: when each frame is shown, and where decoding may start.
+"""The index of a video: when each frame is shown, and where decoding may start.
 
-It is built from the list of packets alone, before anything is decoded. This file imports no decoder and takes objects
-with the attributes of PyAV's containers, streams and packets.
+It is built from the packets of the chosen streams alone, before anything is decoded. This file imports no decoder.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sttm.video.container import is_entry_point
+from sttm.video.streams import MATROSKA, MP4, Packet, VideoStream
+from sttm.video.timeline import HIDDEN, continued
 
-HIDDEN = -(1 << 62)  # stands in place of the time stamp of a packet that is not shown
-_MP4, _MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
-_WITH_DURATION = (_MP4, _MATROSKA, "avi", "asf", "flv")  # for other containers FFmpeg guesses the duration
+BROADCAST = ("mpegts", "mpeg")  # formats whose clock may jump
 _DECORD_CODECS = ("h264", "hevc", "vp9")
+
+
+class Part(NamedTuple):
+    """A stream that holds the video, or a part of it.
+
+    Attributes:
+        offset: byte of the file at which the container is opened to read this part; 0 unless streams appear later.
+        stream: number of the stream in the container that is opened there.
+    """
+
+    offset: int
+    stream: int
 
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """What the container says about its video stream, which has N frames and P packets.
+    """What the container says about its video, which has N frames and P packets in one part or several.
 
     Attributes:
-        stream: number of the stream in the container.
+        parts: the streams that hold the video, in the order of the file.
         container: FFmpeg's name of the container format.
-        codec: FFmpeg's name of the codec.
+        codec: FFmpeg's name of the codec of the first part.
         width: width of a frame as stored, in pixels.
         height: height of a frame as stored, in pixels.
         time_base: seconds per tick.
         pts: int64 [N], time stamps of the frames in ticks, increasing.
         packet_pts: int64 [P], time stamps of the packets in file order; HIDDEN for packets that are not shown.
+        key_pts: time stamps of the packets that the container marks as keys, among them points from which a picture is
+            renewed bit by bit.
+        packet_shift: int64 [P], ticks to add to the time stamps that the file has for a packet.
         packet_gop: int64 [P], number of each packet's GOP, a group of packets that can be decoded alone, from 0 on. If
-            the groups are not certain, all packets are in group 0.
+            the groups are not certain, all packets of a run of the clock are one group.
+        packet_part: int64 [P], position in `parts` of each packet's part, increasing.
+        is_counted: the time stamps of the packets are in decoding order, as in AVI with B-frames. The n-th frame that
+            the decoder gives belongs to the n-th time in `pts`.
         last_frame_s: how long the last frame is shown, in seconds.
         missing_s: seconds that the container declares but the file does not have; None if it declares no duration.
         is_for_decord: whether decord is known to decode this stream correctly.
+        is_encrypted: whether the packets say that they are encrypted.
+        warnings: sentences about the streams and the clock.
     """
 
-    stream: int
+    parts: tuple[Part, ...]
     container: str
     codec: str
     width: int
@@ -47,10 +64,16 @@ class VideoIndex:
     time_base: float
     pts: NDArray[np.int64]
     packet_pts: NDArray[np.int64]
+    key_pts: frozenset[int]
+    packet_shift: NDArray[np.int64]
     packet_gop: NDArray[np.int64]
+    packet_part: NDArray[np.int64]
+    is_counted: bool
     last_frame_s: float
     missing_s: float | None
     is_for_decord: bool
+    is_encrypted: bool
+    warnings: tuple[str, ...]
 
     @property
     def seconds(self) -> NDArray[np.float64]:
@@ -63,86 +86,78 @@ class VideoIndex:
         return float(self.seconds[-1] + self.last_frame_s)
 
 
-class _Packet(NamedTuple):
-    pts: int | None
-    ticks: int  # duration
-    is_key: bool
-    is_entry: bool  # decoding can start here
-    is_clean: bool  # neither damaged nor hidden by an edit list
-    is_shown: bool
-
-
-def index_stream(container: Any, stream: Any, demuxed: Iterable[Any]) -> VideoIndex | None:
-    """Index one video stream of an open PyAV container.
+def index_video(streams: list[VideoStream], others: int = 0) -> VideoIndex | None:
+    """Index a video that lies in one stream, or in several that follow each other.
 
     Args:
-        container: the container.
-        stream: the video stream.
-        demuxed: the packets of all streams of the container.
+        streams: the streams that hold the video, in the order of the file.
+        others: how many further video streams the file has.
 
     Returns:
-        The index; None if the stream has no frame that is shown.
+        The index; None if no stream has a frame that is shown.
     """
-    context, tick_s = stream.codec_context, float(stream.time_base)
-    packets, reached_s = _packets(stream, demuxed)
-    shown = sorted((p.pts, p.ticks) for p in packets if p.is_shown and p.pts is not None)
-    if not shown:
+    first = streams[0]
+    packets = [packet for stream in streams for packet in stream.packets]
+    part = np.repeat(np.arange(len(streams)), [len(stream.packets) for stream in streams])
+    pts = np.array([p.pts if p.is_shown and p.pts is not None else HIDDEN for p in packets], np.int64)
+    dts = np.array([HIDDEN if p.dts is None else p.dts for p in packets], np.int64)
+    is_in_decoding_order = (first.container == "avi" and first.has_b_frames) or all(p.pts is None for p in packets)
+    is_counted = len(streams) == 1 and is_in_decoding_order and bool((dts != HIDDEN).all())
+    if is_counted:
+        pts = dts = np.sort(dts)
+    if not (pts != HIDDEN).any():
         return None
-    kind = container.format.name
-    pts, gop = _tables(packets, kind in (_MP4, _MATROSKA))
-    declared_s, reached_s = _declared(container, stream, reached_s, (shown[-1][0] + shown[-1][1]) * tick_s)
-    is_simple = len(container.streams.video) == 1 and context.pix_fmt == "yuv420p" and context.color_range != 2
-    is_sound = all(p.is_clean and p.is_entry >= p.is_key for p in packets) and shown[0][0] >= 0 and gop.max() >= 0
+    timeline = continued(pts, dts, part, tick_s=first.time_base, is_broadcast=first.container in BROADCAST)
+    pts = np.where(pts == HIDDEN, HIDDEN, pts + timeline.shift)
+    gop = _gops(packets, timeline.shift) if first.container in (MP4, MATROSKA) and len(streams) == 1 else None
+    last = int(pts.argmax())
+    is_even = first.width % 2 == first.height % 2 == 0
+    is_simple = first.is_plain and is_even and not others and len(streams) == 1 and not timeline.run.any()
+    is_sound = all(p.is_clean and p.is_entry >= p.is_key for p in packets) and pts[pts != HIDDEN].min() >= 0
+    of_decord = first.container in (MP4, MATROSKA) and first.codec in _DECORD_CODECS
     return VideoIndex(
-        stream=stream.index,
-        container=kind,
-        codec=context.name,
-        width=context.width,
-        height=context.height,
-        time_base=tick_s,
+        parts=tuple(Part(stream.offset, stream.number) for stream in streams),
+        container=first.container,
+        codec=first.codec,
+        width=first.width,
+        height=first.height,
+        time_base=first.time_base,
         pts=np.unique(pts[pts != HIDDEN]),
         packet_pts=pts,
-        packet_gop=np.maximum(gop, 0),
-        last_frame_s=shown[-1][1] * tick_s or float(1 / (stream.average_rate or np.inf)),
-        missing_s=None if declared_s is None else max(0.0, declared_s - reached_s),
-        is_for_decord=kind in (_MP4, _MATROSKA) and context.name in _DECORD_CODECS and is_simple and is_sound,
+        key_pts=frozenset(pts[[p.is_key for p in packets]].tolist()),
+        packet_shift=timeline.shift,
+        packet_gop=timeline.run if gop is None else gop,
+        packet_part=part,
+        is_counted=is_counted,
+        last_frame_s=packets[last].ticks * first.time_base or float(1 / (first.rate or np.inf)),
+        missing_s=_missing_s(first, (int(pts[last]) + packets[last].ticks) * first.time_base),
+        is_for_decord=of_decord and is_simple and is_sound and gop is not None,
+        is_encrypted=any(stream.is_encrypted for stream in streams),
+        warnings=_warnings(len(streams), timeline.joins),
     )
 
 
-def _packets(stream: Any, demuxed: Iterable[Any]) -> tuple[list[_Packet], float]:
-    """The packets of the stream in file order, and the latest end of any packet of any stream in seconds."""
-    packets, reached_s, extradata = [], 0.0, bytes(stream.codec_context.extradata or b"")
-    for p in demuxed:
-        if not p.size:
-            continue
-        if p.pts is not None and p.time_base:
-            reached_s = max(reached_s, float((p.pts + (p.duration or 0)) * p.time_base))
-        if p.stream_index == stream.index:
-            is_entry = p.is_keyframe and is_entry_point(memoryview(p), stream.codec_context.name, extradata)
-            is_clean = not (p.is_corrupt or p.is_discard)
-            packets.append(_Packet(p.pts, p.duration or 0, p.is_keyframe, is_entry, is_clean, not p.is_discard))
-    return packets, reached_s
-
-
-def _tables(packets: list[_Packet], is_indexed: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each packet [P]: its time stamp or HIDDEN, and its GOP. If the GOPs are not certain, all of them are -1."""
-    pts = np.array([p.pts if p.is_shown and p.pts is not None else HIDDEN for p in packets], np.int64)
+def _gops(packets: list[Packet], shift: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """int64 [P], the GOP of each packet; None if the GOPs are not certain."""
     gop = np.cumsum([p.is_entry for p in packets]) - 1
-    sure = is_indexed and gop[0] == 0 and all(p.pts is not None for p in packets)
-    if sure:
-        raw = np.array([p.pts for p in packets], np.int64)
-        sure = bool((raw >= raw[[p.is_entry for p in packets]][gop]).all())  # otherwise a GOP is open
-    return pts, gop if sure else np.full(len(packets), -1)
+    if gop[0] != 0 or any(p.pts is None for p in packets):
+        return None
+    raw = np.array([p.pts for p in packets], np.int64) + shift
+    is_closed = (raw >= raw[[p.is_entry for p in packets]][gop]).all()
+    return gop if is_closed else None
 
 
-def _declared(container: Any, stream: Any, reached_s: float, video_end_s: float) -> tuple[float | None, float]:
-    """The end in seconds that the container declares, and the end that its packets reach.
+def _missing_s(stream: VideoStream, video_end_s: float) -> float | None:
+    if stream.declared_s is None:
+        return None
+    reached_s = video_end_s if stream.container == MP4 else stream.reached_s
+    return max(0.0, stream.declared_s - reached_s)
 
-    The declared end is None for containers that store no duration, because FFmpeg only guesses it for them.
-    """
-    kind = container.format.name
-    if kind == _MP4:  # a fragmented MP4 has no sample count, and its duration is only that of the packets found
-        return (float(stream.duration * stream.time_base) if stream.frames and stream.duration else None), video_end_s
-    if kind in _WITH_DURATION and container.duration:
-        return container.duration / 1e6, reached_s
-    return None, reached_s
+
+def _warnings(parts: int, joins: int) -> tuple[str, ...]:
+    found = []
+    if parts > 1:
+        found.append(f"the video goes on in another stream {parts - 1} times, as after a change of programme")
+    if joins:
+        found.append(f"the clock of the file starts anew {joins} times; the times go on from there")
+    return tuple(found)
