@@ -30,7 +30,7 @@ import typer
 from jobs.command import EXIT_ERROR, ConfigOption, SetOption, StoreOption, run
 from jobs.config import JobConfig
 from sttm.config import index_recipe, load_config
-from sttm.corpus import VideoRef, list_corpus, look_again
+from sttm.corpus.listing import VideoRef, list_corpus, look_again
 from sttm.errors import CorpusError, VideoError
 from sttm.models.checkpoint import Checkpoint
 from sttm.store.catalog.frame_counts import FrameCounts, frames_text

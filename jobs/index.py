@@ -40,7 +40,7 @@ from jobs.indexing.launch import Launch
 from jobs.indexing.results import exit_code, print_results
 from jobs.indexing.run_record import RunRecord
 from sttm.config import index_recipe, load_config
-from sttm.corpus import scan_corpus
+from sttm.corpus.listing import scan_corpus
 from sttm.errors import StoreError
 from sttm.index_plan import make_plan
 from sttm.models.checkpoint import Checkpoint

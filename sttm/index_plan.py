@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sttm.corpus import VideoRef
+from sttm.corpus.listing import VideoRef
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe, recipe_digest, source_key
 from sttm.store.store import Store

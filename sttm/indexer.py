@@ -12,7 +12,7 @@ from importlib.metadata import version
 import torch
 
 from sttm.config import IndexConfig
-from sttm.corpus import VideoRef
+from sttm.corpus.listing import VideoRef
 from sttm.engine.fidelity import certify
 from sttm.engine.prefill import Prefilled, prefill, require_possible
 from sttm.engine.ready_video import ready

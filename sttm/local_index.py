@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sttm.config import IndexConfig, index_recipe, load_index_config
-from sttm.corpus import VideoRef, list_corpus
+from sttm.corpus.listing import VideoRef, list_corpus
 from sttm.errors import SttmError, VideoError
 from sttm.index_plan import error_row, key_of, make_plan
 from sttm.indexer import DecodedVideo, Indexer, VideoReader

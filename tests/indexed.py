@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sttm.config import IndexConfig, index_recipe
-from sttm.corpus import list_corpus
+from sttm.corpus.listing import list_corpus
 from sttm.engine.prefill import PrefillConfig
 from sttm.indexer import Indexer, VideoReader
 from sttm.merging import MergeConfig

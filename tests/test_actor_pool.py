@@ -16,7 +16,7 @@ from jobs.config import JobConfig
 from jobs.indexing.driver import Driver
 from jobs.indexing.metrics import Pipeline
 from sttm.config import index_recipe
-from sttm.corpus import VideoRef, list_corpus
+from sttm.corpus.listing import VideoRef, list_corpus
 from sttm.errors import ConfigError
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.store.catalog.row import CatalogRow

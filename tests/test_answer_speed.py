@@ -7,7 +7,7 @@ import pytest
 from indexed import index_clips
 
 from sttm.config import IndexConfig
-from sttm.corpus import VideoRef
+from sttm.corpus.listing import VideoRef
 from sttm.engine.answer import answer
 from sttm.engine.prefill import prefill
 from sttm.engine.ready_video import ready

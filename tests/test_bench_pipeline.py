@@ -16,7 +16,7 @@ from jobs.benchmark.random_checkpoint import write_checkpoint
 from jobs.benchmark.shapes import SHAPES
 from jobs.config import JobConfig
 from sttm.config import IndexConfig, index_recipe, load_config
-from sttm.corpus import list_corpus
+from sttm.corpus.listing import list_corpus
 from sttm.errors import SttmError
 from sttm.indexer import Indexer, VideoReader
 from sttm.merging import MergeConfig

@@ -12,7 +12,7 @@ import pytest
 from media import encode_video
 from s3_server import S3Server
 
-from sttm.corpus import VideoRef, list_corpus, look_again
+from sttm.corpus.listing import VideoRef, list_corpus, look_again
 from sttm.errors import CorpusError, VideoError
 from sttm.urls import redact_url
 from sttm.video.decode import VideoConfig, read_video

@@ -23,7 +23,7 @@ from jobs.cluster.retry import Tries
 from jobs.cluster.settings import RunConfig
 from jobs.indexing.driver import Driver, _Video
 from sttm.config import IndexConfig
-from sttm.corpus import VideoRef
+from sttm.corpus.listing import VideoRef
 from sttm.errors import ConfigError, ModelError
 from sttm.store.maintenance import verify
 from sttm.store.store import Store

@@ -9,7 +9,7 @@ from media import encode_video
 
 from jobs.indexing.dry_run import print_plan
 from jobs.indexing.forecast import Forecast, forecast, measured_rate
-from sttm.corpus import VideoRef, list_corpus
+from sttm.corpus.listing import VideoRef, list_corpus
 from sttm.index_plan import Plan, make_plan
 from sttm.store.artifact import committed
 from sttm.store.key import Recipe, make_recipe

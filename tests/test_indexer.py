@@ -8,7 +8,7 @@ import torch
 from web_server import WebServer
 
 from sttm.config import IndexConfig, index_recipe
-from sttm.corpus import VideoRef, list_corpus
+from sttm.corpus.listing import VideoRef, list_corpus
 from sttm.engine.answer import Continuation, answer
 from sttm.engine.fidelity import FidelityConfig
 from sttm.engine.prefill import prefill

@@ -18,7 +18,7 @@ from store_samples import make_cache, make_tokens, publish, recipe_for, source_f
 
 from jobs import store as commands
 from jobs.explain import explain
-from sttm.corpus import list_corpus
+from sttm.corpus.listing import list_corpus
 from sttm.errors import StoreError
 from sttm.index_plan import make_plan
 from sttm.query.checkpoint import provenance_differences

@@ -47,8 +47,6 @@ LAYERS = (
     ("sttm.merging", "sttm.kv_cache"),
     ("sttm.video",),
     ("sttm.corpus",),
-    ("sttm.places",),
-    ("sttm.manifest", "sttm.files"),
     ("sttm.tables",),
     ("sttm.urls", "sttm.csv_records", "sttm.gpu", "sttm.stage_clock", "sttm.settings", "sttm.certificate"),
     ("sttm.errors",),

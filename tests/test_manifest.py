@@ -15,9 +15,9 @@ from s3_server import S3Server
 
 import sttm
 from jobs.answering.questions import read_questions
-from sttm.corpus import VideoRef, list_corpus, scan_corpus
+from sttm.corpus.files import VIDEO_EXTENSIONS
+from sttm.corpus.listing import VideoRef, list_corpus, scan_corpus
 from sttm.errors import CorpusError, VideoError
-from sttm.files import VIDEO_EXTENSIONS
 from sttm.video.decode import VideoConfig, read_video
 
 

@@ -13,7 +13,7 @@ from s3_server import S3Server
 from store_samples import publish
 from web_server import WebServer
 
-from sttm.corpus import list_corpus, look_again
+from sttm.corpus.listing import list_corpus, look_again
 from sttm.errors import CorpusError, StoreError, VideoError
 from sttm.store import maintenance
 from sttm.store.catalog.view import CatalogView

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.indexing.actor import PrefillActor
 from sttm.config import IndexConfig, index_recipe
-from sttm.corpus import VideoRef
+from sttm.corpus.listing import VideoRef
 from sttm.engine.fidelity import FidelityConfig
 from sttm.indexer import GPU_STAGES, DecodedVideo, VideoReader
 from sttm.merging import MergeConfig

@@ -16,7 +16,7 @@ from jobs.indexing.launch import Launch, redacted
 from jobs.indexing.metrics import Pipeline
 from jobs.indexing.results import exit_code, print_results
 from jobs.indexing.run_record import RunRecord
-from sttm.corpus import VideoRef
+from sttm.corpus.listing import VideoRef
 from sttm.errors import StoreError
 from sttm.index_plan import Plan, make_plan
 from sttm.models.checkpoint import Checkpoint, ModelConfig

@@ -20,7 +20,7 @@ from jobs.indexing.dry_run import print_plan
 from jobs.indexing.launch import Launch
 from jobs.indexing.results import print_results
 from jobs.indexing.run_record import RunRecord
-from sttm.corpus import list_corpus
+from sttm.corpus.listing import list_corpus
 from sttm.errors import VideoError
 from sttm.index_plan import Plan, make_plan
 from sttm.store.catalog.frame_counts import FrameCounts, enough_frames, low_enough_fps

@@ -21,7 +21,7 @@ from media import CLIPS, PLAYLIST, TEXT, encode_audio, encode_video, flipped, pi
 from web_server import WebServer
 
 from jobs.cluster.process_limits import allocating_at_most
-from sttm.corpus import VideoRef
+from sttm.corpus.listing import VideoRef
 from sttm.errors import VideoError
 from sttm.video.decode import Frames, VideoConfig, read_video
 

@@ -31,7 +31,7 @@ from jobs.config import JobConfig
 from jobs.indexing.driver import Driver
 from jobs.indexing.metrics import Pipeline
 from sttm.config import index_recipe, load_config
-from sttm.corpus import VideoRef, list_corpus
+from sttm.corpus.listing import VideoRef, list_corpus
 from sttm.errors import ConfigError, SttmError
 from sttm.indexer import GPU_STAGES
 from sttm.models.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ import ray
 
 from jobs.config import JobConfig
 from jobs.indexing.actor import PrefillActor, decode_video
-from sttm.corpus import VideoRef
+from sttm.corpus.listing import VideoRef
 from sttm.indexer import DecodedVideo
 from sttm.store.key import Recipe
 

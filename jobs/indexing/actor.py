@@ -10,7 +10,7 @@ import ray
 from jobs.cluster.process_limits import allocating_at_most, ended_by_a_lost_gpu, killed_after
 from jobs.cluster.session import given_devices
 from sttm.config import IndexConfig
-from sttm.corpus import VideoRef
+from sttm.corpus.listing import VideoRef
 from sttm.indexer import GPU_STAGES, DecodedVideo, Indexer, VideoReader
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe

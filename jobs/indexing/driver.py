@@ -24,7 +24,7 @@ from jobs.indexing.actor import PrefillActor, decode_video
 from jobs.indexing.metrics import IdleClock, Pipeline
 from jobs.indexing.schedule import Ahead, least_busy, next_to_decode
 from sttm.config import IndexConfig
-from sttm.corpus import VideoRef
+from sttm.corpus.listing import VideoRef
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe
 from sttm.urls import redact_url

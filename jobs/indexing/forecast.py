@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from statistics import median
 
-from sttm.corpus import VideoRef
+from sttm.corpus.listing import VideoRef
 from sttm.indexer import GPU_STAGES
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe, differences, recipe_digest

@@ -23,7 +23,7 @@ from jobs.indexing.metrics import Pipeline, RunMetrics
 from jobs.indexing.other_runs import OtherRuns, record_key
 from jobs.indexing.progress import Progress
 from jobs.indexing.video_log import log_video
-from sttm.corpus import VideoRef
+from sttm.corpus.listing import VideoRef
 from sttm.errors import StoreError
 from sttm.index_plan import Plan, error_row, key_of
 from sttm.store.catalog.row import CatalogRow

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sttm.corpus import look_again
+from sttm.corpus.listing import look_again
 from sttm.errors import CorpusError
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe, source_key

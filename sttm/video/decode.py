@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from sttm.corpus import VideoRef
+from sttm.corpus.listing import VideoRef
 from sttm.errors import VideoError
 from sttm.settings import Settings
 from sttm.urls import redact_url

@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from sttm.corpus.files import VIDEO_EXTENSIONS
+from sttm.corpus.manifest import ManifestRow, row_uri
+from sttm.corpus.places import LOOKS_AT_ONCE, Looker, Place, find_places
 from sttm.errors import CorpusError
-from sttm.files import VIDEO_EXTENSIONS
-from sttm.manifest import ManifestRow, row_uri
-from sttm.places import LOOKS_AT_ONCE, Looker, Place, find_places
 from sttm.urls import absolute_uri, is_http, redact_url
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple
 
-from sttm.files import FileInfo, files_below, files_of_glob, fixed_folder, has_wildcard, is_folder, is_video
-from sttm.manifest import ManifestRow, parts_of, read_manifest, read_parts
+from sttm.corpus.files import FileInfo, files_below, files_of_glob, fixed_folder, has_wildcard, is_folder, is_video
+from sttm.corpus.manifest import ManifestRow, parts_of, read_manifest, read_parts
 from sttm.tables import EXTENSIONS
 from sttm.urls import extension_of, is_http, is_local, open_filesystem, path_on, redact_url, respelled
 
