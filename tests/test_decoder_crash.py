@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from media import encode_video
 
 from sttm.store.store import Store
@@ -13,6 +14,7 @@ from sttm.store.store import Store
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_a_crash_of_decord_is_tried_again_with_pyav(tmp_path: Path, qwen2_vl_folder: Path) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "a.mp4").write_bytes(encode_video())

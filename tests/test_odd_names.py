@@ -49,15 +49,19 @@ def test_every_key_is_listed_once_and_shown_whole(bucket: str) -> None:
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_an_object_is_found_and_read_by_exactly_what_is_shown(bucket: str, tmp_path: Path, key: str) -> None:
+def test_an_object_is_found_and_read_by_exactly_what_is_shown(bucket: str, key: str) -> None:
     uri = f"{bucket}/{key}"
     (ref,) = list_corpus(uri)
     assert (ref.uri, absolute_uri(uri), ref.size_bytes) == (uri, uri, len(key.encode()))
     assert read_video_file(uri, 1000)[0].getvalue() == key.encode()
-    assert absence(uri) is None
+
+
+def test_a_manifest_names_every_object_by_exactly_what_is_shown(bucket: str, tmp_path: Path) -> None:
     manifest = tmp_path / "list.csv"
-    manifest.write_text('uri\n"' + uri.replace('"', '""') + '"\n')
-    assert list_corpus(str(manifest)) == [ref]
+    manifest.write_text("uri\n" + "".join(f'"{bucket}/{key}"\n'.replace("\"'", '""\'') for key in KEYS))
+    listed = {ref.uri: ref for ref in list_corpus(bucket)}
+    assert list_corpus(str(manifest)) == [listed[f"{bucket}/{key}"] for key in KEYS]
+    assert all(absence(f"{bucket}/{key}") is None for key in KEYS[::5])
 
 
 @pytest.mark.parametrize(
