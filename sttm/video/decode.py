@@ -9,7 +9,7 @@ With `decoder: decord` decord decodes the videos that it is known to be right fo
 Matroska, progressive 8-bit 4:2:0 with limited range and even sizes, closed GOPs, one video stream, no edit list, no
 display matrix, and only if its own time stamps agree. PyAV decodes all others, and those that decord rejects. Decord
 does not report damage inside pictures. PyAV does, as far as the codec can notice it: H.264, MPEG-2, MPEG-4 and AV1
-nearly always, HEVC, VP8 and VP9 seldom, unless a packet cannot be decoded at all.
+mostly, HEVC, VP8 and VP9 seldom, unless a packet cannot be decoded at all.
 
 Both convert to RGB with swscale's defaults and ignore the pixel aspect ratio. Their pixels are equal for the videos
 that are left to decord, unless the picture size changes in the middle: PyAV then scales to the first size.
