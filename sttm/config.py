@@ -176,8 +176,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
 def index_recipe(config: IndexConfig, checkpoint: Checkpoint) -> Recipe:
     """All that changes the bytes of an artifact, besides the video itself.
 
-    The checkpoint counts by its digests, not its name: the same weights in another folder make the same cache. How
-    frames are resized is part of them, and a section of its own (`preprocess`) where the checkpoint does not say it.
+    The recipe names the checkpoint by its digests, because equal weights in another folder make the same cache. The
+    digests cover how frames are resized; where the checkpoint does not say that, the section `preprocess` does.
 
     Raises:
         ModelError: the checkpoint cannot be used.

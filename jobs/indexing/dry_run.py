@@ -58,7 +58,7 @@ def _print_thinned(thinned: list[float], known: int, videos: int, recipe: Recipe
 
     Args:
         thinned: lengths in seconds of the videos that would be thinned.
-        known: of how many videos the length is known.
+        known: number of videos whose length is known.
         videos: how many videos would be indexed.
         recipe: what they would be indexed with.
     """

@@ -26,7 +26,7 @@ class ManifestRow(NamedTuple):
         table: URL of the file that the row is in, without credentials.
         number: number of the row in that file, from 1 on.
         uri: absolute URL of the video, exactly as the row has it; empty if there is a fault.
-        stripped_uri: the same without the white space around the cell, for a file that does not exist under `uri`.
+        stripped_uri: absolute URL without the white space around the cell; tried if no file exists under `uri`.
         video_id: the id that the row gives; None if it gives none.
         fault: why the row names no video; empty if it does.
     """
