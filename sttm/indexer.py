@@ -18,10 +18,10 @@ from sttm.engine.prefill import Prefilled, prefill, require_possible
 from sttm.engine.ready_video import ready
 from sttm.errors import VideoError
 from sttm.kv_cache import KVCache
-from sttm.models.base import VideoInputs
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.language_model import LanguageModel
 from sttm.models.placement import Devices, as_devices, first_gpus
+from sttm.models.video_inputs import VideoInputs
 from sttm.stage_clock import StageClock
 from sttm.store.artifact import Source
 from sttm.store.catalog.row import CatalogRow
@@ -45,7 +45,7 @@ class DecodedVideo:
 
     Attributes:
         source: the video file.
-        inputs: uint8 pixels, laid out as the model's own processor lays them out.
+        inputs: uint8 frames, resized as the model's own processor resizes them.
         content_digest: blake3 of the file, hex.
         sampling: which frames were taken, and by which decoder.
         decode_s: seconds that decoding and resizing took.
@@ -106,11 +106,8 @@ class VideoReader:
             VideoError: the file cannot be used.
         """
         started = time.perf_counter()
-        frames = read_video(ref, self._video)
-        try:
-            inputs = self._family.preprocess(frames.pixels, frames.seconds)
-        except ValueError as error:  # for example, the model's processor refuses the aspect ratio
-            raise VideoError("unusable_frames", f"{redact_url(ref.uri)}: {error}") from error
+        frames = read_video(ref, self._video, resizer=self._family.resizing)
+        inputs = self._family.inputs(frames.pixels, frames.seconds)
         source = Source(ref.uri, ref.video_id, ref.name, frames.size_bytes, ref.version)
         seconds, counts = tuple(frames.seconds.tolist()), (frames.asked, frames.left_out)
         sampling = Sampling(seconds, frames.duration_s, frames.decoder, frames.warnings, *counts)

@@ -23,10 +23,11 @@ from jobs.benchmark.timing import Timing, measure, show
 from sttm.engine.prefill import PrefillConfig, Prefilled, prefill
 from sttm.errors import ConfigError
 from sttm.merging import MergeConfig, merge
-from sttm.models.base import Family, Prompt, VideoInputs
+from sttm.models.base import Family, Prompt
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
 from sttm.models.placement import first_gpus
+from sttm.models.video_inputs import VideoInputs
 
 PREFIX_TOKENS = 24  # text tokens before the video, about as many as a chat template makes
 

@@ -25,6 +25,7 @@ Codes of the `VideoError`s raised here:
     encrypted             the container or the packets say that the pictures are encrypted
     unsupported_codec     this FFmpeg has no decoder for the video stream
     too_many_pixels       a frame, or all sampled frames together, exceed the caps
+    unusable_frames       the model's processor refuses the shape of the frames
     truncated             the file ends before the time that its container declares
     no_frames             none of the sampled frames could be decoded
     damaged               less than half of the sampled frames could be decoded from sound data
@@ -46,6 +47,7 @@ from sttm.urls import redact_url
 from sttm.video.avi import count_frame_chunks
 from sttm.video.container import count_recordings, declared_fragments_s, is_cut_off
 from sttm.video.file import read_video_file
+from sttm.video.frame_buffer import FrameBuffer, Resizer
 from sttm.video.frames import Frames, frames_at_rate, sample_times, sampling_clock
 from sttm.video.index import VideoIndex
 from sttm.video.pyav import decode, read_index, starts_plain
@@ -67,7 +69,8 @@ class VideoConfig(Settings):
             PyAV for the others. Decord does not notice damage inside pictures.
         max_source_bytes: the most bytes of a video file.
         max_pixels: the most pixels (width x height) of a frame.
-        max_decoded_bytes: the most bytes of all sampled frames together, in RGB.
+        max_decoded_bytes: the most bytes of all sampled frames together, in RGB and in the size in which they are kept:
+            the model's when videos are indexed.
     """
 
     fps: float = Field(default=1.0, gt=0, le=1000)
@@ -90,7 +93,13 @@ def decoder_versions() -> dict[str, str]:
     return {"decord": version("decord"), "pyav": version("av")}
 
 
-def read_video(ref: VideoRef | str, config: VideoConfig, *, storage_options: dict[str, Any] | None = None) -> Frames:
+def read_video(
+    ref: VideoRef | str,
+    config: VideoConfig,
+    *,
+    resizer: Resizer | None = None,
+    storage_options: dict[str, Any] | None = None,
+) -> Frames:
     """Read, check, sample and decode one video.
 
     For each sampled time the frame that is on screen is taken, and no frame is taken twice. So a video that shows a
@@ -99,6 +108,7 @@ def read_video(ref: VideoRef | str, config: VideoConfig, *, storage_options: dic
     Args:
         ref: the video, or its path or URL.
         config: how to sample, and the caps.
+        resizer: decides to which size each frame is resized as it is decoded, by a model; None keeps the full size.
         storage_options: options of the fsspec filesystem.
 
     Raises:
@@ -116,15 +126,17 @@ def read_video(ref: VideoRef | str, config: VideoConfig, *, storage_options: dic
     warnings = _check(index, source, where, config) + index.warnings
     if ref.size_bytes not in (None, size_bytes):
         warnings = (*warnings, f"the file had {ref.size_bytes} bytes when listed and {size_bytes} when read")
-    picked, more = _pick(index, where, config)
+    picked, more = _pick(index, config)
     warnings += more
     rate = frames_at_rate(index.seconds, config.fps, config.max_frames, len(picked), _SAME_TIME_S)
-    if index.is_for_decord and config.decoder == "decord":
-        pixels = _by_decord(source, index, picked)
-        if pixels is not None:
-            seconds, decoder = index.seconds[picked], f"decord {version('decord')}"
-            return Frames(pixels, seconds, index.duration_s, digest, size_bytes, decoder, warnings, *rate)
-    pixels, seconds, more = decode(source, index, index.pts[picked], config.max_pixels, where)
+    buffer = FrameBuffer(len(picked), config.max_decoded_bytes, where, resizer)
+    if index.is_for_decord and config.decoder == "decord" and _by_decord(source, index, picked, buffer):
+        seconds, decoder = index.seconds[picked], f"decord {version('decord')}"
+        return Frames(buffer.pixels, seconds, index.duration_s, digest, size_bytes, decoder, warnings, *rate)
+    pixels, seconds, more = decode(source, index, index.pts[picked], config.max_pixels, where, buffer)
+    if not buffer.is_sized_for(len(pixels)):  # frames are lost, and the model takes fewer frames in another size
+        buffer = FrameBuffer(len(pixels), config.max_decoded_bytes, where, resizer)
+        pixels, seconds, more = decode(source, index, index.pts[picked], config.max_pixels, where, buffer)
     decoder = f"pyav {version('av')}"
     return Frames(pixels, seconds, index.duration_s, digest, size_bytes, decoder, warnings + more, *rate)
 
@@ -163,39 +175,34 @@ def _check(index: VideoIndex, source: io.BytesIO, where: str, config: VideoConfi
     return ()
 
 
-def _pick(index: VideoIndex, where: str, config: VideoConfig) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def _pick(index: VideoIndex, config: VideoConfig) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Positions in `index.pts` of the frames that are on screen at the sampled times, without repetition; warnings."""
     clock = sampling_clock(index.seconds, config.fps, config.max_frames)
     times = sample_times(0.0, float(clock[-1]), config.fps, config.max_frames, config.min_frames)
     picked = np.unique(np.searchsorted(clock, times + _SAME_TIME_S, side="right") - 1)
-    if (size_bytes := len(picked) * index.width * index.height * 3) > config.max_decoded_bytes:
-        what = f"{len(picked)} frames of {index.width}×{index.height} take {size_bytes} bytes"
-        raise VideoError(
-            "too_many_pixels", f"{where}: {what}, over max_decoded_bytes; lower max_frames or scale it down"
-        )
     if (gap_s := float(index.seconds[-1] - clock[-1])) > 0:
         return picked, (f"{gap_s:.0f} s of the video are gaps without frames; samples are taken where frames are",)
     return picked, ()
 
 
-def _by_decord(source: io.BytesIO, index: VideoIndex, picked: NDArray[np.int64]) -> NDArray[np.uint8] | None:
-    """The picked frames; None if decord fails, or if its times or its picture size differ from the container's."""
+def _by_decord(source: io.BytesIO, index: VideoIndex, picked: NDArray[np.int64], buffer: FrameBuffer) -> bool:
+    """Keep the picked frames; False if decord fails, or if its times or picture size differ from the container's."""
     import decord
 
     if not starts_plain(source, index):  # decord garbles or ignores turned pictures, and converts fields otherwise
-        return None
+        return False
     decord.logging.set_level(decord.logging.QUIET)
     source.seek(0)
     try:
         reader = decord.VideoReader(source, num_threads=1)
         seconds = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].astype(np.float64)
         if len(seconds) != len(index.pts) or np.abs(seconds - seconds[0] - index.seconds).max() > 2 * _SAME_TIME_S:
-            return None
+            return False
         if reader[0].shape != (index.height, index.width, 3):
-            return None
-        pixels = np.empty((len(picked), index.height, index.width, 3), np.uint8)
+            return False
         for at in range(0, len(picked), _DECORD_BATCH):
-            pixels[at : at + _DECORD_BATCH] = reader.get_batch(picked[at : at + _DECORD_BATCH]).asnumpy()
-        return pixels
+            for frame in reader.get_batch(picked[at : at + _DECORD_BATCH]).asnumpy():
+                buffer.append(frame)
+        return True
     except (decord.DECORDError, AssertionError, RuntimeError, ValueError):
-        return None
+        return False

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sttm.errors import VideoError
+from sttm.video.frame_buffer import FrameBuffer
 from sttm.video.index import VideoIndex
 from sttm.video.orientation import Orientation, read_display_matrix
 
@@ -23,7 +24,7 @@ class Frames:
     """The sampled frames of one video.
 
     Attributes:
-        pixels: uint8 [T, H, W, 3], RGB, upright.
+        pixels: uint8 [T, H, W, 3], RGB, upright, and resized if `read_video` was told how.
         seconds: float64 [T], presentation time of each frame after the video's first frame, strictly increasing.
         duration_s: seconds from the start of the first frame to the end of the last frame of the whole video.
         content_digest: blake3 digest of the file's bytes, in hex.
@@ -138,13 +139,16 @@ class FrameKeeper:
         wanted: int64 [T], time stamps of the frames to keep, increasing.
         max_pixels: the most pixels of a decoded frame.
         where: name of the video, for error messages.
+        buffer: where the wanted frames are kept; what it holds is dropped first.
     """
 
-    def __init__(self, index: VideoIndex, wanted: NDArray[np.int64], max_pixels: int, where: str) -> None:
-        self.index, self.wanted, self.max_pixels, self.where = index, wanted, max_pixels, where
-        self.pixels: NDArray[np.uint8] | None = None
+    def __init__(
+        self, index: VideoIndex, wanted: NDArray[np.int64], max_pixels: int, where: str, buffer: FrameBuffer
+    ) -> None:
+        self.index, self.wanted, self.max_pixels, self.where, self.buffer = index, wanted, max_pixels, where, buffer
         self.pts: list[int] = []
-        self.size = (0, 0)  # width and height of the kept frames, upright
+        buffer.clear()
+        self.size = (0, 0)  # width and height of the kept frames, upright, before the buffer resizes them
         self.previous: _Decoded | None = None
         self.bad_packets = self.torn_packets = self.bad_frames = self.late_frames = self.scaled = self.suspect = 0
         self.next = 0  # position in `wanted`
@@ -198,12 +202,11 @@ class FrameKeeper:
         self.next += 1
         if decoded is None or (self.pts and decoded.pts <= self.pts[-1]):
             return
-        if self.pixels is None:
+        if not self.pts:
             self.size = decoded.upright_size
-            self.pixels = np.empty((len(self.wanted), *self.size[::-1], 3), np.uint8)
         self.scaled += self.size != decoded.upright_size
         self.suspect += decoded.is_suspect
-        self.pixels[len(self.pts)] = decoded.rgb(self.size)
+        self.buffer.append(decoded.rgb(self.size))
         self.pts.append(decoded.pts)
 
     def finish(self) -> tuple[NDArray[np.uint8], NDArray[np.float64], tuple[str, ...]]:
@@ -219,7 +222,7 @@ class FrameKeeper:
         while self.next < len(self.wanted):
             self._take(self.previous)
         count, total = len(self.pts), len(self.wanted)
-        if self.pixels is None:
+        if not self.pts:
             raise VideoError(
                 "no_frames", f"{self.where}: none of its {total} sampled frames can be decoded; copy it again"
             )
@@ -239,7 +242,7 @@ class FrameKeeper:
             "sampled frames are lost": total - count,
             "sampled frames are scaled to the size of the first": self.scaled,
         }
-        return self.pixels[:count], seconds, tuple(f"{n} {what}" for what, n in counts.items() if n)
+        return self.buffer.pixels, seconds, tuple(f"{n} {what}" for what, n in counts.items() if n)
 
 
 class _Decoded(NamedTuple):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sttm.errors import VideoError
 from sttm.video.container import is_cut_off, is_protected
+from sttm.video.frame_buffer import FrameBuffer
 from sttm.video.frames import FrameKeeper
 from sttm.video.index import BROADCAST, VideoIndex, index_video
 from sttm.video.streams import VideoStream, choose_stream, read_streams, relay
@@ -64,7 +65,7 @@ def read_index(source: io.BytesIO, where: str) -> VideoIndex:
 
 
 def decode(
-    source: io.BytesIO, index: VideoIndex, wanted: NDArray[np.int64], max_pixels: int, where: str
+    source: io.BytesIO, index: VideoIndex, wanted: NDArray[np.int64], max_pixels: int, where: str, buffer: FrameBuffer
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64], tuple[str, ...]]:
     """Decode the wanted frames. In place of a lost frame the frame before it is taken, but never twice.
 
@@ -74,17 +75,18 @@ def decode(
         wanted: int64 [T], time stamps of the frames, increasing.
         max_pixels: the most pixels of a decoded frame.
         where: name of the video, for error messages.
+        buffer: where the frames are kept, and perhaps resized.
 
     Returns:
         Pixels uint8 [T, H, W, 3], times float64 [T] in seconds, and warnings.
 
     Raises:
-        VideoError: the code is `too_many_pixels`, `unsupported_codec`, `no_frames` or `damaged`.
+        VideoError: the code is `too_many_pixels`, `unusable_frames`, `unsupported_codec`, `no_frames` or `damaged`.
         MemoryError: the decoder could not get memory.
     """
     import av
 
-    keeper = FrameKeeper(index, wanted, max_pixels, where)
+    keeper = FrameKeeper(index, wanted, max_pixels, where, buffer)
     try:
         for part in range(len(index.parts)):
             for frame in _decoded(source, index, part, keeper):
