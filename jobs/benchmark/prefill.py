@@ -225,12 +225,16 @@ def _merging(budget: float) -> MergeConfig:
 
 
 def _flops(model: LanguageModel, before: int, after: int, merge_layer: int) -> float:
-    """Floating-point operations of one prefill: 2 for each weight and token, plus causal attention."""
-    layers = model.text.layers
+    """Floating-point operations of one prefill: 2 for each weight and token, plus causal attention.
+
+    The last layer computes keys and values only.
+    """
+    layers, attention = model.text.layers, model.text.layers[-1].self_attn
     weights = sum(p.numel() for p in layers[0].parameters())
-    width = model.text.config.num_attention_heads * layers[0].self_attn.head_dim
-    lengths = [before] * merge_layer + [after] * (len(layers) - merge_layer)
-    return float(sum(2 * weights * n + 2 * width * n * n for n in lengths))
+    width = model.text.config.num_attention_heads * attention.head_dim
+    lengths = [before] * merge_layer + [after] * (len(layers) - 1 - merge_layer)
+    last = 2 * after * (attention.k_proj.weight.numel() + attention.v_proj.weight.numel())
+    return float(sum(2 * weights * n + 2 * width * n * n for n in lengths) + last)
 
 
 def _matmul_ceiling(device: torch.device, size: int = 8192) -> float:
