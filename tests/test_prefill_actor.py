@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.indexing.actor import PrefillActor
+from jobs.indexing.actor import Indexed, PrefillActor
 from sttm.config import IndexConfig, index_recipe
 from sttm.corpus.listing import VideoRef
 from sttm.engine.fidelity import FidelityConfig
@@ -74,6 +74,14 @@ def test_gpu_seconds_are_those_of_the_stages_on_it_and_none_for_known_content(
     assert min(timings.values()) > 0
     assert again.gpu_s == 0
     assert again.row.identity == first.row.identity
+
+
+def test_a_video_that_the_actor_decodes_itself_becomes_the_same_artifact(tmp_path: Path, qwen2_vl_folder: Path) -> None:
+    actor, decoded = make(tmp_path, qwen2_vl_folder)
+    ended = actor.decode_and_index(VideoRef.from_uri(decoded.source.uri))
+    assert isinstance(ended, Indexed)
+    assert ended.row.identity == actor.index(decoded).row.identity
+    assert ended.gpu_s > 0
 
 
 def test_pixels_that_ray_gives_out_read_only_are_prefilled_like_others(tmp_path: Path, qwen2_vl_folder: Path) -> None:

@@ -137,7 +137,7 @@ class _Bench:
     def stages(self, counts: list[int]) -> StageRates:
         """Measure every stage alone."""
         free = int(ray.cluster_resources()["CPU"]) - (not max(counts))
-        workers = max(1, min(free, self.job.run.decode_ahead * max(1, *counts)))
+        workers = max(1, free)
         with _Scratch(self._folder) as scratch:
             refs = self._clips(scratch, max(8, 3 * workers))
             return measure_stages(self._with(max(counts)), self.recipe, _store(scratch), refs, workers)
