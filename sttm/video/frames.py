@@ -4,6 +4,7 @@ This file imports no decoder. `FrameKeeper` takes objects with the attributes of
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sttm.errors import VideoError
-from sttm.video.frame_buffer import FrameBuffer
+from sttm.video.frame_buffer import FrameBuffer, Pixels
 from sttm.video.index import VideoIndex
 from sttm.video.orientation import Orientation, read_display_matrix
 
@@ -131,6 +132,16 @@ def sampling_clock(seconds: NDArray[np.float64], fps: float, max_frames: int) ->
     return np.concatenate([seconds[:1], seconds[0] + np.cumsum(steps)])
 
 
+# Makes the upright RGB picture uint8 [H, W, 3] of a decoded frame, from its stored size (width, height), to which the
+# frame is scaled, and from how it lies.
+Picture = Callable[[Any, tuple[int, int], Orientation], Pixels]
+
+
+def picture_on_cpu(frame: Any, size: tuple[int, int], orientation: Orientation) -> NDArray[np.uint8]:
+    """The picture of a frame of PyAV, as swscale makes it."""
+    return orientation.upright(frame.to_ndarray(format="rgb24", width=size[0], height=size[1]))
+
+
 class FrameKeeper:
     """Keeps the wanted frames out of all decoded frames. It holds at most one frame beside those it keeps.
 
@@ -140,11 +151,19 @@ class FrameKeeper:
         max_pixels: the most pixels of a decoded frame.
         where: name of the video, for error messages.
         buffer: where the wanted frames are kept; what it holds is dropped first.
+        picture: makes the upright picture of a decoded frame.
     """
 
     def __init__(
-        self, index: VideoIndex, wanted: NDArray[np.int64], max_pixels: int, where: str, buffer: FrameBuffer
+        self,
+        index: VideoIndex,
+        wanted: NDArray[np.int64],
+        max_pixels: int,
+        where: str,
+        buffer: FrameBuffer,
+        picture: Picture = picture_on_cpu,
     ) -> None:
+        self._picture = picture
         self.index, self.wanted, self.max_pixels, self.where, self.buffer = index, wanted, max_pixels, where, buffer
         self.pts: list[int] = []
         buffer.clear()
@@ -206,7 +225,7 @@ class FrameKeeper:
             self.size = decoded.upright_size
         self.scaled += self.size != decoded.upright_size
         self.suspect += decoded.is_suspect
-        self.buffer.append(decoded.rgb(self.size))
+        self.buffer.append(self._picture(decoded.frame, decoded.swapped(self.size), decoded.orientation))
         self.pts.append(decoded.pts)
 
     def finish(self) -> tuple[NDArray[np.uint8], NDArray[np.float64], tuple[str, ...]]:
@@ -253,12 +272,8 @@ class _Decoded(NamedTuple):
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        return self._swapped((self.frame.width, self.frame.height))
+        return self.swapped((self.frame.width, self.frame.height))
 
-    def rgb(self, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """uint8 [H, W, 3]: the frame scaled to an upright size (width, height) and turned upright."""
-        width, height = self._swapped(size)
-        return self.orientation.upright(self.frame.to_ndarray(format="rgb24", width=width, height=height))
-
-    def _swapped(self, size: tuple[int, int]) -> tuple[int, int]:
+    def swapped(self, size: tuple[int, int]) -> tuple[int, int]:
+        """An upright size as stored, or a stored size upright: both are (width, height)."""
         return size[::-1] if self.orientation.swaps_axes else size
