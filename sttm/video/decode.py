@@ -50,7 +50,8 @@ from sttm.video.file import read_video_file
 from sttm.video.frame_buffer import FrameBuffer, Resizer
 from sttm.video.frames import Frames, frames_at_rate, sample_times, sampling_clock
 from sttm.video.index import VideoIndex
-from sttm.video.pyav import decode, read_index, starts_plain
+from sttm.video.pyav import read_index, starts_plain
+from sttm.video.segments import decode
 from sttm.video.streams import MP4
 
 _DECORD_BATCH = 16  # frames decoded at once, which bounds the size of decord's own copy

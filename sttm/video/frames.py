@@ -178,6 +178,15 @@ class FrameKeeper:
         self.orientation = Orientation()
         self.is_suspect = False  # the next frame is predicted from damaged data
 
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs to forget the frames that are offered from now on."""
+        return {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to an earlier state."""
+        vars(self).update(state)
+        self.buffer.truncate(len(self.pts))
+
     def lose_packet(self) -> None:
         """Note that the decoder could not decode a packet."""
         self.bad_packets += 1

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sttm.video.colour import colour_matrix, to_rgb
-from sttm.video.frame_buffer import FrameBuffer, GpuFrameBuffer
 from sttm.video.frames import FrameKeeper
+from sttm.video.gpu_frame_buffer import GpuFrameBuffer
 from sttm.video.index import VideoIndex
 from sttm.video.orientation import Orientation
 from sttm.video.segments import DoubtError, PacketPass, checked, decode
@@ -97,7 +97,7 @@ def decode_on_gpu(
     require_suitable(index)
     keeper = FrameKeeper(index, wanted, max_pixels, where, buffer, _picture())
     try:
-        with closing(PacketPass(source, index, 0, {}, _hardware())) as packets:
+        with closing(PacketPass(source, index, 0, _hardware())) as packets:
             for group in select(index, 0, wanted):
                 for segment in group.segments or (group.whole,):
                     for frame in checked(packets.frames(segment), segment):
@@ -121,8 +121,7 @@ def _require_equal_first(
     where: str,
     buffer: GpuFrameBuffer,
 ) -> None:
-    on_cpu: FrameBuffer = buffer.on_cpu()
-    pixels, _, _ = decode(source, index, wanted[:1], max_pixels, where, on_cpu)
+    pixels, _, _ = decode(source, index, wanted[:1], max_pixels, where, buffer.on_cpu(1))
     if not np.array_equal(pixels[0], first.cpu().numpy()):
         raise NotOnGpuError("a first frame that differs from the CPU's")
 
