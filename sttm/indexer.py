@@ -100,14 +100,19 @@ class VideoReader:
         self._video = config.video
         self._family = Checkpoint.open(config.model).family()
 
-    def read(self, ref: VideoRef) -> DecodedVideo:
+    def read(self, ref: VideoRef, *, on_gpu: bool = False) -> DecodedVideo:
         """Decode and resize one video.
+
+        Args:
+            ref: the video.
+            on_gpu: decode on the current GPU, where the frames then stay.
 
         Raises:
             VideoError: the file cannot be used.
+            sttm.video.nvdec.NotOnGpuError: with `on_gpu`, only a CPU can decode the video.
         """
         started = time.perf_counter()
-        frames = read_video(ref, self._video, resizer=self._family.resizing)
+        frames = read_video(ref, self._video, resizer=self._family.resizing, on_gpu=on_gpu)
         inputs = self._family.inputs(frames.pixels, frames.seconds)
         source = Source(ref.uri, ref.video_id, ref.name, frames.size_bytes, ref.version)
         seconds, counts = tuple(frames.seconds.tolist()), (frames.asked, frames.left_out)
@@ -142,6 +147,8 @@ class Indexer:
         self._family = checkpoint.family()
         self._model = checkpoint.load_model(devices)
         self._devices = {parameter.device for parameter in self._model.parameters()}
+        # FFmpeg copies the frames that it decodes on a GPU in the default stream, which shall not wait for a prefill.
+        self._stream = torch.cuda.Stream(devices[0]) if devices[0].type == "cuda" else None
         self._language_model = LanguageModel.of(self._model)
         self._probes = [self._family.question_ids(probe) for probe in config.fidelity.probes]
         self._provenance = Provenance(
@@ -188,6 +195,10 @@ class Indexer:
 
         Copies to the CPU may still be on their way.
         """
+        with torch.cuda.stream(self._stream):
+            return self._prefill(decoded)
+
+    def _prefill(self, decoded: DecodedVideo) -> PrefilledVideo:
         clock, download = self.clock(), Download()
         result = self.read_in(decoded, clock)
         merged, cache = result.merged, result.cache
@@ -239,11 +250,14 @@ class Indexer:
         """
         if prefilled.live is None:
             return encoded
-        model, fidelity, clock = self._language_model, self._config.fidelity, self.clock()
+        model, fidelity = self._language_model, self._config.fidelity
         where = redact_url(decoded.source.uri)
-        stored = decode_kv(encoded.kv.data, where, model.device)
-        found = certify(model, ready(model, prefilled.live), ready(model, stored), self._probes, fidelity.tokens)
-        clock.end("certify")
+        with torch.cuda.stream(self._stream):
+            clock = self.clock()
+            stored = decode_kv(encoded.kv.data, where, model.device)
+            found = certify(model, ready(model, prefilled.live), ready(model, stored), self._probes, fidelity.tokens)
+            clock.end("certify")
+            certify_s = clock.seconds()["certify"]
         if fidelity.max_kl is not None and not found.kl_mean <= fidelity.max_kl:
             scheme = self._config.store.kv_scheme
             raise VideoError(
@@ -251,7 +265,7 @@ class Indexer:
                 f"{where}: the {scheme} cache differs from the live one by {found.kl_mean:.3g} nats a "
                 f"token, more than fidelity.max_kl={fidelity.max_kl:g}; choose a finer store.kv_scheme, such as exact",
             )
-        facts = _timed(encoded.facts, "certify", clock.seconds()["certify"])
+        facts = _timed(encoded.facts, "certify", certify_s)
         return replace(encoded, facts=replace(facts, certificate=found))
 
     def publish(self, decoded: DecodedVideo, encoded: EncodedVideo) -> CatalogRow:

@@ -106,14 +106,14 @@ def decoded_plainly(data: bytes, index: VideoIndex) -> dict[int, np.ndarray]:
 def decoded_packets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by a position for each packet that is given to a decoder."""
     positions: list[int] = []
-    packets_at = segments._Pass._at
+    packets_at = segments.PacketPass._at
 
-    def noting(self: segments._Pass, wanted: np.ndarray) -> Iterator[object]:
+    def noting(self: segments.PacketPass, wanted: np.ndarray) -> Iterator[object]:
         for position, packet in zip(wanted.tolist(), packets_at(self, wanted), strict=False):
             positions.append(position)
             yield packet
 
-    monkeypatch.setattr(segments._Pass, "_at", noting)
+    monkeypatch.setattr(segments.PacketPass, "_at", noting)
     return positions
 
 

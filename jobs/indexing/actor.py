@@ -17,9 +17,13 @@ from jobs.cluster.process_limits import (
 from jobs.cluster.session import given_devices
 from sttm.config import IndexConfig
 from sttm.corpus.listing import VideoRef
+from sttm.errors import ConfigError
 from sttm.indexer import GPU_STAGES, DecodedVideo, Indexer, VideoReader
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe
+from sttm.video.nvdec import NotOnGpuError, cannot_decode_because
+
+_DEVICE_DECODES = 6  # at a time: a single one leaves most of the engines of a GPU idle, of which an H200 has seven
 
 
 @functools.lru_cache(maxsize=1)
@@ -142,11 +146,14 @@ class PrefillActor:
         """Load the model onto the devices that Ray gave this actor.
 
         Raises:
-            ConfigError: a setting that no video could be indexed with by this model.
+            ConfigError: a setting that no video could be indexed with by this model, or on this device.
             ModelError: the checkpoint cannot be used.
         """
         self.indexer = Indexer(*self._made_with, given_devices())
-        return Device(0, "this version decodes on CPUs only")
+        cause = cannot_decode_because()
+        if cause and self._made_with[0].video.decoder == "nvdec":
+            raise ConfigError(f"video.decoder is nvdec, but {cause}; or set video.decoder to auto")
+        return Device(0 if cause else _DEVICE_DECODES, cause)
 
     def index(self, decoded: DecodedVideo) -> Indexed:
         """Prefill and store one decoded video. Content that is stored already is not prefilled.
@@ -169,8 +176,11 @@ class PrefillActor:
             StoreError: the store does not take the artifact.
         """
         with ended_by_a_lost_gpu():
-            with killed_after(self._decode_timeout_s):
-                decoded = self._reader.read(ref)
+            try:
+                with killed_after(self._decode_timeout_s):
+                    decoded = self._reader.read(ref, on_gpu=True)
+            except NotOnGpuError as error:
+                return Refused(f"their GPU cannot decode {error}")
             return self._index(decoded)
 
     @functools.cached_property

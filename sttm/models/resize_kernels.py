@@ -45,9 +45,19 @@ def resize_axis(frames: Tensor, axis: int, places: Tensor, weights: Tensor, prec
 
 @triton.jit
 def _resize_kernel(
-    frames, out, places, weights, taps, precision, height, width, rows, columns,
-    ALONG_ROWS: tl.constexpr, PIXELS: tl.constexpr,
-):  # fmt: skip
+    frames: tl.tensor,
+    out: tl.tensor,
+    places: tl.tensor,
+    weights: tl.tensor,
+    taps: int,
+    precision: int,
+    height: int,
+    width: int,
+    rows: int,
+    columns: int,
+    ALONG_ROWS: tl.constexpr,
+    PIXELS: tl.constexpr,
+) -> None:
     plane = (tl.program_id(0) // rows).to(tl.int64)
     row = tl.program_id(0) % rows
     column = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)

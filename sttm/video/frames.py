@@ -25,7 +25,8 @@ class Frames:
     """The sampled frames of one video.
 
     Attributes:
-        pixels: uint8 [T, H, W, 3], RGB, upright, and resized if `read_video` was told how.
+        pixels: uint8 [T, H, W, 3], RGB, upright, and resized if `read_video` was told how: an array, or a torch tensor
+            on a GPU.
         seconds: float64 [T], presentation time of each frame after the video's first frame, strictly increasing.
         duration_s: seconds from the start of the first frame to the end of the last frame of the whole video.
         content_digest: blake3 digest of the file's bytes, in hex.
@@ -36,7 +37,7 @@ class Frames:
         left_out: how many of these `max_frames` left out. Frames that are lost through damage are not counted here.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     seconds: NDArray[np.float64]
     duration_s: float
     content_digest: str
@@ -48,7 +49,7 @@ class Frames:
 
     def __post_init__(self) -> None:
         p, s = self.pixels, self.seconds
-        if p.dtype != np.uint8 or p.ndim != 4 or p.shape[-1] != 3 or not p.size:
+        if str(p.dtype).removeprefix("torch.") != "uint8" or p.ndim != 4 or p.shape[-1] != 3 or not len(p):
             raise ValueError(f"pixels are {p.dtype} {p.shape}, not uint8 [T,H,W,3]")
         if s.dtype != np.float64 or s.shape != p.shape[:1] or (np.diff(s) <= 0).any():
             raise ValueError(f"seconds are {s.dtype} {s.shape}, not {len(p)} increasing float64")
@@ -237,7 +238,7 @@ class FrameKeeper:
         self.buffer.append(self._picture(decoded.frame, decoded.swapped(self.size), decoded.orientation))
         self.pts.append(decoded.pts)
 
-    def finish(self) -> tuple[NDArray[np.uint8], NDArray[np.float64], tuple[str, ...]]:
+    def finish(self) -> tuple[Pixels, NDArray[np.float64], tuple[str, ...]]:
         """Return the kept frames after all frames were offered.
 
         Returns:

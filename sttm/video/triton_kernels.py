@@ -31,9 +31,21 @@ def to_rgb(luma: Tensor, chroma: Tensor, matrix: tuple[int, ...]) -> Tensor:
 
 @triton.jit
 def _to_rgb_kernel(
-    luma, chroma, out, height, width, luma_row, chroma_row,
-    factor, black, red_v, green_u, green_v, blue_u, PIXELS: tl.constexpr,
-):  # fmt: skip
+    luma: tl.tensor,
+    chroma: tl.tensor,
+    out: tl.tensor,
+    height: int,
+    width: int,
+    luma_row: int,
+    chroma_row: int,
+    factor: int,
+    black: int,
+    red_v: int,
+    green_u: int,
+    green_v: int,
+    blue_u: int,
+    PIXELS: tl.constexpr,
+) -> None:
     row = tl.program_id(0)
     column = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
     inside = column < width
