@@ -38,6 +38,7 @@ from sttm.video.decode import read_video
 
 # The names in an artifact's `timings_s` of the stages in which the model's device works; `encode` is the vision tower.
 GPU_STAGES = ("encode", "prefill", "pack", "certify")
+DECODE_CPU = "decode_cpu"  # no stage of its own: the CPU seconds of the stage `decode`
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class DecodedVideo:
         content_digest: blake3 of the file, hex.
         sampling: which frames were taken, and by which decoder.
         decode_s: seconds that decoding and resizing took.
+        decode_cpu_s: CPU seconds of these.
     """
 
     source: Source
@@ -57,6 +59,7 @@ class DecodedVideo:
     content_digest: str
     sampling: Sampling
     decode_s: float
+    decode_cpu_s: float
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,14 @@ class VideoReader:
             VideoError: the file cannot be used.
             sttm.video.nvdec.NotOnGpuError: with `on_gpu`, only a CPU can decode the video.
         """
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.thread_time()
         frames = read_video(ref, self._video, resizer=self._family.resizing, on_gpu=on_gpu)
         inputs = self._family.inputs(frames.pixels, frames.seconds)
         source = Source(ref.uri, ref.video_id, ref.name, frames.size_bytes, ref.version)
         seconds, counts = tuple(frames.seconds.tolist()), (frames.asked, frames.left_out)
         sampling = Sampling(seconds, frames.duration_s, frames.decoder, frames.warnings, *counts)
-        return DecodedVideo(source, inputs, frames.content_digest, sampling, time.perf_counter() - started)
+        took_s, cpu_s = time.perf_counter() - started, time.thread_time() - cpu_started
+        return DecodedVideo(source, inputs, frames.content_digest, sampling, took_s, cpu_s)
 
 
 class Indexer:
@@ -211,7 +215,7 @@ class Indexer:
             tokens_before=decoded.inputs.tokens,
             tokens_after=len(merged.patches),
             thresholds={name: float(value) for name, value in thresholds.items() if value is not None},
-            timings_s={"decode": decoded.decode_s, **clock.seconds()},
+            timings_s={"decode": decoded.decode_s, DECODE_CPU: decoded.decode_cpu_s, **clock.seconds()},
             run_id=self._run_id,
             sampling=decoded.sampling,
             provenance=self._provenance,

@@ -95,9 +95,10 @@ class Driver:
         self._run, self._listener, self._cluster = run, listener, cluster
         self._made_with = (config, run, recipe, store_url, run_id)
         self._device_decoding = device_decoding(config.video.decoder)
-        # A crash of a decoder other than PyAV is tried again with PyAV before it becomes a row.
-        has_another = config.video.decoder == "decord" or self._device_decoding is not DeviceDecoding.NEVER
-        self._limits = RetryLimits(max(run.crash_tries, 2) if has_another else run.crash_tries, run.lost_tries)
+        # A crash of a decoder other than PyAV is tried again with PyAV, by a CPU, before it becomes a row.
+        self._limits_on_device = RetryLimits(max(run.crash_tries, 2), run.lost_tries)
+        with_pyav = RetryLimits(run.crash_tries, run.lost_tries)
+        self._limits = self._limits_on_device if config.video.decoder == "decord" else with_pyav
         self._waiting = WaitingVideos()
         self._decoding = 0
         self._decoded: deque[Video] = deque()
@@ -272,8 +273,8 @@ class Driver:
         self._listener.stored(video.ref, ended.row)
 
     def _failed(self, video: Video, error: BaseException) -> None:
-        uri = video.ref.uri
-        match what_next(fault_of(error), video.tries, self._limits, time.monotonic(), name=uri):
+        uri, limits = video.ref.uri, self._limits_on_device if video.is_undecoded else self._limits
+        match what_next(fault_of(error), video.tries, limits, time.monotonic(), name=uri):
             case GiveUp(code, message):
                 self._listener.failed(video.ref, code, message.replace(uri, redact_url(uri)))
             case EndRun(cause):
