@@ -14,7 +14,7 @@ DOORS = {
     "decord": {"sttm/video/decode.py"},
     "av": {
         *("sttm/video/pyav.py", "sttm/video/segments.py", "sttm/video/nvdec.py"),
-        *("sttm/synthetic/encode.py", "jobs/benchmark/film.py"),
+        *("sttm/synthetic/encode.py", "jobs/benchmark/film.py", "jobs/benchmark/plain_decode.py"),
     },
     "fsspec": {"sttm/store/storage.py", "sttm/urls.py"},
     "pyarrow": {
