@@ -12,12 +12,14 @@ from importlib.metadata import version
 
 import torch
 
+from sttm.certificate import ArithmeticCertificate
 from sttm.config import IndexConfig
 from sttm.corpus.listing import VideoRef
+from sttm.engine.arithmetic import round_and_compare
 from sttm.engine.fidelity import certify
 from sttm.engine.prefill import Prefilled, prefill, require_possible
 from sttm.engine.ready_video import ready
-from sttm.errors import VideoError
+from sttm.errors import ModelError, VideoError
 from sttm.kv_cache import KVCache
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.language_model import LanguageModel
@@ -146,10 +148,13 @@ class Indexer:
         self._config, self._recipe, self._run_id = config, recipe, run_id
         self._store = Store.open(store_url)
         devices = as_devices(device or first_gpus(1))
-        checkpoint = Checkpoint.open(config.model)
+        self._checkpoint = checkpoint = Checkpoint.open(config.model)
         require_possible(checkpoint.config.get_text_config(), config.merge, config.prefill)
         self._family = checkpoint.family()
-        self._model = checkpoint.load_model(devices)
+        # With probe questions, the first video shows what FP8 changes, and the model is rounded then.
+        self._must_compare = config.model.is_fp8 and bool(config.fidelity.probes)
+        self._arithmetic: ArithmeticCertificate | None = None
+        self._model = checkpoint.load_model(devices, with_fp8=not self._must_compare)
         self._devices = {parameter.device for parameter in self._model.parameters()}
         # FFmpeg copies the frames that it decodes on a GPU in the default stream, which shall not wait for a prefill.
         self._stream = torch.cuda.Stream(devices[0]) if devices[0].type == "cuda" else None
@@ -197,12 +202,20 @@ class Indexer:
     def prefill(self, decoded: DecodedVideo) -> PrefilledVideo:
         """Run the vision tower and the prefill, and pack the cache on its device; returns when the device is done.
 
-        Copies to the CPU may still be on their way.
+        Copies to the CPU may still be on their way. With `model.dtype: fp8`, the first call also compares FP8 with
+        bfloat16, if there are probe questions.
+
+        Raises:
+            VideoError: the video is too long.
+            ModelError: FP8 changes the answers by more than `fidelity.max_kl`.
         """
         with torch.cuda.stream(self._stream):
             return self._prefill(decoded)
 
     def _prefill(self, decoded: DecodedVideo) -> PrefilledVideo:
+        spent = {"decode": decoded.decode_s, DECODE_CPU: decoded.decode_cpu_s}
+        if self._must_compare:
+            spent["compare"] = self._compare_arithmetic(decoded)
         clock, download = self.clock(), Download()
         result = self.read_in(decoded, clock)
         merged, cache = result.merged, result.cache
@@ -215,14 +228,34 @@ class Indexer:
             tokens_before=decoded.inputs.tokens,
             tokens_after=len(merged.patches),
             thresholds={name: float(value) for name, value in thresholds.items() if value is not None},
-            timings_s={"decode": decoded.decode_s, DECODE_CPU: decoded.decode_cpu_s, **clock.seconds()},
+            timings_s={**spent, **clock.seconds()},
             run_id=self._run_id,
             sampling=decoded.sampling,
             provenance=self._provenance,
+            arithmetic=self._arithmetic,
         )
         tables = (cache.boxes, cache.patches, index, cache.frame_seconds, features, cache.grid)
         live = cache if self._probes else None
         return PrefilledVideo(kv, partial(write_tokens, *tables), download.started(), facts, live)
+
+    def _compare_arithmetic(self, decoded: DecodedVideo) -> float:
+        """Round the model to FP8, with this video as the sample. Returns the seconds that it took."""
+        fidelity, clock = self._config.fidelity, self.clock()
+
+        def read_in() -> KVCache:
+            return self.read_in(decoded, self.clock()).cache
+
+        found = round_and_compare(self._checkpoint, self._model, read_in, self._probes, fidelity.tokens)
+        self._must_compare = False
+        self._arithmetic = ArithmeticCertificate("bfloat16", decoded.content_digest, **asdict(found))
+        if fidelity.max_kl is not None and not found.kl_mean <= fidelity.max_kl:
+            raise ModelError(
+                f"model.dtype=fp8 changes the answers about {redact_url(decoded.source.uri)} by {found.kl_mean:.3g} "
+                f"nats a token against bfloat16, more than fidelity.max_kl={fidelity.max_kl:g}; set "
+                "model.dtype=bfloat16, or allow more"
+            )
+        clock.end("compare")
+        return clock.seconds()["compare"]
 
     def digest(self, prefilled: PrefilledVideo) -> EncodedVideo:
         """Wait for the packed bytes, check and digest them, and write the token table; needs no GPU.

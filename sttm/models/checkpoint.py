@@ -37,6 +37,8 @@ BUILT_IN_NOTICE = (
     "For real video index with a real checkpoint: --config qwen2_5_vl_7b, or --set model.path=FOLDER."
 )
 
+Dtype = Literal["bfloat16", "float16", "float32", "fp8"]
+
 
 class ModelConfig(Settings):
     """Which checkpoint is used, and in which arithmetic.
@@ -55,7 +57,7 @@ class ModelConfig(Settings):
 
     path: str | None = None
     revision: str | None = None
-    dtype: Literal["bfloat16", "float16", "float32", "fp8"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     frame_pixels: int | None = Field(default=None, ge=32 * 32)
 
     @property

@@ -78,7 +78,7 @@ def read_scheme(config: dict[str, Any], checkpoint: str) -> Fp8Scheme | None:
         method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
         try:
             return _READERS[method](found)
-        except (_UnsupportedError, KeyError, TypeError) as error:
+        except (_UnsupportedError, KeyError, TypeError, AttributeError) as error:  # or a part is of another kind
             cause = f", {error}" if isinstance(error, _UnsupportedError) else ""
             raise ModelError(
                 f"{checkpoint} is quantised (quantization_config in config.json, method {method!r}{cause}), which is "
