@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sttm.errors import ModelError, QuestionError
 from sttm.models.frame_resizing import FrameResizing
 from sttm.models.pixel_bounds import PixelBounds
+from sttm.models.still_frames import first_alike
 from sttm.models.video_inputs import VideoInputs
 
 _QUESTION_MARK = "\x00question\x00"  # stands for the question while the chat template is rendered
@@ -79,6 +80,8 @@ class Family(ABC):
         tokenizer: the checkpoint's tokenizer, with a chat template that renders a video.
         processor: the checkpoint's video processor; only indexing needs it.
         pixel_bounds: bounds of a frame's pixels; None keeps those of the processor.
+        still_levels: the most levels (of 255) by which a block of pixels may differ on average from the frame whose
+            features are taken in its place; 0 asks for equal pixels.
 
     Raises:
         ModelError: a decoder layer does not use full attention.
@@ -90,10 +93,15 @@ class Family(ABC):
     prefix_end: ClassVar[str | None] = None
 
     def __init__(
-        self, config: Any, tokenizer: Any, processor: Any = None, pixel_bounds: PixelBounds | None = None
+        self,
+        config: Any,
+        tokenizer: Any,
+        processor: Any = None,
+        pixel_bounds: PixelBounds | None = None,
+        still_levels: float = 0.0,
     ) -> None:
         self.config, self.tokenizer, self.processor = config, tokenizer, processor
-        self.pixel_bounds = pixel_bounds
+        self.pixel_bounds, self.still_levels = pixel_bounds, still_levels
         kinds = _attention_kinds(config.get_text_config())
         if kinds - {"full_attention"}:
             raise ModelError(
@@ -132,7 +140,8 @@ class Family(ABC):
         """
         first = np.arange(0, len(seconds), self.frames_a_token)
         grid = (len(first), *self.cells(pixels.shape[1], pixels.shape[2]))
-        return VideoInputs(pixels, grid, seconds, seconds[first])
+        alike = first_alike(pixels, self.frames_a_token, self.still_levels)
+        return VideoInputs(pixels, grid, seconds, seconds[first], alike)
 
     def preprocess(self, pixels: np.ndarray, seconds: np.ndarray) -> VideoInputs:
         """Resize frames on the CPU, and make the inputs of the vision tower from them.
@@ -149,7 +158,7 @@ class Family(ABC):
 
     @abstractmethod
     def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the vision tower of the whole model `model` on one video.
+        """Run the vision tower of the whole model `model` on one video, once for grid frames that look the same.
 
         Returns:
             Embeddings of all places [P, C], cells and separators in the order of the prompt; and the deepstack levels

@@ -53,12 +53,16 @@ class ModelConfig(Settings):
         frame_pixels: the most pixels (width x height) of a frame in the vision tower; a larger frame is scaled down.
             None takes the bounds that the checkpoint gives for videos, or the defaults of its family if it gives none
             (see `sttm.models.pixel_bounds`).
+        still_levels: a frame (with Qwen models, a pair of frames) takes the features of an earlier one that looks like
+            it, and is not encoded: if their pixels are equal, or if no block of 28x28 pixels differs by more than so
+            many levels (of 255) on average from the last frame that was encoded. 0 asks for equal pixels.
     """
 
     path: str | None = None
     revision: str | None = None
     dtype: Dtype = "bfloat16"
     frame_pixels: int | None = Field(default=None, ge=32 * 32)
+    still_levels: float = Field(default=0.0, ge=0, le=255)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -147,7 +151,8 @@ class Checkpoint:
             ModelError: the chat template is missing, or it cannot render a video and a question.
         """
         processor = self._video_processor() if with_processor else None
-        family = self.family_class(self.config, self._tokenizer(), processor, self.pixel_bounds)
+        bounds, still_levels = self.pixel_bounds, self.settings.still_levels
+        family = self.family_class(self.config, self._tokenizer(), processor, bounds, still_levels)
         family.require_template()  # fail now, and not at the first video
         return family
 

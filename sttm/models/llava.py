@@ -52,9 +52,10 @@ class Llava(Family):
         return self.tokens_per_side, self.tokens_per_side
 
     def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the vision tower over all frames, a few at a time: embeddings [F*S*S, C], and no deepstack levels."""
+        """Run the vision tower over the frames, a few at a time: embeddings [F*S*S, C], and no deepstack levels."""
         pixels = self._normalised(inputs, model)
-        return torch.cat([self.features(model, part) for part in pixels.split(_FRAMES_A_PASS)]), ()
+        features = torch.cat([self.features(model, part) for part in pixels.split(_FRAMES_A_PASS)])
+        return inputs.for_all_frames(features), ()
 
     def features(self, model: Any, pixels: Tensor) -> Tensor:
         """Embeddings [F*S*S, C] of normalised frames [F, 3, H, W], without separators."""
@@ -98,10 +99,10 @@ class Llava(Family):
         return frames.shape[-2], frames.shape[-1]
 
     def _normalised(self, inputs: VideoInputs, model: Any) -> Tensor:
-        """Rescale and normalise the pixels on the model's device, by a method of the official processor."""
+        """Normalise the frames to be encoded on the model's device, by a method of the official processor."""
         p = self.processor
         frames = p.rescale_and_normalize(
-            inputs.pixels_on(model.device).permute(0, 3, 1, 2),
+            inputs.frames_to_encode(model.device, self.frames_a_token).permute(0, 3, 1, 2),
             *(p.do_rescale, p.rescale_factor, p.do_normalize, tuple(p.image_mean), tuple(p.image_std)),
         )
         return frames.to(model.dtype)

@@ -5,6 +5,7 @@ Model doc: https://huggingface.co/docs/transformers/model_doc/qwen2_vl
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -73,14 +74,15 @@ class Qwen2VL(Family):
     def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run the vision tower: embeddings [N, C], and deepstack levels [N, C] if the tower has any (Qwen3-VL)."""
         merge = self.processor.merge_size
-        t, h, w = inputs.grid
-        grid_thw = torch.tensor([[t, h * merge, w * merge]])
+        _, h, w = inputs.grid
+        grid_thw = torch.tensor([[len(np.unique(inputs.features_from)), h * merge, w * merge]])
         visual = model.model.visual
         # Call the tower itself, because the output of `get_video_features` differs between versions of transformers.
         output = visual(
             self._normalised(inputs, model), grid_thw=grid_thw.to(model.device), **self.segments(visual, grid_thw)
         )
-        return output.pooler_output, tuple(getattr(output, "deepstack_features", None) or ())
+        levels = getattr(output, "deepstack_features", None) or ()
+        return inputs.for_all_frames(output.pooler_output), tuple(inputs.for_all_frames(level) for level in levels)
 
     def segments(self, visual: nn.Module, grid_thw: Tensor) -> dict[str, Any]:
         """Arguments of the tower that say where the segments of its attention begin and end.
@@ -103,9 +105,12 @@ class Qwen2VL(Family):
         return 1.0
 
     def _normalised(self, inputs: VideoInputs, model: Any) -> Tensor:
-        """Cut the pixels into patches and normalise them on the model's device, as the official processor does."""
+        """Cut the frames to be encoded into patches and normalise them on the model's device.
+
+        A method of the official processor normalises them.
+        """
         p = self.processor
-        patches = self._patches(inputs.pixels_on(model.device))
+        patches = self._patches(inputs.frames_to_encode(model.device, self.frames_a_token))
         planes = patches.view(len(patches), 3, -1, p.patch_size)
         planes = p.rescale_and_normalize(
             planes, p.do_rescale, p.rescale_factor, p.do_normalize, tuple(p.image_mean), tuple(p.image_std)
@@ -115,11 +120,9 @@ class Qwen2VL(Family):
     def _patches(self, frames: Tensor) -> Tensor:
         """Cut frames [F, H', W', 3] into patches [T*H*W*4, 3*2*p*p], in the order of the official processor.
 
-        The four patches of a token follow one another. The last frame is repeated if there is an odd number.
+        The four patches of a token follow one another.
         """
         size, merge, together = self.processor.patch_size, self.processor.merge_size, self.frames_a_token
-        if lacking := -len(frames) % together:
-            frames = torch.cat([frames, frames[-1:].expand(lacking, -1, -1, -1)])
         cut = frames.unflatten(2, (-1, merge, size)).unflatten(1, (-1, merge, size)).unflatten(0, (-1, together))
         # T, frame, row of tokens, row in it, y, column of tokens, column in it, x, colour
         ordered = cut.permute(0, 2, 5, 3, 6, 8, 1, 4, 7)

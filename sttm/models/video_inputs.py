@@ -19,21 +19,25 @@ class VideoInputs:
         grid: (T, H, W) of the visual tokens inside the LLM.
         seconds: float64 [F], presentation times of the sampled frames.
         frame_seconds: float64 [T], presentation time of the first sampled frame of each grid frame.
+        features_from: int64 [T], the grid frame whose features each grid frame takes: itself, or an earlier one that
+            looks the same (see `sttm.models.still_frames`).
     """
 
     pixels: np.ndarray | Tensor
     grid: tuple[int, int, int]
     seconds: np.ndarray
     frame_seconds: np.ndarray
+    features_from: np.ndarray
 
     def __post_init__(self) -> None:
         is_uint8 = self.pixels.dtype in (np.uint8, torch.uint8)
         is_rgb = self.pixels.ndim == 4 and self.pixels.shape[3] == 3 and len(self.pixels) == len(self.seconds)
-        if not is_uint8 or not is_rgb or len(self.frame_seconds) != self.grid[0] or min(self.grid) < 1:
+        is_of_grid = min(self.grid) > 0 and len(self.frame_seconds) == len(self.features_from) == self.grid[0]
+        if not is_uint8 or not is_rgb or not is_of_grid:
             raise ValueError(
-                f"VideoInputs needs uint8 pixels [F, H', W', 3], F times and one time for each grid frame, got "
-                f"{self.pixels.dtype} {tuple(self.pixels.shape)}, {len(self.seconds)} times, grid {self.grid} and "
-                f"{len(self.frame_seconds)} times of grid frames"
+                f"VideoInputs needs uint8 pixels [F, H', W', 3], F times, and one time and one source of features for "
+                f"each grid frame, got {self.pixels.dtype} {tuple(self.pixels.shape)}, {len(self.seconds)} times, grid "
+                f"{self.grid}, {len(self.frame_seconds)} times of grid frames and {len(self.features_from)} sources"
             )
 
     @property
@@ -63,3 +67,31 @@ class VideoInputs:
         # Arrays from Ray's object store are read-only, and torch warns when it shares such memory, so copy it.
         pixels = torch.from_numpy(self.pixels) if self.pixels.flags.writeable else torch.tensor(self.pixels)
         return pixels.to(device, non_blocking=True)
+
+    def frames_to_encode(self, device: torch.device, frames_a_token: int) -> Tensor:
+        """The frames of the grid frames that have features of their own.
+
+        Args:
+            device: where the frames are needed.
+            frames_a_token: sampled frames in one grid frame, n. The last frame is repeated if it lacks others.
+
+        Returns:
+            uint8 [encoded grid frames * n, H', W', 3].
+        """
+        frames, encoded = self.pixels_on(device), np.unique(self.features_from)
+        numbers = (encoded[:, None] * frames_a_token + np.arange(frames_a_token)).clip(max=len(frames) - 1).ravel()
+        return frames if len(numbers) == len(frames) else frames[torch.from_numpy(numbers).to(device)]
+
+    def for_all_frames(self, features: Tensor) -> Tensor:
+        """Repeat the features of encoded grid frames for those that look like them.
+
+        Args:
+            features: [cells of the encoded grid frames, C], in raster order.
+
+        Returns:
+            [T*H*W, C], on the same device.
+        """
+        encoded, source = np.unique(self.features_from, return_inverse=True)
+        if len(encoded) == len(source):
+            return features
+        return features.unflatten(0, (len(encoded), -1))[torch.from_numpy(source).to(features.device)].flatten(0, 1)
