@@ -78,6 +78,7 @@ def test_gpu_seconds_are_those_of_the_stages_on_it_and_none_for_known_content(
     assert again.row.identity == first.row.identity
 
 
+@pytest.mark.gpu
 def test_a_video_that_the_actor_decodes_itself_becomes_the_same_artifact(tmp_path: Path, qwen2_vl_folder: Path) -> None:
     actor, decoded = make(tmp_path, qwen2_vl_folder)
     ended = actor.decode_and_index(VideoRef.from_uri(decoded.source.uri))
