@@ -17,6 +17,7 @@ from media import encode_video, remuxed
 from sttm.video import segments
 from sttm.video.coded_picture import Entry
 from sttm.video.index import VideoIndex
+from sttm.video.frame_buffer import FrameBuffer
 from sttm.video.pyav import read_index
 from sttm.video.selection import select
 
@@ -106,14 +107,14 @@ def decoded_plainly(data: bytes, index: VideoIndex) -> dict[int, np.ndarray]:
 def decoded_packets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by a position for each packet that is given to a decoder."""
     positions: list[int] = []
-    packets_at = segments._Pass._at
+    packets_at = segments.PacketPass._at
 
-    def noting(self: segments._Pass, wanted: np.ndarray) -> Iterator[object]:
+    def noting(self: segments.PacketPass, wanted: np.ndarray) -> Iterator[object]:
         for position, packet in zip(wanted.tolist(), packets_at(self, wanted), strict=False):
             positions.append(position)
             yield packet
 
-    monkeypatch.setattr(segments._Pass, "_at", noting)
+    monkeypatch.setattr(segments.PacketPass, "_at", noting)
     return positions
 
 
@@ -124,7 +125,8 @@ def assert_like_a_plain_decode(data: bytes, max_share: float, decoded: list[int]
         wanted = index.pts[::RATE] if trial == 0 else np.sort(rng.choice(index.pts, [40, 1, 3, 9][trial % 4]))
         wanted = np.unique(wanted)
         decoded.clear()
-        pixels, seconds, warnings = segments.decode(io.BytesIO(data), index, wanted, 10**9, "clip")
+        buffer = FrameBuffer(len(wanted), 1 << 30, "clip")
+        pixels, seconds, warnings = segments.decode(io.BytesIO(data), index, wanted, 10**9, "clip", buffer)
         assert not warnings
         np.testing.assert_allclose(seconds, (wanted - index.pts[0]) * index.time_base)
         for stamp, got in zip(wanted.tolist(), pixels, strict=True):

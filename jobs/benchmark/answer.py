@@ -19,7 +19,7 @@ import torch
 import typer
 
 from jobs.benchmark.decode_step import StepRow, decode_steps
-from jobs.benchmark.film import describe, write_film
+from jobs.benchmark.film import FILMS, describe, write_films
 from jobs.benchmark.prefill import sample_video
 from jobs.benchmark.shapes import SHAPES, build_shape
 from jobs.benchmark.timing import Timing, measure, show
@@ -29,9 +29,10 @@ from sttm.engine.ready_video import ReadyVideo, ready
 from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ConfigError
 from sttm.merging import MergeConfig
-from sttm.models.base import Family, Prompt, VideoInputs
+from sttm.models.base import Family, Prompt
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
+from sttm.models.video_inputs import VideoInputs
 from sttm.store.artifact import Source
 from sttm.store.facts import Facts
 from sttm.store.key import make_recipe
@@ -168,8 +169,9 @@ def _decoding(setup: _Setup, video: Path, frames: int) -> tuple[float | None, st
 
     try:
         started = time.perf_counter()
-        found = read_video(str(video), VideoConfig(fps=2.0, max_frames=frames))
-        setup.family.preprocess(found.pixels, found.seconds)
+        sampling = VideoConfig(fps=2.0, max_frames=frames)
+        found = read_video(str(video), sampling, resizer=setup.family.resizing)
+        setup.family.inputs(found.pixels, found.seconds)
         return time.perf_counter() - started, describe(video)
     except ImportError as error:
         return None, str(error)
@@ -183,7 +185,7 @@ def _made_video(folder: Path, shape: str | None) -> Path | None:
             frames = render(sample_scenes(seed=_SEED, count=1, frames=16, size=392)).numpy()[0]
             path.write_bytes(encode_clip(frames.repeat(16, axis=0), fps=8))
         else:
-            write_film(path)
+            write_films({path: FILMS["720p24-h264"]})
     except ImportError:
         return None
     return path

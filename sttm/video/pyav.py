@@ -73,13 +73,21 @@ def starts_plain(source: io.BytesIO, index: VideoIndex) -> bool:
         return False
 
 
-def open_container(source: io.BytesIO, offset: int = 0) -> Any:
-    """Open a file with PyAV, from one of its bytes on. Several containers may be open on one file."""
+def open_container(source: io.BytesIO, offset: int = 0, hardware: Any = None) -> Any:
+    """Open a file with PyAV, from one of its bytes on. Several containers may be open on one file.
+
+    Args:
+        source: the bytes of the file.
+        offset: the byte at which the container begins.
+        hardware: PyAV's `HWAccel`, to decode on a GPU; None decodes on the CPU.
+    """
     import av
 
     av.logging.set_level(av.logging.PANIC)
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": ""}
-    return av.open(_MemoryFile(source.getbuffer()[offset:]), options=options, metadata_errors="replace")
+    return av.open(
+        _MemoryFile(source.getbuffer()[offset:]), options=options, hwaccel=hardware, metadata_errors="replace"
+    )
 
 
 class _MemoryFile(io.RawIOBase):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sttm.errors import VideoError
+from sttm.video.frame_buffer import FrameBuffer
 from sttm.video.frames import FrameKeeper
 from sttm.video.index import VideoIndex
 from sttm.video.pyav import demux, open_container
@@ -17,7 +18,7 @@ from sttm.video.selection import Group, Positions, Segment, select
 
 
 def decode(
-    source: io.BytesIO, index: VideoIndex, wanted: NDArray[np.int64], max_pixels: int, where: str
+    source: io.BytesIO, index: VideoIndex, wanted: NDArray[np.int64], max_pixels: int, where: str, buffer: FrameBuffer
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64], tuple[str, ...]]:
     """Decode the wanted frames. In place of a lost frame the frame before it is taken, but never twice.
 
@@ -27,17 +28,18 @@ def decode(
         wanted: int64 [T], time stamps of the frames, increasing.
         max_pixels: the most pixels of a decoded frame.
         where: name of the video, for error messages.
+        buffer: where the frames are kept, and perhaps resized.
 
     Returns:
         Pixels uint8 [T, H, W, 3], times float64 [T] in seconds, and warnings.
 
     Raises:
-        VideoError: the code is `too_many_pixels`, `unsupported_codec`, `no_frames` or `damaged`.
+        VideoError: the code is `too_many_pixels`, `unusable_frames`, `unsupported_codec`, `no_frames` or `damaged`.
         MemoryError: the decoder could not get memory.
     """
     import av
 
-    keeper = FrameKeeper(index, wanted, max_pixels, where)
+    keeper = FrameKeeper(index, wanted, max_pixels, where, buffer)
     try:
         for part in range(len(index.parts)):
             _decode_part(source, index, part, keeper)
@@ -54,22 +56,22 @@ def decode(
 
 def _decode_part(source: io.BytesIO, index: VideoIndex, part: int, keeper: FrameKeeper) -> None:
     with (
-        closing(_Pass(source, index, part)) as selected,
-        closing(_Pass(source, index, part)) as plain,
+        closing(PacketPass(source, index, part)) as selected,
+        closing(PacketPass(source, index, part)) as plain,
     ):
         for group in select(index, part, keeper.wanted):
             _decode_group(group, selected, plain, keeper)
 
 
-def _decode_group(group: Group, selected: "_Pass", plain: "_Pass", keeper: FrameKeeper) -> None:
+def _decode_group(group: Group, selected: "PacketPass", plain: "PacketPass", keeper: FrameKeeper) -> None:
     if group.segments:
         state = keeper.state()
         try:
             for segment in group.segments:
-                for frame in _checked(selected.frames(segment), segment):
+                for frame in checked(selected.frames(segment), segment):
                     keeper.offer(frame)
             return
-        except _DoubtError:
+        except DoubtError:
             keeper.restore(state)
     whole = group.whole
     for frame in plain.frames(whole, keeper):
@@ -77,43 +79,45 @@ def _decode_group(group: Group, selected: "_Pass", plain: "_Pass", keeper: Frame
             keeper.offer(frame)
 
 
-class _DoubtError(Exception):
+class DoubtError(Exception):
     """The frames of a segment are not certain to be those of a plain decode."""
 
 
-def _checked(frames: Iterator[Any], segment: Segment) -> Iterator[Any]:
+def checked(frames: Iterator[Any], segment: Segment) -> Iterator[Any]:
     """The frames of a segment up to the last wanted one.
 
     Raises:
-        _DoubtError: a frame is damaged or out of order, or a wanted one is missing.
+        DoubtError: a frame is damaged or out of order, or a wanted one is missing.
     """
     due, before = segment.wanted.tolist()[::-1], None
     for frame in frames:
         if frame.pts is not None and frame.pts < segment.shown_from:
             continue
         if frame.pts is None or frame.is_corrupt or (before is not None and frame.pts <= before):
-            raise _DoubtError
+            raise DoubtError
         before = frame.pts
         if due and before > due[-1]:
-            raise _DoubtError
+            raise DoubtError
         if due:
             yield frame
             if before == due[-1]:
                 due.pop()
     if due:
-        raise _DoubtError
+        raise DoubtError
 
 
-class _Pass:
+class PacketPass:
     """A pass over the packets of one part, with a decoder of its own. It goes back to the first packet if it must.
 
     Args:
         source: the bytes of the file.
         index: the index of the video.
         part: position in `index.parts`.
+        hardware: PyAV's `HWAccel`, to decode on a GPU; None decodes on the CPU.
     """
 
-    def __init__(self, source: io.BytesIO, index: VideoIndex, part: int) -> None:
+    def __init__(self, source: io.BytesIO, index: VideoIndex, part: int, hardware: Any = None) -> None:
+        self._hardware = hardware
         self._source, self._index, self._part = source, index, part
         self._shifts = index.packet_shift[index.packet_part == part].tolist()
         self._container: Any = None
@@ -133,7 +137,7 @@ class _Pass:
             keeper: takes note of damage.
 
         Raises:
-            _DoubtError: there is damage, and no keeper to take note of it.
+            DoubtError: there is damage, and no keeper to take note of it.
         """
         if self._container is None or segment.packets[0] < self._next:
             self._open()
@@ -145,7 +149,7 @@ class _Pass:
     def _open(self) -> None:
         self.close()
         offset, number = self._index.parts[self._part]
-        self._container, self._next = open_container(self._source, offset), 0
+        self._container, self._next = open_container(self._source, offset, self._hardware), 0
         stream = self._container.streams[number]
         self._context = stream.codec_context
         self._context.thread_count = 1
@@ -157,7 +161,7 @@ class _Pass:
         for packet in chain(self._at(segment.packets), [None]):
             if packet is not None and packet.is_corrupt:
                 if keeper is None:
-                    raise _DoubtError
+                    raise DoubtError
                 keeper.tear_packet()
             try:
                 yield from self._context.decode(packet)
@@ -167,7 +171,7 @@ class _Pass:
                 if keeper is not None:
                     keeper.lose_packet()
                 elif packet is None or packet.pts is None or packet.pts >= segment.shown_from:
-                    raise _DoubtError from error
+                    raise DoubtError from error
 
     def _at(self, positions: Positions) -> Iterator[Any]:
         """The packets at these positions, with shifted times."""
