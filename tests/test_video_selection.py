@@ -16,8 +16,8 @@ from media import encode_video, remuxed
 
 from sttm.video import segments
 from sttm.video.coded_picture import Entry
-from sttm.video.index import VideoIndex
 from sttm.video.frame_buffer import FrameBuffer
+from sttm.video.index import VideoIndex
 from sttm.video.pyav import read_index
 from sttm.video.selection import select
 
@@ -118,6 +118,11 @@ def decoded_packets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return positions
 
 
+def decode(data: bytes, index: VideoIndex, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    buffer = FrameBuffer(len(wanted), 1 << 30, "clip")
+    return segments.decode(io.BytesIO(data), index, wanted, 10**9, "clip", buffer)
+
+
 def assert_like_a_plain_decode(data: bytes, max_share: float, decoded: list[int], trials: int) -> None:
     index = read_index(io.BytesIO(data), "clip")
     plain, rng = decoded_plainly(data, index), np.random.default_rng(0)
@@ -125,8 +130,7 @@ def assert_like_a_plain_decode(data: bytes, max_share: float, decoded: list[int]
         wanted = index.pts[::RATE] if trial == 0 else np.sort(rng.choice(index.pts, [40, 1, 3, 9][trial % 4]))
         wanted = np.unique(wanted)
         decoded.clear()
-        buffer = FrameBuffer(len(wanted), 1 << 30, "clip")
-        pixels, seconds, warnings = segments.decode(io.BytesIO(data), index, wanted, 10**9, "clip", buffer)
+        pixels, seconds, warnings = decode(data, index, wanted)
         assert not warnings
         np.testing.assert_allclose(seconds, (wanted - index.pts[0]) * index.time_base)
         for stamp, got in zip(wanted.tolist(), pixels, strict=True):
@@ -169,7 +173,7 @@ def test_an_entry_that_is_none_is_noticed(decoded_packets: list[int]) -> None:
     lying = replace(index, packet_entry=entry)
     wanted = index.pts[60:62]
     assert select(lying, 0, wanted)[0].segments[0].packets[0] == 50
-    pixels, _, _ = segments.decode(io.BytesIO(data), lying, wanted, 10**9, "clip")
+    pixels, _, _ = decode(data, lying, wanted)
     plain = decoded_plainly(data, index)
     assert all(np.array_equal(got, plain[stamp]) for stamp, got in zip(wanted.tolist(), pixels, strict=True))
     assert decoded_packets[-1] > len(index.packet_pts) - 20, "the packets were decoded plainly in the end"
@@ -190,7 +194,7 @@ def test_damage_that_no_sampled_frame_needs_does_no_harm() -> None:
     needed = {p for group in select(index, 0, wanted) for s in group.segments for p in s.packets.tolist()}
     plain = decoded_plainly(data, index)
     for position in [p for p in range(COUNT) if p not in needed][:40:8]:
-        pixels, _, warnings = segments.decode(io.BytesIO(damaged_in(data, position)), index, wanted, 10**9, "clip")
+        pixels, _, warnings = decode(damaged_in(data, position), index, wanted)
         assert not warnings
         assert all(np.array_equal(got, plain[stamp]) for stamp, got in zip(wanted.tolist(), pixels, strict=True))
 
@@ -201,8 +205,8 @@ def test_damage_that_a_sampled_frame_needs_is_counted_as_a_plain_decode_counts_i
     wanted = index.pts[:: RATE // 2]
     damaged = damaged_in(data, position=1)
     unselected = replace(index, is_selectable=False)
-    pixels, seconds, warnings = segments.decode(io.BytesIO(damaged), index, wanted, 10**9, "clip")
-    plain = segments.decode(io.BytesIO(damaged), unselected, wanted, 10**9, "clip")
+    pixels, seconds, warnings = decode(damaged, index, wanted)
+    plain = decode(damaged, unselected, wanted)
     assert any("damaged data" in warning for warning in warnings)
     assert warnings == plain[2]
     assert np.array_equal(pixels, plain[0])

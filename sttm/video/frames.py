@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sttm.errors import VideoError
 from sttm.video.frame_buffer import FrameBuffer, Pixels
 from sttm.video.index import VideoIndex
+from sttm.video.keyframes import TimeShift
 from sttm.video.orientation import Orientation, read_display_matrix
 
 _MIN_SOUND_RATIO = 0.5
@@ -35,6 +36,8 @@ class Frames:
         warnings: sentences for a person about flaws of the video. The frames can be used all the same.
         asked: how many different frames the video shows at the times that `fps` asks for.
         left_out: how many of these `max_frames` left out. Frames that are lost through damage are not counted here.
+        shift: how far the key frames lie from the sampled frames in whose place they were taken; None if every frame is
+            the sampled one by intention.
     """
 
     pixels: Pixels
@@ -46,6 +49,7 @@ class Frames:
     warnings: tuple[str, ...] = ()
     asked: int = 0
     left_out: int = 0
+    shift: TimeShift | None = None
 
     def __post_init__(self) -> None:
         p, s = self.pixels, self.seconds
