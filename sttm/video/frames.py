@@ -131,6 +131,10 @@ def sampling_clock(seconds: NDArray[np.float64], fps: float, max_frames: int) ->
     is_gap = steps > max(_GAP_S, _GAP_RATIO * float(np.median(steps)), span / (max_frames - 1))
     if not is_gap.any():
         return seconds
+    # Without a whole number of samples, a gap leaves the samples behind it on the frames that `fps` asks for.
+    in_step = np.where(is_gap, steps - np.floor(steps * fps - 1 + 1e-6) / fps, steps)
+    if float(in_step.sum()) * fps + 1 <= max_frames:
+        return np.concatenate([seconds[:1], seconds[0] + np.cumsum(in_step)])
     left = max_frames - 1 - int(is_gap.sum())
     sample_s = max(1 / fps, float(steps[~is_gap].sum()) / left) if left > 0 else 1 / fps
     steps = np.where(is_gap, np.minimum(steps, sample_s), steps)
