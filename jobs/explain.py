@@ -36,6 +36,7 @@ from sttm.models.checkpoint import Checkpoint
 from sttm.store.catalog.frame_counts import FrameCounts, frames_text
 from sttm.store.catalog.lookup import named, rows_of
 from sttm.store.catalog.row import CatalogRow
+from sttm.store.facts import Sampling
 from sttm.store.key import Recipe, differences, identity, recipe_digest
 from sttm.store.maintenance import superseded
 from sttm.store.sources import Absence, absence
@@ -82,6 +83,7 @@ def _explain_file(store: Store, ref: VideoRef, recipe: Recipe, max_bytes: int) -
         shown = redact_url(manifest.source.uri)
         print(f"hit: indexed {manifest.created_at} from {shown} by run {manifest.facts.run_id}")
         _print_frames(CatalogRow.of(manifest), recipe)
+        _print_shift(manifest.facts.sampling)
         return 0
     if not rows:
         _print_removal(ref.uri, history)
@@ -132,6 +134,7 @@ def _explain_rows(store: Store, uri: str, rows: list[CatalogRow], recipe: Recipe
         if row.status == "ok" and row.recipe_digest == digest:
             print(f"hit: {row.identity} was indexed {row.created_at} and still answers questions")
             _print_frames(row, recipe)
+            _print_shift(store.manifest(row.identity).facts.sampling)
             is_hit = True
         else:
             print(f"miss: {_cause(store, row, recipe)}")
@@ -155,6 +158,13 @@ def _print_frames(row: CatalogRow, recipe: Recipe | None = None) -> None:
         counts = FrameCounts()
         counts.add(row)
         print(counts.cure(recipe))
+
+
+def _print_shift(sampling: Sampling) -> None:
+    """Say how far key frames lie from the sampled frames in whose place they were taken, if any were."""
+    if sampling.shift_mean_s is not None and sampling.shift_max_s is not None:
+        shift = f"{sampling.shift_mean_s:.2f} s on average, {sampling.shift_max_s:.2f} s at most"
+        print(f"key frames: taken in place of sampled frames, which lie {shift} away")
 
 
 def _print_removal(text: str, history: list[CatalogRow]) -> bool:

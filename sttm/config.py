@@ -193,7 +193,7 @@ def index_recipe(config: IndexConfig, checkpoint: Checkpoint) -> Recipe:
     decoder = "auto" if config.video.decoder == "nvdec" else config.video.decoder
     return make_recipe(
         model={**checkpoint.digests, "dtype": config.model.dtype},
-        video={**config.video.model_dump(mode="json"), "decoder": decoder, "decoders": decoder_versions()},
+        video={**config.video.in_recipe(), "decoder": decoder, "decoders": decoder_versions()},
         merge=config.merge.model_dump(mode="json"),
         prefill=config.prefill.model_dump(mode="json", exclude={"chunk_tokens"}),
         store=config.store.model_dump(mode="json"),

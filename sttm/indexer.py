@@ -120,7 +120,7 @@ class VideoReader:
         frames = read_video(ref, self._video, resizer=self._family.resizing, on_gpu=on_gpu)
         inputs = self._family.inputs(frames.pixels, frames.seconds)
         source = Source(ref.uri, ref.video_id, ref.name, frames.size_bytes, ref.version)
-        seconds, counts = tuple(frames.seconds.tolist()), (frames.asked, frames.left_out)
+        seconds, counts = tuple(frames.seconds.tolist()), (frames.asked, frames.left_out, *(frames.shift or ()))
         sampling = Sampling(seconds, frames.duration_s, frames.decoder, frames.warnings, *counts)
         took_s, cpu_s = time.perf_counter() - started, time.thread_time() - cpu_started
         return DecodedVideo(source, inputs, frames.content_digest, sampling, took_s, cpu_s)

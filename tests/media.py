@@ -120,6 +120,32 @@ def with_display_matrix(mp4: bytes, a: int, b: int, c: int, d: int) -> bytes:
     return mp4[:at] + matrix + mp4[at + len(matrix) :]
 
 
+def with_hevc_orientation(mp4: bytes, container: str, degrees: int, *, mirrored: bool, flipped: bool) -> bytes:
+    """HEVC of an MP4 in a container, with a message at every key frame that turns it and the frames after it.
+
+    Args:
+        mp4: the video.
+        container: FFmpeg's name of the format.
+        degrees: counter-clockwise turn, after the mirroring.
+        mirrored: from left to right.
+        flipped: from top to bottom.
+    """
+    bits = f"0{mirrored:d}{flipped:d}{round(degrees * 65536 / 360) % 65536:016b}1" + "1000"
+    message = b"\x4e\x01\x2f\x03" + int(bits, 2).to_bytes(3, "big") + b"\x80"
+    output = io.BytesIO()
+    with av.open(io.BytesIO(mp4)) as source, av.open(output, "w", format=container) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is None:
+                continue
+            data = len(message).to_bytes(4, "big") + message if packet.is_keyframe else b""
+            turned = av.Packet(data + bytes(packet))
+            turned.pts, turned.dts, turned.duration = packet.pts, packet.dts, packet.duration
+            turned.time_base, turned.is_keyframe, turned.stream = packet.time_base, packet.is_keyframe, stream
+            target.mux(turned)
+    return output.getvalue()
+
+
 def truncated(data: bytes, kept_ratio: float) -> bytes:
     """The first part of a file, as after an interrupted copy."""
     return data[: int(len(data) * kept_ratio)]

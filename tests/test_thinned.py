@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from media import encode_video, flipped
+from media import TROUBLE, encode_video, flipped
 
 import sttm
 from jobs import store as store_commands
@@ -27,7 +27,7 @@ from sttm.store.catalog.frame_counts import FrameCounts, enough_frames, low_enou
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.store import Store
 from sttm.video.decode import VideoConfig, read_video
-from sttm.video.frames import Frames, frames_at_rate, sample_times
+from sttm.video.frames import Frames, frames_at_rate, sample_times, sampling_clock
 
 EARLY_S = 1e-3
 
@@ -83,6 +83,29 @@ def test_real_video_is_thinned_just_where_the_cap_takes_frames_away(tmp_path: Pa
             assert frames.left_out == len(free.pixels) - len(frames.pixels), case
             if frames.duration_s * fps <= max_frames:
                 assert frames.left_out == 0, case
+
+
+@given(
+    st.lists(st.integers(1, 1000), min_size=1, max_size=30),
+    st.integers(30_000, 4_000_000),
+    st.lists(st.integers(1, 1000), max_size=30),
+    st.sampled_from([0.1, 1.0, 2.0, 3.7]),
+)
+def test_a_gap_without_frames_does_not_make_a_video_thinned(
+    before_ms: list[int], gap_ms: int, after_ms: list[int], fps: float
+) -> None:
+    seconds = np.cumsum([0, *before_ms, gap_ms, *after_ms]) / 1000
+    clock = sampling_clock(seconds, fps, 300)
+    picked = shown(clock, sample_times(0.0, float(clock[-1]), fps, 300))
+    asked, left_out = frames_at_rate(seconds, fps, 300, len(picked), EARLY_S)
+    assert left_out == 0
+    assert len(picked) == pytest.approx(asked, abs=1), "a sample may fall on the very end"
+
+
+def test_a_single_late_frame_does_not_make_a_video_thinned() -> None:
+    frames = read_video(str(TROUBLE / "outlier_last.mp4"), VideoConfig())
+    assert (len(frames.pixels), frames.asked, frames.left_out) == (62, 62, 0)
+    assert frames.seconds[-1] == pytest.approx(10_800)
 
 
 def test_a_film_of_forty_minutes_has_one_frame_in_160_s(tmp_path: Path) -> None:

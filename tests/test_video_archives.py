@@ -305,6 +305,45 @@ def test_an_encrypted_mp4_is_named():
     assert caught.value.code == "encrypted"
 
 
+@pytest.mark.parametrize("tag", [b"encv", b"drmi"])
+@pytest.mark.parametrize("movflags", ["faststart", "", "frag_keyframe+empty_moov"])
+def test_a_codec_tag_of_encrypted_video_is_named(tmp_path, tag, movflags):
+    data = encode_video(movflags=movflags)
+    at = data.index(b"avc1", data.index(b"stsd"))
+    assert code_of(tmp_path, data[:at] + tag + data[at + 4 :]) == "encrypted"
+
+
+@pytest.mark.parametrize("container", ["matroska", "webm"])
+def test_an_encrypted_matroska_is_named(tmp_path, container):
+    data = encode_video(container=container, codec="libvpx-vp9" if container == "webm" else "libx264")
+    with_key = ebml(0x47E1, b"\5") + ebml(0x47E2, b"0123456789abcdef")  # algorithm AES, identifier of the key
+    encoding = ebml(0x6240, ebml(0x5033, b"\1") + ebml(0x5035, with_key))
+    tracks, entry = 0x1654AE6B, 0xAE
+    encrypted = with_element(data, [0x18538067, tracks, entry], ebml(0x6D80, encoding))
+    assert code_of(tmp_path, encrypted) == "encrypted"
+
+
+def ebml(kind: int, content: bytes) -> bytes:
+    """An element of Matroska with a content of less than 127 bytes."""
+    return kind.to_bytes((kind.bit_length() + 7) // 8, "big") + bytes([0x80 | len(content)]) + content
+
+
+def with_element(data: bytes, path: list[int], element: bytes) -> bytes:
+    """A Matroska file with a new first element in the first element at a path."""
+    at, changed = 0, bytearray(data)
+    while path:
+        start = at + 9 - data[at].bit_length()
+        length = 9 - data[start].bit_length()
+        size = int.from_bytes(data[start : start + length], "big")
+        content = start + length
+        if int.from_bytes(data[at:start], "big") == path[0]:
+            changed[start:content] = (size + len(element)).to_bytes(length, "big")
+            at, path = content, path[1:]
+        else:
+            at = content + size - (1 << 7 * length)
+    return bytes(changed[:at]) + element + bytes(changed[at:])
+
+
 @pytest.mark.parametrize("headers_too", [False, True])
 def test_a_scrambled_transport_stream_is_named(tmp_path, headers_too):
     data, rng = bytearray(encode_video(container="mpegts")), np.random.default_rng(0)

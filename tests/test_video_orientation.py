@@ -5,7 +5,7 @@ The reference is the plain video, turned in numpy as the display matrix says.
 
 import numpy as np
 import pytest
-from media import TROUBLE, encode_video, picture, remuxed, with_display_matrix
+from media import TROUBLE, encode_video, picture, remuxed, with_display_matrix, with_hevc_orientation
 
 from sttm.video.decode import VideoConfig, read_video
 
@@ -79,6 +79,25 @@ def test_a_message_in_h264_turns_every_frame(tmp_path, message, container):
     data = remuxed(plain, container, f"h264_metadata=display_orientation=insert:{message}")
     frames = read(tmp_path, data)
     assert np.array_equal(frames.pixels, turned(read(tmp_path, plain).pixels, *MESSAGES[message]))
+
+
+HEVC_MESSAGES = {
+    "turned by 90": ((90, False, False), (0, -1, 1, 0)),
+    "turned by 180": ((180, False, False), (-1, 0, 0, -1)),
+    "turned by 270": ((270, False, False), (0, 1, -1, 0)),
+    "mirrored": ((0, True, False), (-1, 0, 0, 1)),
+    "upside down": ((0, False, True), (1, 0, 0, -1)),
+}
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
+@pytest.mark.parametrize("message", HEVC_MESSAGES)
+def test_a_message_in_hevc_turns_every_frame(tmp_path, plain_videos, message, container):
+    (degrees, mirrored, flipped), matrix = HEVC_MESSAGES[message]
+    plain = plain_videos["HEVC in mp4"]
+    data = with_hevc_orientation(plain, container, degrees, mirrored=mirrored, flipped=flipped)
+    frames = read(tmp_path, data)
+    assert np.array_equal(frames.pixels, turned(read(tmp_path, plain).pixels, *matrix))
 
 
 @pytest.mark.parametrize(("name", "matrix"), [("mkv_rot90.mkv", (0, -1, 1, 0)), ("sei90.mp4", (0, -1, 1, 0))])

@@ -26,6 +26,8 @@ class Sampling:
         warnings: what was odd about the file, a sentence each.
         frames_asked: how many different frames `video.fps` asked for; 0 if it is not recorded.
         frames_left_out: how many of these `video.max_frames` left out; the video is thinned if there are any.
+        shift_mean_s, shift_max_s: how far the key frames taken by `video.sampling: keyframes` lie from the sampled
+            frames, in seconds; None, and not written, if the video was sampled exactly.
     """
 
     seconds: tuple[float, ...] = ()
@@ -34,6 +36,8 @@ class Sampling:
     warnings: tuple[str, ...] = ()
     frames_asked: int = 0
     frames_left_out: int = 0
+    shift_mean_s: float | None = None
+    shift_max_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,13 @@ class Facts:
         """The facts as the JSON object of a manifest, without the sections that hold nothing but defaults."""
         record = asdict(self)
         details = {name: record.pop(name) for name in _DETAILS}
-        return {**record, "details": {name: value for name, value in details.items() if value != _EMPTY[name]}}
+        details["sampling"] = {name: value for name, value in details["sampling"].items() if value is not None}
+        empty = {name for name in _DETAILS if getattr(self, name) == getattr(_EMPTY, name)}
+        return {**record, "details": {name: value for name, value in details.items() if name not in empty}}
 
 
 _DETAILS = ("sampling", "provenance", "certificate", "arithmetic", "converted_from")
-_EMPTY = asdict(Facts(0, 0))
+_EMPTY = Facts(0, 0)
 
 
 def read_facts(record: Any) -> Facts:

@@ -109,8 +109,8 @@ def _vint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def is_protected(data: memoryview) -> bool:
-    """Whether an MP4 describes its video as encrypted (ISO/IEC 23001-7)."""
-    return bytes(data[4:8]) in _MP4_FIRST_BOXES and re.search(rb"stsd.{12}encv", data, re.DOTALL) is not None
+    """Whether an MP4 describes its video as encrypted, by ISO/IEC 23001-7 or as Apple does."""
+    return bytes(data[4:8]) in _MP4_FIRST_BOXES and re.search(rb"stsd.{12}(encv|drmi)", data, re.DOTALL) is not None
 
 
 def count_recordings(data: memoryview) -> int:

@@ -50,6 +50,7 @@ from sttm.video.file import read_video_file
 from sttm.video.frame_buffer import FrameBuffer, Pixels, Resizer
 from sttm.video.frames import Frames, frames_at_rate, sample_times, sampling_clock
 from sttm.video.index import VideoIndex
+from sttm.video.keyframes import moved_to_entries
 from sttm.video.pyav import read_index, starts_plain
 from sttm.video.segments import decode
 from sttm.video.streams import MP4
@@ -66,6 +67,10 @@ class VideoConfig(Settings):
         fps: frames sampled per second of video.
         max_frames: the most frames; a longer video is sampled evenly from its first to its last frame.
         min_frames: the fewest frames; a shorter video is sampled more densely, as far as it has frames.
+        sampling: `exact` takes the frame that is on screen at each sampled time. `keyframes` takes the nearest frame at
+            which decoding can start, if one is near enough, because only that one packet must then be decoded. The
+            frames keep their true times, and the manifest says how far they lie from the sampled ones.
+        keyframe_tolerance_s: the most seconds from a sampled frame to the key frame taken in its place.
         decoder: `auto` and `pyav` use PyAV; `decord` uses decord for videos that it is known to decode correctly, and
             PyAV for the others. `nvdec` uses the decoding engines of the GPUs that prefill, and PyAV on a CPU for
             videos that they cannot decode; an index run with `auto` does the same for videos that its CPUs cannot keep
@@ -79,6 +84,8 @@ class VideoConfig(Settings):
     fps: float = Field(default=1.0, gt=0, le=1000)
     max_frames: int = Field(default=128, ge=1)
     min_frames: int = Field(default=1, ge=1)
+    sampling: Literal["exact", "keyframes"] = "exact"
+    keyframe_tolerance_s: float = Field(default=0.5, gt=0, le=3600)
     decoder: Literal["auto", "pyav", "decord", "nvdec"] = "auto"
     max_source_bytes: int = Field(default=2 << 30, ge=1)
     max_pixels: int = Field(default=8192 * 4320, ge=1)
@@ -89,6 +96,11 @@ class VideoConfig(Settings):
         if self.min_frames > self.max_frames:
             raise ValueError(f"min_frames={self.min_frames} is over max_frames={self.max_frames}; lower min_frames")
         return self
+
+    def in_recipe(self) -> dict[str, Any]:
+        """The settings as a recipe has them. Exact sampling is left out, as it was before there was another."""
+        exact = {"sampling", "keyframe_tolerance_s"} if self.sampling == "exact" else set()
+        return self.model_dump(mode="json", exclude=exact)
 
 
 def decoder_versions() -> dict[str, str]:
@@ -135,9 +147,12 @@ def read_video(
     picked, more = _pick(index, config)
     warnings += more
     rate = frames_at_rate(index.seconds, config.fps, config.max_frames, len(picked), _SAME_TIME_S)
+    shift = None
+    if config.sampling == "keyframes":
+        picked, shift = moved_to_entries(index, picked, config.keyframe_tolerance_s)
     wanted, limits = _Wanted(source, index, picked, where), (config, resizer)
     pixels, seconds, decoder, more = _on_gpu(wanted, *limits) if on_gpu else _on_cpu(wanted, *limits)
-    return Frames(pixels, seconds, index.duration_s, digest, size_bytes, decoder, warnings + more, *rate)
+    return Frames(pixels, seconds, index.duration_s, digest, size_bytes, decoder, warnings + more, *rate, shift)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sttm.errors import VideoError
 from sttm.video.frame_buffer import FrameBuffer, Pixels
 from sttm.video.index import VideoIndex
+from sttm.video.keyframes import TimeShift
 from sttm.video.orientation import Orientation, read_display_matrix
 
 _MIN_SOUND_RATIO = 0.5
@@ -35,6 +36,8 @@ class Frames:
         warnings: sentences for a person about flaws of the video. The frames can be used all the same.
         asked: how many different frames the video shows at the times that `fps` asks for.
         left_out: how many of these `max_frames` left out. Frames that are lost through damage are not counted here.
+        shift: how far the key frames lie from the sampled frames in whose place they were taken; None if every frame is
+            the sampled one by intention.
     """
 
     pixels: Pixels
@@ -46,6 +49,7 @@ class Frames:
     warnings: tuple[str, ...] = ()
     asked: int = 0
     left_out: int = 0
+    shift: TimeShift | None = None
 
     def __post_init__(self) -> None:
         p, s = self.pixels, self.seconds
@@ -127,6 +131,10 @@ def sampling_clock(seconds: NDArray[np.float64], fps: float, max_frames: int) ->
     is_gap = steps > max(_GAP_S, _GAP_RATIO * float(np.median(steps)), span / (max_frames - 1))
     if not is_gap.any():
         return seconds
+    # Without a whole number of samples, a gap leaves the samples behind it on the frames that `fps` asks for.
+    in_step = np.where(is_gap, steps - np.floor(steps * fps - 1 + 1e-6) / fps, steps)
+    if float(in_step.sum()) * fps + 1 <= max_frames:
+        return np.concatenate([seconds[:1], seconds[0] + np.cumsum(in_step)])
     left = max_frames - 1 - int(is_gap.sum())
     sample_s = max(1 / fps, float(steps[~is_gap].sum()) / left) if left > 0 else 1 / fps
     steps = np.where(is_gap, np.minimum(steps, sample_s), steps)

@@ -88,8 +88,9 @@ class H264Pictures:
         return any(form.has_fields for form in self._formats)
 
     def _note_set(self, unit: memoryview, units: dict[int, list[bytes]]) -> None:
-        units.setdefault(unit[0] & 31, []).append(bytes(unit).rstrip(b"\0"))
-        if unit[0] & 31 == _SPS:
+        content = bytes(unit).rstrip(b"\0")
+        units.setdefault(unit[0] & 31, []).append(content)
+        if unit[0] & 31 == _SPS and not self._sets.is_known(content):
             self._formats.add(_read_format(payload(unit, 1, _MAX_SPS_BYTES)))
 
     def _is_second_field(self, slices: list[memoryview]) -> bool:

@@ -106,7 +106,7 @@ def index_video(streams: list[VideoStream], others: int = 0) -> VideoIndex | Non
     first = streams[0]
     packets = [packet for stream in streams for packet in stream.packets]
     part = np.repeat(np.arange(len(streams)), [len(stream.packets) for stream in streams])
-    pts = np.array([p.pts if p.is_shown and p.pts is not None else HIDDEN for p in packets], np.int64)
+    pts = np.array([p.pts if p.is_frame and p.pts is not None else HIDDEN for p in packets], np.int64)
     dts = np.array([HIDDEN if p.dts is None else p.dts for p in packets], np.int64)
     is_in_decoding_order = (first.container == "avi" and first.has_b_frames) or all(p.pts is None for p in packets)
     is_counted = len(streams) == 1 and is_in_decoding_order and bool((dts != HIDDEN).all())
@@ -118,6 +118,7 @@ def index_video(streams: list[VideoStream], others: int = 0) -> VideoIndex | Non
     pts = np.where(pts == HIDDEN, HIDDEN, pts + timeline.shift)
     is_known = all(p.pts is not None or p.picture.is_second_field for p in packets)
     last = int(pts.argmax())
+    last_ticks = packets[last].ticks + _second_field_ticks(packets[last + 1 : last + 2])
     is_even = first.width % 2 == first.height % 2 == 0
     is_simple = first.is_plain and is_even and not others and len(streams) == 1 and not timeline.run.any()
     is_sound = is_known and pts[pts != HIDDEN].min() >= 0 and _is_closed(packets)
@@ -139,8 +140,8 @@ def index_video(streams: list[VideoStream], others: int = 0) -> VideoIndex | Non
         packet_part=part,
         is_selectable=is_known and not is_counted,
         is_counted=is_counted,
-        last_frame_s=packets[last].ticks * first.time_base or float(1 / (first.rate or np.inf)),
-        missing_s=_missing_s(first, (int(pts[last]) + packets[last].ticks) * first.time_base),
+        last_frame_s=last_ticks * first.time_base or float(1 / (first.rate or np.inf)),
+        missing_s=_missing_s(first, (int(pts[last]) + last_ticks) * first.time_base),
         is_for_decord=of_decord and is_simple and is_sound,
         is_encrypted=any(stream.is_encrypted for stream in streams),
         warnings=_warnings(len(streams), timeline.joins),
@@ -174,6 +175,11 @@ def _is_closed(packets: list[Packet]) -> bool:
         elif p.is_key or p.pts < begun:
             return False
     return True
+
+
+def _second_field_ticks(following: list[Packet]) -> int:
+    """How long a frame is shown beyond its first packet, if the second one has a time of its own."""
+    return sum(p.ticks for p in following if p.picture.is_second_field and p.pts is not None)
 
 
 def _missing_s(stream: VideoStream, video_end_s: float) -> float | None:

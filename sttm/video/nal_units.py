@@ -6,6 +6,7 @@ from collections.abc import Iterator
 _START_CODE = re.compile(rb"\x00\x00\x01")
 _EMULATION_PREVENTION, _PLAIN = b"\0\0\3", b"\0\0"
 _MAX_PAYLOAD_TYPES = 64
+_MAX_SETS = 1000  # which differ, of one stream
 ORIENTATION_MESSAGE, RECOVERY_MESSAGE = 47, 6  # payload types of supplemental enhancement information
 
 
@@ -73,15 +74,15 @@ class ParameterSets:
         self._changes = 0
         self._is_lost = False
 
+    def is_known(self, unit: bytes) -> bool:
+        """Whether a set came before, or the stream has so many that no more are read."""
+        return unit in self._known or len(self._known) > _MAX_SETS
+
     def suffices(self, units: dict[int, list[bytes]], is_first: bool, is_entry: bool) -> bool:
         """Take the sets of a packet, by kind; whether decoding can start there as far as they are concerned."""
-        new = {unit for found in units.values() for unit in found} - self._known
-        if new and len(self._known) < _MAX_SETS:
-            self._known |= new
+        new = {unit for found in units.values() for unit in found if not self.is_known(unit)}
+        self._known |= new
         if new and not is_first:
             self._changes += 1
-            self._is_lost |= not is_entry
+            self._is_lost |= not is_entry or len(self._known) > _MAX_SETS
         return is_entry and not self._is_lost and (not self._changes or self._kinds <= units.keys())
-
-
-_MAX_SETS = 1000

@@ -37,6 +37,11 @@ class Packet(NamedTuple):
     is_clean: bool
     is_shown: bool
 
+    @property
+    def is_frame(self) -> bool:
+        """Whether a frame that is shown begins with this packet."""
+        return self.is_shown and not self.picture.is_second_field
+
 
 @dataclass(frozen=True)
 class VideoStream:
