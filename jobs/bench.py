@@ -5,6 +5,7 @@
     python -m jobs.bench film FOLDER                        videos for the next two, which cost as much as real ones
     python -m jobs.bench decode --film 720p24-h264          CPU seconds of decoding, against a plain decoder
     python -m jobs.bench pipeline --film 720p24-h264        videos per second of the index job
+    python -m jobs.bench night                              videos per CPU second of the index job's driver
     python -m jobs.bench store --store URL                  writing and reading a stored cache
     python -m jobs.bench schemes                            what each KV scheme loses
 
@@ -15,6 +16,7 @@ the columns.
 from jobs.benchmark.answer import bench_answer
 from jobs.benchmark.decode_cost import bench_decode
 from jobs.benchmark.film import bench_film
+from jobs.benchmark.night import bench_night
 from jobs.benchmark.pipeline import bench_pipeline
 from jobs.benchmark.prefill import bench_prefill
 from jobs.benchmark.schemes import bench_schemes
@@ -28,6 +30,7 @@ def command() -> None:
         __doc__,
         prefill=bench_prefill,
         pipeline=bench_pipeline,
+        night=bench_night,
         answer=bench_answer,
         decode=bench_decode,
         film=bench_film,

@@ -1,9 +1,12 @@
-"""The jobs as a user runs them: real processes, a real Ray, real encoded video, a store on disk."""
+"""The jobs as a user runs them: the command line, a real Ray, real encoded video, a store on disk."""
 
+import importlib
+import io
 import json
 import shutil
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,25 @@ ROOT = Path(__file__).parent.parent
 CLIPS = Path(__file__).parent / "data" / "clips"
 
 
-def job(name: str, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run `python -m jobs.<name>` to its end and check its exit code."""
+def on_ray(name: str, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run `python -m jobs.<name>`, which starts a Ray, as a process to its end and check its exit code."""
     done = subprocess.run(
         [sys.executable, "-m", f"jobs.{name}", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=240
     )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def job(name: str, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run `python -m jobs.<name>` within this process, which has imported torch already, and check its exit code."""
+    command = importlib.import_module(f"jobs.{name}").command
+    out, err = io.StringIO(), io.StringIO()
+    argv = [str(ROOT / "jobs" / f"{name}.py"), *arguments]
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(out), redirect_stderr(err), chdir(ROOT):
+        patched.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as ended:
+            command()
+    done = subprocess.CompletedProcess(argv, ended.value.code or 0, out.getvalue(), err.getvalue())
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -52,7 +69,7 @@ class Indexed:
         self.corpus, self.store = corpus, store
         self.options = ["--corpus", str(corpus), "--store", str(store), "--set", f"model.path={model}"]
         # 3 of 5 videos are bad, which is more than half
-        self.first = job("index", *self.options, code=3)
+        self.first = on_ray("index", *self.options, code=3)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +176,7 @@ def test_settings_that_fit_no_video_end_the_job_with_their_own_message(
     corpus: Path, tmp_path: Path, qwen2_vl_folder: Path
 ) -> None:
     options = ["--corpus", str(corpus), "--store", str(tmp_path / "store"), "--set", f"model.path={qwen2_vl_folder}"]
-    done = job("index", *options, "--set", "merge.head_dim=7", code=1)
+    done = on_ray("index", *options, "--set", "merge.head_dim=7", code=1)
     assert "merge.head_dim=7 does not divide" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -178,7 +195,7 @@ def test_ask_refuses_a_model_that_did_not_make_the_cache(indexed: Indexed, tmp_p
 def test_index_ask_verify_and_gc_on_a_real_s3_server(corpus: Path, qwen2_vl_folder: Path, s3_server: S3Server) -> None:
     store = s3_server.new_root()
     options = ["--corpus", str(corpus), "--store", store, "--set", f"model.path={qwen2_vl_folder}"]
-    first = last_json(job("index", *options, code=3))
+    first = last_json(on_ray("index", *options, code=3))
     assert (first["done"], first["failed"]) == (2, 3)
     assert last_json(job("index", *options, code=3))["skipped"] == 2
     answer = last_json(
@@ -201,7 +218,7 @@ def test_changed_videos_are_superseded_and_deleted_ones_reported(tmp_path: Path,
         (corpus / f"v{number}.mp4").write_bytes(encode_video(count=20 + number))
     options = ["--corpus", str(corpus), "--store", store, "--set", f"model.path={qwen2_vl_folder}"]
     settings = ["--set", f"model.path={qwen2_vl_folder}"]
-    job("index", *options)
+    on_ray("index", *options)
     (old,) = [row for row in listed(store) if row["name"] == "v0.mp4"]
 
     (corpus / "v0.mp4").write_bytes(encode_video(count=30))
@@ -213,7 +230,7 @@ def test_changed_videos_are_superseded_and_deleted_ones_reported(tmp_path: Path,
     }
     assert "content is" in job("explain", str(corpus / "v0.mp4"), "--store", store, *settings, code=1).stdout
     # Under another recipe: the old content must count under none.
-    again = last_json(job("index", *options, "--set", "merge.budget=0.5"))
+    again = last_json(on_ray("index", *options, "--set", "merge.budget=0.5"))
     assert (again["total"], again["done"]) == (2, 2)
 
     rows = {(row["name"], row["status"]): row for row in listed(store, "--sources") if row["name"] != "v2.mp4"}
@@ -229,7 +246,7 @@ def test_changed_videos_are_superseded_and_deleted_ones_reported(tmp_path: Path,
     assert f"superseded: {old['identity'][:12]}" in explained(store, corpus / "v0.mp4", settings)
     assert "still answers questions" in explained(store, corpus / "v1.mp4", settings)
     (tmp_path / "night.csv").write_text(f"uri\n{corpus / 'v1.mp4'}\n")
-    job("index", "--corpus", str(tmp_path / "night.csv"), "--store", store, *settings, code=3)
+    on_ray("index", "--corpus", str(tmp_path / "night.csv"), "--store", store, *settings, code=3)
     assert "still answers questions" in explained(store, corpus / "v1.mp4", settings), "an error must not hide it"
     answer = job("ask", "--store", store, "--video", "v0.mp4", "What?", "--json", "--set", "sampling.max_tokens=1")
     assert last_json(answer)["identity"] == new

@@ -44,14 +44,14 @@ from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe
 from sttm.urls import redact_url
 
-_TICK_EVERY_S = 0.25
+_TICK_EVERY_S = 0.5
 
 
 class Listener(Protocol):
     """Is called for everything that happens in a run; each video ends once, in any order."""
 
     def tick(self, pipeline: Pipeline) -> None:
-        """Called a few times a second while the run lasts."""
+        """Called about twice a second while the run lasts, and at its end."""
 
     def decoded(self, ref: VideoRef, frames: int) -> None:
         """The video's frames are ready. A video that is tried again is decoded again."""

@@ -48,7 +48,12 @@ class RayCluster:
         recipe: the recipe that `config` amounts to.
         store_url: URL of the store.
         run_id: name of the run.
+
+    Attributes:
+        task: the Ray task that decodes one video.
     """
+
+    task: Any = decode_video
 
     def __init__(self, config: IndexConfig, run: RunConfig, recipe: Recipe, store_url: str, run_id: str) -> None:
         self._run, self._decoder = run, config.video.decoder
@@ -56,6 +61,7 @@ class RayCluster:
         safe = config.model_copy(update={"video": config.video.model_copy(update={"decoder": "pyav"})})
         # Each is given to Ray once, because turning settings into bytes takes longer than asking for a decode.
         self._config, self._safe_config = ray.put(config), ray.put(safe)
+        self._tasks: dict[int, Any] = {}  # by the memory that they ask for; making one takes longer than calling it
         self._cpus_of_actors = 0
         self._nodes: tuple[Node, ...] = ()
         self._looked_at = float("-inf")
@@ -101,12 +107,12 @@ class RayCluster:
     def decode(self, video: Video, needs: TaskNeeds) -> "Future[Any]":
         """Ask for a CPU core of any machine, in turn; a video that crashed before gets all the memory it may take."""
         largest = max((node.memory_bytes for node in self._nodes), default=0.0)
-        memory = self._run.decode_memory_bytes if video.crashes else needs.memory_bytes
-        task = decode_video.options(memory=int(min(memory, largest)), scheduling_strategy="SPREAD")
+        memory = int(min(self._run.decode_memory_bytes if video.crashes else needs.memory_bytes, largest))
+        if (task := self._tasks.get(memory)) is None:
+            task = self._tasks[memory] = self.task.options(memory=memory, scheduling_strategy="SPREAD")
         config = self._safe_config if video.crashes else self._config
-        decoded, video.decoded = task.remote(
-            video.ref, config, self._run.decode_timeout_s, self._run.decode_memory_bytes
-        )
+        limits = (self._run.decode_timeout_s, self._run.decode_memory_bytes)
+        decoded, video.decoded = task.remote(video.ref, config, *limits)
         return decoded.future()
 
     def index(self, actor: Any, decoded: Any) -> "Future[Any]":

@@ -33,6 +33,7 @@ from sttm.store.store import Store
 from sttm.urls import redact_url
 
 FLUSH_EVERY_S = 10.0
+OBSERVE_EVERY_S = 1.0  # Ray passes gauges on every ten seconds, and there is one for each actor
 SHOWN_ERRORS = 100  # in the record while the run lasts: writing all of them each time would take longer and longer
 
 Status = Literal["running", "finished", "stopped", "failed"]
@@ -64,6 +65,7 @@ class RunRecord:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flush")
         self._flush: Future[None] | None = None
         self._flushed = time.monotonic()
+        self._observed = float("-inf")
         self._made: set[str] = set()
         self._stored_elsewhere: set[str] = set()
         self._named_others: set[str] = set()
@@ -104,8 +106,10 @@ class RunRecord:
         A thread writes, so that a slow store holds up no video. What the store does not take is written the next time.
         """
         self.progress.show()
-        self._metrics.observe(pipeline)
         self._gpu_idle_share = pipeline.gpu_idle_share
+        if time.monotonic() - self._observed >= OBSERVE_EVERY_S:
+            self._metrics.observe(pipeline)
+            self._observed = time.monotonic()
         if self._flush is not None and self._flush.done():
             self.settle()
         if self._flush is None and time.monotonic() - self._flushed >= FLUSH_EVERY_S:
@@ -123,7 +127,7 @@ class RunRecord:
 
     def is_stored(self, ref: VideoRef) -> bool:
         """Whether another run has stored this video, as far as the last flush knows; such a video counts as skipped."""
-        found = key_of(ref, self.recipe) in self._stored_elsewhere
+        found = bool(self._stored_elsewhere) and key_of(ref, self.recipe) in self._stored_elsewhere
         self.progress.skipped += found
         if found:
             self._metrics.skipped()
