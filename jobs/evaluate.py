@@ -55,8 +55,8 @@ from sttm.evaluation.record import Record, write_results
 from sttm.evaluation.reducers import parse_reducers
 from sttm.evaluation.summary import summarise, unreadable
 from sttm.evaluation.synthetic import CLIPS, QUICK_CLIPS, synthetic_benchmark
-from sttm.models.base import VideoInputs
 from sttm.models.checkpoint import Checkpoint
+from sttm.models.video_inputs import VideoInputs
 
 MAX_FAILED_SHARE = 0.5
 ERRORS_SHOWN = 20

@@ -177,18 +177,25 @@ def index_recipe(config: IndexConfig, checkpoint: Checkpoint) -> Recipe:
     """All that changes the bytes of an artifact, besides the video itself.
 
     The recipe names the checkpoint by its digests, because equal weights in another folder make the same cache. The
-    digests cover how frames are resized; where the checkpoint does not say that, the section `preprocess` does.
+    digests cover how frames are resized; where the checkpoint does not say that, the section `preprocess` does. The
+    section also has `model.still_levels`, unless that is 0, as it was before there was this setting.
 
     Raises:
         ModelError: the checkpoint cannot be used.
         ConfigError: a setting does not go with it.
     """
-    bounds = checkpoint.pixel_bounds
+    bounds, still_levels = checkpoint.pixel_bounds, config.model.still_levels
+    preprocess = {
+        **({} if bounds is None else asdict(bounds)),
+        **({"still_levels": still_levels} if still_levels else {}),
+    }
+    # A GPU decodes the very pixels of a CPU, and `auto` may choose either.
+    decoder = "auto" if config.video.decoder == "nvdec" else config.video.decoder
     return make_recipe(
         model={**checkpoint.digests, "dtype": config.model.dtype},
-        video={**config.video.model_dump(mode="json"), "decoders": decoder_versions()},
+        video={**config.video.model_dump(mode="json"), "decoder": decoder, "decoders": decoder_versions()},
         merge=config.merge.model_dump(mode="json"),
         prefill=config.prefill.model_dump(mode="json", exclude={"chunk_tokens"}),
         store=config.store.model_dump(mode="json"),
-        **({} if bounds is None else {"preprocess": asdict(bounds)}),
+        **({"preprocess": preprocess} if preprocess else {}),
     )

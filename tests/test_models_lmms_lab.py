@@ -66,7 +66,7 @@ def test_pixels_are_siglips(twins: tuple[Setup, Setup]) -> None:
     """Frames become squares of the tower's size with values from -1 to 1."""
     original, _ = twins
     inputs = original.family.preprocess(video(2, 120, 50), np.arange(2.0))
-    assert inputs.pixels.shape == (2, 3, 98, 98)
+    assert inputs.pixels.shape == (2, 98, 98, 3)
     black, white = (
         original.family._normalised(  # type: ignore[attr-defined]
             original.family.preprocess(np.full((1, 98, 98, 3), value, np.uint8), np.zeros(1)), original.full

@@ -29,9 +29,10 @@ from sttm.engine.ready_video import ReadyVideo, ready
 from sttm.engine.sampling import SamplingConfig
 from sttm.errors import ConfigError
 from sttm.merging import MergeConfig
-from sttm.models.base import Family, Prompt, VideoInputs
+from sttm.models.base import Family, Prompt
 from sttm.models.checkpoint import Checkpoint, ModelConfig
 from sttm.models.language_model import LanguageModel
+from sttm.models.video_inputs import VideoInputs
 from sttm.store.artifact import Source
 from sttm.store.facts import Facts
 from sttm.store.key import make_recipe
@@ -168,8 +169,9 @@ def _decoding(setup: _Setup, video: Path, frames: int) -> tuple[float | None, st
 
     try:
         started = time.perf_counter()
-        found = read_video(str(video), VideoConfig(fps=2.0, max_frames=frames))
-        setup.family.preprocess(found.pixels, found.seconds)
+        sampling = VideoConfig(fps=2.0, max_frames=frames)
+        found = read_video(str(video), sampling, resizer=setup.family.resizing)
+        setup.family.inputs(found.pixels, found.seconds)
         return time.perf_counter() - started, describe(video)
     except ImportError as error:
         return None, str(error)

@@ -16,9 +16,10 @@ from sttm.errors import VideoError
 from sttm.evaluation.questions import Question, RowError, VideoQuestions
 from sttm.evaluation.reducers import Reducer
 from sttm.evaluation.scoring import Verdict, judge
-from sttm.models.base import Prompt, VideoInputs
+from sttm.models.base import Prompt
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.language_model import LanguageModel
+from sttm.models.video_inputs import VideoInputs
 from sttm.store.kv.file import decode_kv, encode_kv
 
 REPLY_TOKENS = 16  # of the longest reply, unless the settings say more: one letter, or a few words

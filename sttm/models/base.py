@@ -10,7 +10,7 @@ hidden size.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,51 +19,12 @@ from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from sttm.errors import ModelError, QuestionError
+from sttm.models.frame_resizing import FrameResizing
 from sttm.models.pixel_bounds import PixelBounds
+from sttm.models.still_frames import first_alike
+from sttm.models.video_inputs import VideoInputs
 
 _QUESTION_MARK = "\x00question\x00"  # stands for the question while the chat template is rendered
-
-
-@dataclass(frozen=True)
-class VideoInputs:
-    """A video as the vision tower takes it, but still in uint8, so that it is small to send.
-
-    Attributes:
-        pixels: uint8, resized and laid out by the official processor of the family, as patches or as frames.
-        grid: (T, H, W) of the visual tokens inside the LLM.
-        seconds: float64 [F], presentation times of the sampled frames.
-        frame_seconds: float64 [T], presentation time of the first sampled frame of each grid frame.
-    """
-
-    pixels: np.ndarray
-    grid: tuple[int, int, int]
-    seconds: np.ndarray
-    frame_seconds: np.ndarray
-
-    def __post_init__(self) -> None:
-        if self.pixels.dtype != np.uint8 or len(self.frame_seconds) != self.grid[0] or min(self.grid) < 1:
-            raise ValueError(
-                f"VideoInputs needs uint8 pixels and one time for each grid frame, got {self.pixels.dtype}, "
-                f"grid {self.grid} and {len(self.frame_seconds)} times"
-            )
-
-    @property
-    def tokens(self) -> int:
-        """Number of visual tokens before the merge."""
-        t, h, w = self.grid
-        return t * h * w
-
-    def page_locked(self) -> "VideoInputs":
-        """Copy the pixels into page-locked memory, from which a GPU reads at the full rate of the bus."""
-        pixels = torch.empty(self.pixels.shape, dtype=torch.uint8, pin_memory=True).numpy()
-        np.copyto(pixels, self.pixels)
-        return replace(self, pixels=pixels)
-
-    def pixels_on(self, device: torch.device) -> Tensor:
-        """The pixels on a device. From page-locked memory the copy is queued on the device's current stream."""
-        # Arrays from Ray's object store are read-only, and torch warns when it shares such memory, so copy it.
-        pixels = torch.from_numpy(self.pixels) if self.pixels.flags.writeable else torch.tensor(self.pixels)
-        return pixels.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -119,6 +80,8 @@ class Family(ABC):
         tokenizer: the checkpoint's tokenizer, with a chat template that renders a video.
         processor: the checkpoint's video processor; only indexing needs it.
         pixel_bounds: bounds of a frame's pixels; None keeps those of the processor.
+        still_levels: the most levels (of 255) by which a block of pixels may differ on average from the frame whose
+            features are taken in its place; 0 asks for equal pixels.
 
     Raises:
         ModelError: a decoder layer does not use full attention.
@@ -130,10 +93,15 @@ class Family(ABC):
     prefix_end: ClassVar[str | None] = None
 
     def __init__(
-        self, config: Any, tokenizer: Any, processor: Any = None, pixel_bounds: PixelBounds | None = None
+        self,
+        config: Any,
+        tokenizer: Any,
+        processor: Any = None,
+        pixel_bounds: PixelBounds | None = None,
+        still_levels: float = 0.0,
     ) -> None:
         self.config, self.tokenizer, self.processor = config, tokenizer, processor
-        self.pixel_bounds = pixel_bounds
+        self.pixel_bounds, self.still_levels = pixel_bounds, still_levels
         kinds = _attention_kinds(config.get_text_config())
         if kinds - {"full_attention"}:
             raise ModelError(
@@ -142,17 +110,55 @@ class Family(ABC):
             )
 
     @abstractmethod
+    def resizing(self, frames: int, height: int, width: int) -> FrameResizing:
+        """How the official processor resizes the frames of a video.
+
+        Args:
+            frames: number of frames; with some processors, more frames are smaller.
+            height: height of each frame.
+            width: width of each frame.
+
+        Raises:
+            ValueError: the processor refuses frames of this shape.
+        """
+
+    @property
+    def frames_a_token(self) -> int:
+        """Number of sampled frames that one visual token covers, and so one grid frame."""
+        return 1
+
+    @abstractmethod
+    def cells(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of visual tokens of a resized frame with this height and width."""
+
+    def inputs(self, pixels: np.ndarray | Tensor, seconds: np.ndarray) -> VideoInputs:
+        """Make the inputs of the vision tower from frames that are resized already.
+
+        Args:
+            pixels: uint8 [F, H', W', 3], RGB, resized by `resizing(F, ...)`; on a CPU or on a GPU.
+            seconds: float64 [F], presentation times of the frames.
+        """
+        first = np.arange(0, len(seconds), self.frames_a_token)
+        grid = (len(first), *self.cells(pixels.shape[1], pixels.shape[2]))
+        alike = first_alike(pixels, self.frames_a_token, self.still_levels)
+        return VideoInputs(pixels, grid, seconds, seconds[first], alike)
+
     def preprocess(self, pixels: np.ndarray, seconds: np.ndarray) -> VideoInputs:
-        """Resize and lay out frames on the CPU.
+        """Resize frames on the CPU, and make the inputs of the vision tower from them.
 
         Args:
             pixels: uint8 [F, H, W, 3], RGB frames as decoded.
             seconds: float64 [F], presentation times of the frames.
+
+        Raises:
+            ValueError: the official processor refuses frames of this shape.
         """
+        resizing = self.resizing(*pixels.shape[:3])
+        return self.inputs(np.stack([resizing.resize(frame) for frame in pixels]), seconds)
 
     @abstractmethod
     def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the vision tower of the whole model `model` on one video.
+        """Run the vision tower of the whole model `model` on one video, once for grid frames that look the same.
 
         Returns:
             Embeddings of all places [P, C], cells and separators in the order of the prompt; and the deepstack levels

@@ -4,14 +4,16 @@ Shapes: F frames, S x S visual tokens of a frame after pooling, C hidden size of
 """
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sttm.models.base import Family, VideoInputs
+from sttm.models.base import Family
+from sttm.models.frame_resizing import FrameResizing
 from sttm.models.patch_embedding import LinearFrameEmbedding
+from sttm.models.video_inputs import VideoInputs
 
 # Frames in one pass of the vision tower. This bounds its memory: the MLP of SigLIP-so400m takes 6 MB for each frame.
 _FRAMES_A_PASS = 32
@@ -35,19 +37,25 @@ class Llava(Family):
     def tokens_per_side(self) -> int:
         """S: a frame has S rows and S columns of visual tokens."""
 
-    def preprocess(self, pixels: np.ndarray, seconds: np.ndarray) -> VideoInputs:
-        """Resize to uint8 [F, 3, image_size, image_size] with the official processor, but do not normalise yet."""
-        frames = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
-        batch = self.processor(
-            videos=[frames], do_sample_frames=False, do_rescale=False, do_normalize=False, return_tensors="pt"
-        )
-        grid = (len(frames), self.tokens_per_side, self.tokens_per_side)
-        return VideoInputs(batch["pixel_values_videos"][0].numpy(), grid, seconds, seconds)
+    def resizing(self, frames: int, height: int, width: int) -> FrameResizing:
+        """Ask the official processor, with a frame that has a shape and no pixels."""
+        p = self.processor
+        frame = torch.empty((1, 3, height, width), dtype=torch.uint8, device="meta")
+        resized = self._shape(self._processed(frame, do_center_crop=False))
+        if not p.do_center_crop:
+            return FrameResizing(resized, resized, p.resample)
+        crop = partial(self._processed, do_resize=False)
+        return FrameResizing(self._shape(self._processed(frame)), resized, p.resample, crop)
+
+    def cells(self, height: int, width: int) -> tuple[int, int]:
+        """All frames have the same square of tokens."""
+        return self.tokens_per_side, self.tokens_per_side
 
     def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the vision tower over all frames, a few at a time: embeddings [F*S*S, C], and no deepstack levels."""
+        """Run the vision tower over the frames, a few at a time: embeddings [F*S*S, C], and no deepstack levels."""
         pixels = self._normalised(inputs, model)
-        return torch.cat([self.features(model, part) for part in pixels.split(_FRAMES_A_PASS)]), ()
+        features = torch.cat([self.features(model, part) for part in pixels.split(_FRAMES_A_PASS)])
+        return inputs.for_all_frames(features), ()
 
     def features(self, model: Any, pixels: Tensor) -> Tensor:
         """Embeddings [F*S*S, C] of normalised frames [F, 3, H, W], without separators."""
@@ -81,11 +89,20 @@ class Llava(Family):
         """Number all tokens 0, 1, 2, ... on one axis: int64 [1, L] and L."""
         return torch.arange(len(ids), device=ids.device)[None], len(ids)
 
+    def _processed(self, frames: Tensor, **steps: bool) -> Tensor:
+        """The official processor's frames uint8 [F, 3, H', W'] before normalising, with some of its steps changed."""
+        batch = self.processor(videos=[frames], do_sample_frames=False, do_rescale=False, do_normalize=False, **steps)
+        return batch["pixel_values_videos"][0]
+
+    @staticmethod
+    def _shape(frames: Tensor) -> tuple[int, int]:
+        return frames.shape[-2], frames.shape[-1]
+
     def _normalised(self, inputs: VideoInputs, model: Any) -> Tensor:
-        """Rescale and normalise the pixels on the model's device, by a method of the official processor."""
+        """Normalise the frames to be encoded on the model's device, by a method of the official processor."""
         p = self.processor
-        frames = inputs.pixels_on(model.device)
         frames = p.rescale_and_normalize(
-            frames, p.do_rescale, p.rescale_factor, p.do_normalize, tuple(p.image_mean), tuple(p.image_std)
+            inputs.frames_to_encode(model.device, self.frames_a_token).permute(0, 3, 1, 2),
+            *(p.do_rescale, p.rescale_factor, p.do_normalize, tuple(p.image_mean), tuple(p.image_std)),
         )
         return frames.to(model.dtype)

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from sttm.errors import ModelError
-from sttm.models.base import VideoInputs
 from sttm.models.llava import Llava
+from sttm.models.video_inputs import VideoInputs
 
 
 class LlavaOnevision(Llava):

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sttm.models.base import VideoInputs
 from sttm.models.qwen2_vl import Qwen2VL
+from sttm.models.video_inputs import VideoInputs
 
 
 class Qwen25VL(Qwen2VL):

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sttm.models.base import Family, VideoInputs
+from sttm.models.base import Family
 from sttm.models.frame_attention import FrameAttention
+from sttm.models.frame_resizing import FrameResizing
 from sttm.models.mrope import mrope_positions
 from sttm.models.patch_embedding import LinearPatchEmbedding
 from sttm.models.pixel_bounds import PixelBounds
+from sttm.models.video_inputs import VideoInputs
 
 
 class Qwen2VL(Family):
@@ -38,24 +40,25 @@ class Qwen2VL(Family):
         for block in visual.blocks:
             block.attn = FrameAttention(block.attn)
 
-    def preprocess(self, pixels: np.ndarray, seconds: np.ndarray) -> VideoInputs:
-        """Resize and cut into patches uint8 [T*H*W*4, 3*2*p*p] with the official processor, without normalising yet."""
-        lacking = max(0, self.processor.temporal_patch_size - len(pixels))  # Qwen3-VL's processor rejects one frame
-        pixels = np.pad(pixels, ((0, lacking), (0, 0), (0, 0), (0, 0)), mode="edge") if lacking else pixels
-        frames = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
-        batch = self.processor(
-            videos=[frames],
-            do_sample_frames=False,
-            do_rescale=False,
-            do_normalize=False,
-            return_tensors="pt",
-            **self._size(len(frames)),
-        )
-        t, h, w = batch["video_grid_thw"][0].tolist()
-        merge = self.processor.merge_size
-        patches = batch["pixel_values_videos"].numpy()
-        first = np.minimum(np.arange(t) * self.processor.temporal_patch_size, len(seconds) - 1)
-        return VideoInputs(patches, (t, h // merge, w // merge), seconds, seconds[first])
+    def resizing(self, frames: int, height: int, width: int) -> FrameResizing:
+        """Ask the official processor, with a video that has a shape and no pixels."""
+        p = self.processor
+        frames = max(frames, p.temporal_patch_size)  # Qwen3-VL's processor rejects one frame
+        video = torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta")
+        batch = p(videos=[video], do_sample_frames=False, do_rescale=False, do_normalize=False, **self._size(frames))
+        _, rows, columns = batch["video_grid_thw"][0].tolist()
+        size = (rows * p.patch_size, columns * p.patch_size)
+        return FrameResizing(size, size, p.resample)
+
+    @property
+    def frames_a_token(self) -> int:
+        """The patches of a Qwen model reach over two frames."""
+        return int(self.processor.temporal_patch_size)
+
+    def cells(self, height: int, width: int) -> tuple[int, int]:
+        """A token covers 2x2 patches."""
+        side = self.processor.patch_size * self.processor.merge_size
+        return height // side, width // side
 
     def _size(self, frames: int) -> dict[str, dict[str, int]]:
         """The argument of the processor that bounds a frame's pixels; empty if its own settings count."""
@@ -71,14 +74,15 @@ class Qwen2VL(Family):
     def encode(self, model: Any, inputs: VideoInputs) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run the vision tower: embeddings [N, C], and deepstack levels [N, C] if the tower has any (Qwen3-VL)."""
         merge = self.processor.merge_size
-        t, h, w = inputs.grid
-        grid_thw = torch.tensor([[t, h * merge, w * merge]])
+        _, h, w = inputs.grid
+        grid_thw = torch.tensor([[len(np.unique(inputs.features_from)), h * merge, w * merge]])
         visual = model.model.visual
         # Call the tower itself, because the output of `get_video_features` differs between versions of transformers.
         output = visual(
             self._normalised(inputs, model), grid_thw=grid_thw.to(model.device), **self.segments(visual, grid_thw)
         )
-        return output.pooler_output, tuple(getattr(output, "deepstack_features", None) or ())
+        levels = getattr(output, "deepstack_features", None) or ()
+        return inputs.for_all_frames(output.pooler_output), tuple(inputs.for_all_frames(level) for level in levels)
 
     def segments(self, visual: nn.Module, grid_thw: Tensor) -> dict[str, Any]:
         """Arguments of the tower that say where the segments of its attention begin and end.
@@ -101,11 +105,25 @@ class Qwen2VL(Family):
         return 1.0
 
     def _normalised(self, inputs: VideoInputs, model: Any) -> Tensor:
-        """Rescale and normalise the pixels on the model's device, by a method of the official processor."""
+        """Cut the frames to be encoded into patches and normalise them on the model's device.
+
+        A method of the official processor normalises them.
+        """
         p = self.processor
-        patches = inputs.pixels_on(model.device)
+        patches = self._patches(inputs.frames_to_encode(model.device, self.frames_a_token))
         planes = patches.view(len(patches), 3, -1, p.patch_size)
         planes = p.rescale_and_normalize(
             planes, p.do_rescale, p.rescale_factor, p.do_normalize, tuple(p.image_mean), tuple(p.image_std)
         )
         return planes.view(len(patches), -1).to(model.dtype)
+
+    def _patches(self, frames: Tensor) -> Tensor:
+        """Cut frames [F, H', W', 3] into patches [T*H*W*4, 3*2*p*p], in the order of the official processor.
+
+        The four patches of a token follow one another.
+        """
+        size, merge, together = self.processor.patch_size, self.processor.merge_size, self.frames_a_token
+        cut = frames.unflatten(2, (-1, merge, size)).unflatten(1, (-1, merge, size)).unflatten(0, (-1, together))
+        # T, frame, row of tokens, row in it, y, column of tokens, column in it, x, colour
+        ordered = cut.permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
+        return ordered.reshape(-1, 3 * together * size * size)

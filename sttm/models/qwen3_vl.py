@@ -13,10 +13,10 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from sttm.models.base import VideoInputs
 from sttm.models.mrope import mrope_positions
 from sttm.models.pixel_bounds import PixelBounds
 from sttm.models.qwen2_vl import Qwen2VL
+from sttm.models.video_inputs import VideoInputs
 
 _START, _END = "<|vision_start|>", "<|vision_end|>"
 
