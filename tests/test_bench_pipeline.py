@@ -3,18 +3,22 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from media import CLIPS
 
 from jobs.benchmark.clips import write_clips
 from jobs.benchmark.copies import write_copies
+from jobs.benchmark.film import FILMS, write_films
 from jobs.benchmark.pipeline import _job, bench_pipeline
 from jobs.benchmark.random_checkpoint import write_checkpoint
 from jobs.benchmark.shapes import SHAPES
+from jobs.benchmark.stages import StageRates
 from jobs.config import JobConfig
 from sttm.config import IndexConfig, index_recipe, load_config
 from sttm.corpus.listing import list_corpus
@@ -70,20 +74,60 @@ def test_clips_are_sampled_whole_and_no_two_are_the_same_content(tmp_path: Path)
     assert not any(decoded.sampling.warnings for decoded in found)
 
 
+def run(*options: str) -> list[dict[str, Any]]:
+    """The lines of JSON that the benchmark prints."""
+    command = [sys.executable, "-m", "jobs.bench", "pipeline", "--set", "video.max_frames=8", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
 @pytest.mark.slow
 def test_last_line_reports_stages_and_steady_state() -> None:
-    command = [sys.executable, "-m", "jobs.bench", "pipeline", "--seconds", "8", "--set", "video.max_frames=8"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
-    report = json.loads(done.stdout.splitlines()[-1])
+    (report,) = run("--seconds", "8")
     stages, (row,) = report["stages"], report["rows"]
     assert (report["config"], report["frames"], row["gpus"], row["efficiency"]) == ("tiny", 8, 0, 1)
+    assert (report["videos"], stages["gpu_decode"]) == ("clips", 0)
     assert row["videos_per_s"] == pytest.approx(row["steady_videos"] / row["steady_s"], rel=1e-3)
     slowest = min(stages["decode"], stages["prefill"], stages["publish"])
     assert row["of_slowest_stage"] == pytest.approx(row["videos_per_s"] / slowest, rel=1e-3)
     # The model is the slowest stage and hardly waits. Unlike a ratio of rates, this also holds on a busy machine.
-    assert slowest == stages["prefill"]
+    assert (row["slowest_stage"], slowest) == ("prefill", stages["prefill"])
+    assert row["of_gpu_stage"] == row["of_slowest_stage"]
     assert 0 <= row["idle_share"] <= 0.15
     assert report["saving_overhead"] == pytest.approx(stages["prefill_only"] / stages["prefill_and_save"] - 1, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_each_film_and_the_folder_is_a_line(tmp_path: Path) -> None:
+    """Films of a real size, and files of four codecs, with a model that costs less than decoding them."""
+    write_films({tmp_path / "720p24-h264-6s.mp4": replace(FILMS["720p24-h264"], seconds=6)})
+    small = ("--seconds", "2", "--set", "model.frame_pixels=20000")
+    reports = run(*small, "--film", "720p24-h264:6", "--folder", str(tmp_path), "--corpus", str(CLIPS))
+    assert [report["videos"] for report in reports] == ["720p24-h264-6s.mp4", str(CLIPS)]
+    assert reports[0]["what"].startswith("1 x 1.5 MB, such as 6 s of 1280x720 h264 at 24 frames/s, 2.")
+    assert reports[1]["what"].startswith("4 x 0.2 MB, such as 12 s of 480x270")
+    for report in reports:
+        stages, (row,) = report["stages"], report["rows"]
+        assert stages["decode_cpu_s"] > 0
+        assert stages["prefill_gpu_s"].keys() == {"encode", "prefill", "pack"}
+        assert report["cores_per_actor"] == pytest.approx(stages["decode_cpu_s"] * stages["prefill"], abs=0.01)
+        assert 0 < row["decode_cpu_s"] <= 1.2 * row["decode_s"]
+        assert row["steady_videos"] < row["videos"]
+    assert not list(tmp_path.glob("run-*"))
+
+
+RATES = {"decode_workers": 16, "decode_cpu_s": 5.0, "gpu_decode_cpu_s": 0.4, "prefill_cpu_s": 0.1}
+RATES |= {"prefill_gpu_s": {}, "publish_cpu_s": 0.1, "prefill_only": 2.1, "prefill_and_save": 2.0}
+
+
+def test_the_slowest_stage_depends_on_what_decodes_and_on_the_number_of_actors() -> None:
+    by_cpu = StageRates(decode=3.0, gpu_decode=0.0, prefill=2.0, publish=9.0, **RATES)
+    assert [min(by_cpu.rates(n), key=lambda stage: by_cpu.rates(n)[stage]) for n in (1, 2)] == ["prefill", "decode"]
+    assert (by_cpu.gpu_rate(2), by_cpu.cores_per_actor) == (4.0, 10.0)
+    by_both = replace(by_cpu, gpu_decode=1.5)
+    assert (by_both.rates(2)["decode"], by_both.gpu_rate(2)) == (6.0, 4.0)
+    by_gpu = replace(by_both, decode=0.0)
+    assert (by_gpu.rates(2)["decode"], by_gpu.gpu_rate(2), by_gpu.cores_per_actor) == (3.0, 3.0, None)
 
 
 def test_more_gpus_than_there_are_is_an_error_at_once() -> None:
@@ -93,8 +137,19 @@ def test_more_gpus_than_there_are_is_an_error_at_once() -> None:
     assert "--gpus 99: Ray sees" in done.stderr
 
 
-def test_an_unknown_shape_is_named() -> None:
+def test_what_cannot_be_measured_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SttmError, match="needs a GPU; give --gpus 1"):
+        bench_pipeline(set_=["video.decoder=nvdec"])
+    with pytest.raises(SttmError, match="no film is named '8k'"):
+        bench_pipeline(film=["8k"])
+    with pytest.raises(SttmError, match="gone is no folder of this machine"):
+        bench_pipeline(corpus=tmp_path / "gone")
+    (tmp_path / "notes.txt").write_text("no video")
+    with pytest.raises(SttmError, match="no videos in"):
+        bench_pipeline(corpus=tmp_path)
 
+
+def test_an_unknown_shape_is_named() -> None:
     with pytest.raises(SttmError, match="no shape is named 'gpt-5'; choose one of qwen2-vl-7b, "):
         bench_pipeline(shape="gpt-5", gpus="0", seconds=1)
 

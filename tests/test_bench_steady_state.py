@@ -10,7 +10,7 @@ from jobs.benchmark.steady_state import PipelineError, steady_state
 
 
 def rows(*times: float) -> list[tuple[float, Any]]:
-    timings = {"decode": 4.0, "encode": 0.2, "prefill": 0.1, "digest": 9.0}
+    timings = {"decode": 4.0, "decode_cpu": 3.0, "encode": 0.2, "prefill": 0.1, "digest": 9.0}
     return [(at, SimpleNamespace(timings_s=timings)) for at in times]
 
 
@@ -18,7 +18,7 @@ def test_it_begins_after_the_videos_that_the_ready_actors_hold_first() -> None:
     found = steady_state(10.0, inf, rows(5, 11, 12, 13, 15, 17), held=2)
     assert (len(found.rows), found.seconds, found.videos_per_s) == (3, 5.0, 0.6)
     assert found.gpu_s == pytest.approx(0.9)
-    assert found.decode_s == 4.0
+    assert (found.decode_s, found.decode_cpu_s) == (4.0, 3.0)
 
 
 def test_what_was_decoded_while_models_loaded_does_not_count() -> None:

@@ -52,10 +52,11 @@ class PipelineRow:
         videos_per_s: videos per second in steady state.
         slowest_stage: the stage that alone takes the longest, with the same number of actors.
         of_slowest_stage: `videos_per_s`, divided by the rate of this stage alone.
-        of_gpu_stage: `videos_per_s`, divided by the rate of the slowest stage on the GPU alone.
+        of_gpu_stage: `videos_per_s`, divided by the rate of the slowest stage that only the GPU does, alone.
         efficiency: videos per second and actor, divided by those of the first run.
         idle_share: share of the actors' steady time in which their GPU (or on a CPU the model) had no work.
         decode_s: seconds from the beginning to the end of decoding a video, on average, beside everything else.
+        decode_cpu_s: CPU seconds of decoding a video, on average, beside everything else.
     """
 
     gpus: int
@@ -69,6 +70,7 @@ class PipelineRow:
     efficiency: float
     idle_share: float
     decode_s: float
+    decode_cpu_s: float
 
 
 @dataclass(frozen=True)
@@ -129,12 +131,15 @@ def bench_pipeline(
     if shape is not None and shape not in SHAPES:
         raise ConfigError(f"no shape is named {shape!r}; choose one of {', '.join(SHAPES)}")
     counts = [int(count) for count in gpus.split(",")]
+    if not min(counts) and load_config(JobConfig, config, set_ or []).video.decoder == "nvdec":
+        raise ConfigError("video.decoder is nvdec, which needs a GPU; give --gpus 1")
     kinds = [film_kind(text) for text in film or []]
     corpus_files = _files(corpus) if corpus is not None else []
     with tempfile.TemporaryDirectory(prefix="sttm-bench-") as temporary:
         where = folder or Path(temporary)
         with start_ray(None):
-            _require_gpus(gpus, max(counts))
+            if max(counts) > (there := int(ray.cluster_resources().get("GPU", 0))):
+                raise ConfigError(f"--gpus {gpus}: Ray sees {there} GPUs on this machine; give at most that many")
             job = _job(config, set_ or [], shape, where)
             sources = [_Videos.of(kind.file_name, [path]) for kind in kinds for path in film_files([kind], where)]
             sources += [_Videos.of(str(corpus), corpus_files)] if corpus_files else []
@@ -147,11 +152,6 @@ def bench_pipeline(
                     rows.append(bench.run(count, stages, rows[0] if rows else None))
                     show([asdict(rows[-1])])
                 _report(config, shape, videos, stages, rows, job)
-
-
-def _require_gpus(gpus: str, most: int) -> None:
-    if most > (there := int(ray.cluster_resources().get("GPU", 0))):
-        raise ConfigError(f"--gpus {gpus}: Ray sees {there} GPUs on this machine; give at most that many")
 
 
 def _job(config: str, overrides: list[str], shape: str | None, folder: Path) -> JobConfig:
@@ -169,10 +169,7 @@ def _files(corpus: Path) -> list[Path]:
     """The videos of a folder."""
     if not corpus.is_dir():
         raise ConfigError(f"--corpus {corpus} is no folder of this machine; name a folder with videos")
-    files = [Path(ref.uri.removeprefix("file://")) for ref in list_corpus(str(corpus))]
-    if not files:
-        raise ConfigError(f"--corpus {corpus} holds no video; name a folder with videos")
-    return files
+    return [Path(ref.uri.removeprefix("file://")) for ref in list_corpus(str(corpus))]
 
 
 def _small_clips(folder: Path, job: JobConfig) -> _Videos:
@@ -190,8 +187,9 @@ class _Bench:
         """Measure every stage alone."""
         refs = [ref for file in self._videos.files for ref in list_corpus(str(file))]
         with _scratch(self._folder) as scratch:
-            workers = _decode_workers(max(counts))
-            return measure_stages(self._with(max(counts)), self._recipe, _store(scratch), refs, workers)
+            actors, cores = self._actors(max(counts)), int(ray.cluster_resources()["CPU"])
+            # Each actor has a core of its own; the job also asks for at least one that decodes.
+            return measure_stages(self._with(max(counts)), self._recipe, _store(scratch), refs, max(1, cores - actors))
 
     def run(self, count: int, stages: StageRates, first: PipelineRow | None) -> PipelineRow:
         """Run the index job over new videos into a new store, with `count` GPUs."""
@@ -225,6 +223,7 @@ class _Bench:
             efficiency=round(rate / actors / before, 4),
             idle_share=round(max(0.0, 1 - steady.gpu_s / steady.seconds / actors), 4),
             decode_s=round(steady.decode_s, 4),
+            decode_cpu_s=round(steady.decode_cpu_s, 4),
         )
 
     def _actors(self, gpus: int) -> int:
@@ -232,11 +231,6 @@ class _Bench:
 
     def _with(self, gpus: int) -> JobConfig:
         return self._job.model_copy(update={"run": self._job.run.model_copy(update={"gpus": gpus})})
-
-
-def _decode_workers(gpus: int) -> int:
-    """Videos that can be decoded at a time: one for each core that no actor on the CPU takes."""
-    return max(1, int(ray.cluster_resources()["CPU"]) - (not gpus))
 
 
 @contextmanager
@@ -256,14 +250,15 @@ def _store(scratch: Path) -> str:
 
 
 def _show(stages: StageRates) -> None:
-    gpu_s = sum(stages.prefill_gpu_s.values())
-    where = "actor" if stages.decode_on_gpu else "task"
-    rows = [
-        ("decode", where, stages.decode_workers, stages.decode, stages.decode_cpu_s, 0.0),
-        ("prefill", "actor", 1, stages.prefill, stages.prefill_cpu_s, gpu_s),
-        ("publish", "actor", 1, stages.publish, stages.publish_cpu_s, 0.0),
+    prefill_gpu_s = sum(stages.prefill_gpu_s.values())
+    rows: list[tuple[str, str, float, float, float | None]] = [
+        ("decode", f"{stages.decode_workers} CPU cores", stages.decode, stages.decode_cpu_s, 0.0),
+        ("decode", "the GPU of an actor", stages.gpu_decode, stages.gpu_decode_cpu_s, None),
+        ("prefill", "an actor", stages.prefill, stages.prefill_cpu_s, prefill_gpu_s),
+        ("publish", "an actor", stages.publish, stages.publish_cpu_s, 0.0),
     ]
-    names = ("stage", "in", "at a time", "videos/s", "CPU s a video", "GPU s a video")
+    rows = [row for row in rows if row[2]]
+    names = ("stage", "by", "videos/s", "CPU s a video", "GPU s a video")
     show([dict(zip(names, row, strict=True)) for row in rows])
     show([{f"{step}, GPU s a video": seconds for step, seconds in stages.prefill_gpu_s.items()}])
     show([{"cores that one actor needs": stages.cores_per_actor, "saving overhead": stages.saving_overhead}])
@@ -284,7 +279,7 @@ def _report(
         "decoder": job.video.decoder,
         "certificate": bool(job.fidelity.probes),
         "stages": asdict(stages),
-        "cores_per_actor": round(stages.cores_per_actor, 2),
+        "cores_per_actor": stages.cores_per_actor and round(stages.cores_per_actor, 2),
         "saving_overhead": round(stages.saving_overhead, 4),
         "rows": [asdict(row) for row in rows],
     }

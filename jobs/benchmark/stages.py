@@ -14,13 +14,18 @@ import ray
 
 from jobs.config import JobConfig
 from jobs.indexing.actor import PrefillActor
+from jobs.indexing.schedule import DeviceDecoding, device_decoding
 from sttm.config import IndexConfig
 from sttm.corpus.listing import VideoRef
+from sttm.errors import ConfigError
 from sttm.indexer import GPU_STAGES, DecodedVideo, VideoReader
 from sttm.store.key import Recipe
+from sttm.urls import redact_url
+from sttm.video.nvdec import NotOnGpuError
 
 _SAMPLE = 3  # decoded videos with which the stages after decoding are measured again and again
 _DECODING_S = 10.0  # about how long decoding is measured, but at least one video in each process
+_MOST_GPU_ROUNDS = 8  # videos that a GPU decodes at a time slow each other down, so the first alone says little
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,11 @@ class StageRates:
     """Videos per second, and seconds a video, of each stage while nothing else runs.
 
     Attributes:
-        decode: videos per second of decoding by `decode_workers` processes, or by one actor if a GPU decodes.
-        decode_workers: number of videos that the job may decode at a time.
-        decode_on_gpu: whether the GPU of a prefill actor decodes.
-        decode_cpu_s: CPU seconds (user and system) of decoding a video.
+        decode: videos per second of decoding by `decode_workers` processes; 0 if CPUs shall not decode.
+        decode_workers: number of videos that the CPUs decode at a time.
+        decode_cpu_s: CPU seconds (user and system) of decoding a video in such a process.
+        gpu_decode: videos per second of decoding by the GPU of one actor; 0 if it shall not, or cannot.
+        gpu_decode_cpu_s: CPU seconds of decoding a video on the GPU.
         prefill: videos per second of vision tower, prefill and packing by one actor.
         prefill_cpu_s: CPU seconds of handing this work to the GPU; without a GPU, of doing it.
         prefill_gpu_s: seconds of the GPU (or of the CPU, where there is no GPU) by step, for a video.
@@ -44,8 +50,9 @@ class StageRates:
 
     decode: float
     decode_workers: int
-    decode_on_gpu: bool
     decode_cpu_s: float
+    gpu_decode: float
+    gpu_decode_cpu_s: float
     prefill: float
     prefill_cpu_s: float
     prefill_gpu_s: dict[str, float]
@@ -60,24 +67,22 @@ class StageRates:
         return self.prefill_only / self.prefill_and_save - 1
 
     @property
-    def cores_per_actor(self) -> float:
-        """Cores that decode as fast as one prefill actor prefills."""
-        return self.decode_cpu_s * self.prefill
+    def cores_per_actor(self) -> float | None:
+        """Cores that decode as fast as one prefill actor prefills; None if CPUs shall not decode."""
+        return self.decode_cpu_s * self.prefill if self.decode else None
 
     def rates(self, actors: int) -> dict[str, float]:
-        """Videos per second of decode, prefill and publish alone, with this number of actors."""
-        decoders = actors if self.decode_on_gpu else 1
-        return {"decode": decoders * self.decode, "prefill": actors * self.prefill, "publish": actors * self.publish}
+        """Videos per second of decode, prefill and publish alone, with this number of actors.
+
+        Where CPUs and GPUs decode, both count.
+        """
+        decode = self.decode + actors * self.gpu_decode
+        return {"decode": decode, "prefill": actors * self.prefill, "publish": actors * self.publish}
 
     def gpu_rate(self, actors: int) -> float:
-        """Videos per second of the slowest stage on the GPUs alone, with this number of actors."""
-        on_gpu = ("decode", "prefill") if self.decode_on_gpu else ("prefill",)
-        return min(self.rates(actors)[stage] for stage in on_gpu)
-
-
-def decodes_on_gpu(config: IndexConfig) -> bool:
-    """Whether these settings let the GPU of the prefill actor decode."""
-    return str(config.video.decoder) == "nvdec"
+        """Videos per second of the slowest stage that the GPUs alone do, with this number of actors."""
+        rates = self.rates(actors)
+        return rates["prefill"] if self.decode else min(rates["prefill"], rates["decode"])
 
 
 def measure_stages(
@@ -90,26 +95,41 @@ def measure_stages(
         recipe: the recipe that follows from `job`.
         store_url: an existing store, into which the results are written.
         refs: videos to decode, in turn.
-        workers: videos that are decoded at a time.
+        workers: videos that the CPUs decode at a time.
+
+    Raises:
+        ConfigError: `video.decoder` is nvdec, and the GPU cannot decode the videos.
     """
-    on_gpu = decodes_on_gpu(job.index)
-    decoding = None if on_gpu else _decode_in_tasks(job.index, refs, workers)
-    there = ray.cluster_resources().get("GPU", 0)
+    when, there = device_decoding(job.video.decoder), ray.cluster_resources().get("GPU", 0)
+    on_cpu = None if when is DeviceDecoding.ALWAYS else _decode_in_tasks(job.index, refs, workers)
     resources = {"num_gpus": job.run.gpus_per_model} if there and job.run.gpus != 0 else {"num_cpus": 1}
     stages = ray.remote(**resources)(ActorStages).remote(job, recipe, store_url)
-    decoding = decoding or _Decoding(*ray.get(stages.decode.remote(refs, workers)))
-    found = ray.get(stages.measure.remote(decoding.sample, 12 if there else 6))
+    on_gpu = _Cost(0.0, 0.0) if when is DeviceDecoding.NEVER else ray.get(stages.decode.remote(refs))
+    if on_cpu is None and not on_gpu.rate:
+        raise ConfigError(f"{redact_url(refs[0].uri)}: the GPU cannot decode this video; set video.decoder to auto")
+    found = ray.get(stages.measure.remote(on_cpu.sample if on_cpu else refs[:_SAMPLE], 12 if there else 6))
     ray.kill(stages)
     return StageRates(
-        decode=decoding.rate, decode_workers=workers, decode_on_gpu=on_gpu, decode_cpu_s=decoding.cpu_s, **found
+        decode=on_cpu.cost.rate if on_cpu else 0.0,
+        decode_workers=workers,
+        decode_cpu_s=on_cpu.cost.cpu_s if on_cpu else 0.0,
+        gpu_decode=on_gpu.rate,
+        gpu_decode_cpu_s=on_gpu.cpu_s,
+        **found,
     )
 
 
-class _Decoding(NamedTuple):
-    """Videos per second, CPU seconds a video, and Ray's references of some decoded videos."""
+class _Cost(NamedTuple):
+    """Calls per second of a step, and CPU seconds of a call."""
 
     rate: float
     cpu_s: float
+
+
+class _Decoding(NamedTuple):
+    """The cost of decoding, and Ray's references of some decoded videos."""
+
+    cost: _Cost
     sample: list[Any]
 
 
@@ -140,7 +160,7 @@ def _decode_in_tasks(config: IndexConfig, refs: Sequence[VideoRef], workers: int
         videos = itertools.islice(itertools.cycle(refs), rounds * workers)
         costs = [cpu_s for cpu_s, _ in threads.map(decode, videos)]
         rate = len(costs) / (time.perf_counter() - started)
-    return _Decoding(rate, sum(costs) / len(costs), [decoded for _, decoded in first[:_SAMPLE]])
+    return _Decoding(_Cost(rate, sum(costs) / len(costs)), [decoded for _, decoded in first[:_SAMPLE]])
 
 
 def _rounds(seconds: float) -> int:
@@ -148,50 +168,62 @@ def _rounds(seconds: float) -> int:
     return max(1, math.ceil(_DECODING_S / seconds))
 
 
-class _Cost(NamedTuple):
-    """Calls per second of a step, and CPU seconds of a call, all threads of the process together."""
-
-    rate: float
-    cpu_s: float
-
-
 class ActorStages:
     """A prefill actor whose steps are timed one by one."""
 
     def __init__(self, job: JobConfig, recipe: Recipe, store_url: str) -> None:
         self._actor = PrefillActor(job.index, recipe, store_url, "bench", job.run.prefill_timeout_s)
-        self._actor.load()
+        self._decodes = self._actor.load().decodes
         self._config, self._in_flight = job.index, job.run.in_flight
 
-    def decode(self, refs: Sequence[VideoRef], threads: int) -> tuple[float, float, list[Any]]:
-        """Decode on this actor's GPU; returns the parts of a `_Decoding`."""
+    def decode(self, refs: Sequence[VideoRef]) -> _Cost:
+        """Decode on this actor's GPU, as many videos at a time as in the job; costs nothing where it cannot."""
+        if not self._decodes:
+            return _Cost(0.0, 0.0)
         reader = VideoReader(self._config)
-        started = time.perf_counter()
-        sample = [ray.put(reader.read(refs[number % len(refs)])) for number in range(_SAMPLE)]
-        rounds = _rounds(time.perf_counter() - started)
-        cost = _cost(lambda i: reader.read(refs[i % len(refs)]), rounds * threads, threads)
-        return (*cost, sample)
 
-    def measure(self, refs: Sequence[Any], repeats: int) -> dict[str, Any]:
-        """Measure all stages except decoding; returns the attributes of `StageRates` that belong to them."""
-        sample: list[DecodedVideo] = ray.get(list(refs))
+        def decode(number: int) -> None:
+            reader.read(refs[number % len(refs)], on_gpu=True)
+
+        try:
+            started = time.perf_counter()
+            decode(0)
+            rounds = _rounds(time.perf_counter() - started)
+            return _cost(decode, min(rounds, _MOST_GPU_ROUNDS) * self._decodes, self._decodes)
+        except NotOnGpuError:
+            return _Cost(0.0, 0.0)
+
+    def measure(self, sample: Sequence[Any], repeats: int) -> dict[str, Any]:
+        """Measure all stages except decoding.
+
+        Args:
+            sample: videos to decode on this actor's GPU, or Ray's references of decoded videos.
+            repeats: how often each stage is measured.
+
+        Returns:
+            The attributes of `StageRates` that belong to these stages.
+        """
+        reader = VideoReader(self._config)
+        decoded: list[DecodedVideo] = [
+            reader.read(video, on_gpu=True) if isinstance(video, VideoRef) else ray.get(video) for video in sample
+        ]
         indexer, gpu = self._actor.indexer, threading.Lock()
 
-        def read_in(decoded: DecodedVideo) -> None:
-            staged = indexer.stage(decoded)
+        def read_in(video: DecodedVideo) -> None:
+            ready = indexer.stage(video)
             with gpu:
                 clock = indexer.clock()
-                result = indexer.read_in(staged, clock)
+                result = indexer.read_in(ready, clock)
                 clock.seconds()
             del result
 
-        staged = [indexer.stage(decoded) for decoded in sample]
+        staged = [indexer.stage(video) for video in decoded]
         prefilled = [indexer.prefill(video) for video in staged]
         names = iter(range(1 << 30))
 
         def another(number: int) -> DecodedVideo:
             """Give the pixels of a sample a new digest, so that it counts as a video that is not stored yet."""
-            return replace(sample[number % len(sample)], content_digest=f"{next(names):064x}")
+            return replace(decoded[number % len(decoded)], content_digest=f"{next(names):064x}")
 
         timings: list[Mapping[str, float]] = []
         steps: dict[str, tuple[int, Callable[[int], object]]] = {

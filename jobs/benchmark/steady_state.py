@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jobs.indexing.metrics import Pipeline
 from sttm.corpus.listing import VideoRef
 from sttm.errors import SttmError
-from sttm.indexer import GPU_STAGES
+from sttm.indexer import DECODE_CPU, GPU_STAGES
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.store import Store
 
@@ -43,6 +43,11 @@ class SteadyState:
     def decode_s(self) -> float:
         """Seconds from the beginning to the end of decoding a video, on average, beside everything else."""
         return sum(row.timings_s["decode"] for row in self.rows) / len(self.rows)
+
+    @property
+    def decode_cpu_s(self) -> float:
+        """CPU seconds of decoding a video, on average, beside everything else."""
+        return sum(row.timings_s[DECODE_CPU] for row in self.rows) / len(self.rows)
 
 
 def steady_state(ready: float, drained: float, rows: Sequence[tuple[float, CatalogRow]], held: int) -> SteadyState:
