@@ -87,7 +87,7 @@ def bench_prefill(
     devices = first_gpus(gpus_per_model)
     if dtype not in get_args(Dtype):
         raise ConfigError(f"--dtype {dtype!r} is unknown; choose one of {', '.join(get_args(Dtype))}")
-    settings = ModelConfig(path=str(model) if model else None, dtype=dtype)
+    settings = ModelConfig.model_validate({"path": str(model) if model else None, "dtype": dtype})
     whole, family = _open(settings, devices) if model else _build(shape, settings, devices)
     inputs, prompt = sample_video(whole, family, frames)
     if devices[0].type == "cuda":
