@@ -62,6 +62,16 @@ def quantise_rows(x: Tensor) -> Fp8Rows:
     return Fp8Rows(pad_channels(codes), largest / _LARGEST, x.shape[:-1])
 
 
+def quantised_quick_gelu(x: Tensor) -> Fp8Rows:
+    """x * sigmoid(1.702 x) for `x` [..., K], rounded to FP8."""
+    if x.is_cuda:
+        from sttm.models import fp8_kernels
+
+        codes, scales = fp8_kernels.quantised_quick_gelu(x.flatten(0, -2), aligned(x.shape[-1]))
+        return Fp8Rows(codes, scales, x.shape[:-1])
+    return quantise_rows(x * torch.sigmoid(1.702 * x))
+
+
 def quantised_silu_product(gate: Tensor, up: Tensor) -> Fp8Rows:
     """silu(gate) * up, rounded to FP8, for two tensors [..., K] of the same shape and dtype."""
     if gate.is_cuda:

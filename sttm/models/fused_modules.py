@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from sttm.errors import ModelError
-from sttm.models.fp8 import quantise_rows, quantised_silu_product
+from sttm.models.fp8 import quantise_rows, quantised_quick_gelu, quantised_silu_product
 from sttm.models.fp8_linear import Fp8Linear
 
 _RMS_NORMS = (  # class names are listed, because other RMS norms, such as Gemma's, compute something else
     *("Qwen2RMSNorm", "Qwen2VLRMSNorm", "Qwen2_5_VLRMSNorm", "Qwen3RMSNorm", "Qwen3VLTextRMSNorm"),
     *("LlamaRMSNorm", "MistralRMSNorm"),
 )
+_QUICK_GELU_MLPS = ("VisionMlp", "CLIPMLP")
 _GATED_MLPS = ("Qwen2MLP", "Qwen2_5_VLMLP", "Qwen3MLP", "Qwen3VLTextMLP", "LlamaMLP", "MistralMLP")
 
 
@@ -30,6 +31,24 @@ class QuickGELU(nn.Module):
 
             return triton_kernels.quick_gelu(hidden_states)
         return hidden_states * torch.sigmoid(1.702 * hidden_states)
+
+
+class QuickGELUMLP(nn.Module):
+    """fc2(QuickGELU(fc1(x))), the MLP of a block of Qwen2-VL's and CLIP's vision towers.
+
+    Args:
+        mlp: the module of transformers, with linear modules `fc1` and `fc2`. If `fc2` multiplies in FP8, or will do so
+            later, the activation and the rounding are one kernel.
+    """
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = mlp.fc1, QuickGELU(), mlp.fc2
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[..., C], same shape out."""
+        wide = self.fc1(hidden_states)
+        return self.fc2(quantised_quick_gelu(wide) if isinstance(self.fc2, Fp8Linear) else self.act(wide))
 
 
 class RMSNorm(nn.Module):
@@ -122,8 +141,15 @@ def _fused(module: Any) -> nn.Module | None:
     name = type(module).__name__
     if name == "QuickGELUActivation":
         return QuickGELU()
+    if name in _QUICK_GELU_MLPS and _activation(module) == "QuickGELUActivation":
+        return QuickGELUMLP(module)
     if name in _RMS_NORMS:
         return RMSNorm(module)
     if name in _GATED_MLPS and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
         return GatedMLP(module)
     return None
+
+
+def _activation(mlp: Any) -> str:
+    """The class name of the activation of an MLP of transformers."""
+    return type(getattr(mlp, "activation_fn", None) or mlp.act).__name__
