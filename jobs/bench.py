@@ -3,6 +3,7 @@
     python -m jobs.bench prefill --shape llava-video-7b     vision tower, merge and prefill of one video
     python -m jobs.bench answer --shape llava-video-7b      time to the first token, and many questions at once
     python -m jobs.bench pipeline                           videos per second of the index job
+    python -m jobs.bench frames                             resizing frames, and finding those that look alike
     python -m jobs.bench store --store URL                  writing and reading a stored cache
     python -m jobs.bench schemes                            what each KV scheme loses
 
@@ -11,6 +12,7 @@ the columns.
 """
 
 from jobs.benchmark.answer import bench_answer
+from jobs.benchmark.frames import bench_frames
 from jobs.benchmark.pipeline import bench_pipeline
 from jobs.benchmark.prefill import bench_prefill
 from jobs.benchmark.schemes import bench_schemes
@@ -25,6 +27,7 @@ def command() -> None:
         prefill=bench_prefill,
         pipeline=bench_pipeline,
         answer=bench_answer,
+        frames=bench_frames,
         store=bench_store,
         schemes=bench_schemes,
     )
