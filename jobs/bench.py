@@ -1,8 +1,10 @@
-"""Benchmarks of speed and of what quantised caches lose. Each prints a table and ends with one line of JSON.
+"""Benchmarks of speed and of what quantised caches lose. Each prints tables and ends with one line of JSON.
 
     python -m jobs.bench prefill --shape llava-video-7b     vision tower, merge and prefill of one video
     python -m jobs.bench answer --shape llava-video-7b      time to the first token, and many questions at once
-    python -m jobs.bench pipeline                           videos per second of the index job
+    python -m jobs.bench film FOLDER                        videos for the next two, which cost as much as real ones
+    python -m jobs.bench decode --film 720p24-h264          CPU seconds of decoding, against a plain decoder
+    python -m jobs.bench pipeline --film 720p24-h264        videos per second of the index job
     python -m jobs.bench frames                             resizing frames, and finding those that look alike
     python -m jobs.bench store --store URL                  writing and reading a stored cache
     python -m jobs.bench schemes                            what each KV scheme loses
@@ -12,6 +14,8 @@ the columns.
 """
 
 from jobs.benchmark.answer import bench_answer
+from jobs.benchmark.decode_cost import bench_decode
+from jobs.benchmark.film import bench_film
 from jobs.benchmark.frames import bench_frames
 from jobs.benchmark.pipeline import bench_pipeline
 from jobs.benchmark.prefill import bench_prefill
@@ -27,6 +31,8 @@ def command() -> None:
         prefill=bench_prefill,
         pipeline=bench_pipeline,
         answer=bench_answer,
+        decode=bench_decode,
+        film=bench_film,
         frames=bench_frames,
         store=bench_store,
         schemes=bench_schemes,

@@ -32,6 +32,7 @@ from typing import Annotated
 import typer
 
 from jobs.cluster.session import work_on_ray
+from jobs.cluster.size import cluster_size
 from jobs.command import EXIT_INTERRUPTED, AddressOption, ConfigOption, SetOption, StoreOption, run
 from jobs.config import JobConfig
 from jobs.indexing.driver import Driver
@@ -79,7 +80,8 @@ def index(
     if plan.todo and checkpoint.notice:
         print(checkpoint.notice, file=sys.stderr, flush=True)
     if dry_run or opened is None:
-        print_plan(plan, opened, recipe, job.run.gpus_per_model)
+        run = job.run
+        print_plan(plan, opened, recipe, run.gpus_per_model, cluster_size(address, run.gpus))
         return 0
     run_id = run_id or time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:6]
     record = RunRecord(opened, recipe, run_id, plan, Launch.now(job, corpus, store, checkpoint))

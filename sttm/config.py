@@ -189,9 +189,11 @@ def index_recipe(config: IndexConfig, checkpoint: Checkpoint) -> Recipe:
         **({} if bounds is None else asdict(bounds)),
         **({"still_levels": still_levels} if still_levels else {}),
     }
+    # A GPU decodes the very pixels of a CPU, and `auto` may choose either.
+    decoder = "auto" if config.video.decoder == "nvdec" else config.video.decoder
     return make_recipe(
         model={**checkpoint.digests, "dtype": config.model.dtype},
-        video={**config.video.model_dump(mode="json"), "decoders": decoder_versions()},
+        video={**config.video.model_dump(mode="json"), "decoder": decoder, "decoders": decoder_versions()},
         merge=config.merge.model_dump(mode="json"),
         prefill=config.prefill.model_dump(mode="json", exclude={"chunk_tokens"}),
         store=config.store.model_dump(mode="json"),

@@ -5,18 +5,21 @@ The index job runs these steps in several processes and threads; the evaluation 
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 
 import torch
 
+from sttm.certificate import ArithmeticCertificate
 from sttm.config import IndexConfig
 from sttm.corpus.listing import VideoRef
+from sttm.engine.arithmetic import round_and_compare
 from sttm.engine.fidelity import certify
 from sttm.engine.prefill import Prefilled, prefill, require_possible
 from sttm.engine.ready_video import ready
-from sttm.errors import VideoError
+from sttm.errors import ModelError, VideoError
 from sttm.kv_cache import KVCache
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.language_model import LanguageModel
@@ -37,6 +40,7 @@ from sttm.video.decode import read_video
 
 # The names in an artifact's `timings_s` of the stages in which the model's device works; `encode` is the vision tower.
 GPU_STAGES = ("encode", "prefill", "pack", "certify")
+DECODE_CPU = "decode_cpu"  # no stage of its own: the CPU seconds of the stage `decode`
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class DecodedVideo:
         content_digest: blake3 of the file, hex.
         sampling: which frames were taken, and by which decoder.
         decode_s: seconds that decoding and resizing took.
+        decode_cpu_s: CPU seconds of these.
     """
 
     source: Source
@@ -56,6 +61,7 @@ class DecodedVideo:
     content_digest: str
     sampling: Sampling
     decode_s: float
+    decode_cpu_s: float
 
 
 @dataclass(frozen=True)
@@ -99,19 +105,25 @@ class VideoReader:
         self._video = config.video
         self._family = Checkpoint.open(config.model).family()
 
-    def read(self, ref: VideoRef) -> DecodedVideo:
+    def read(self, ref: VideoRef, *, on_gpu: bool = False) -> DecodedVideo:
         """Decode and resize one video.
+
+        Args:
+            ref: the video.
+            on_gpu: decode on the current GPU, where the frames then stay.
 
         Raises:
             VideoError: the file cannot be used.
+            sttm.video.nvdec.NotOnGpuError: with `on_gpu`, only a CPU can decode the video.
         """
-        started = time.perf_counter()
-        frames = read_video(ref, self._video, resizer=self._family.resizing)
+        started, cpu_started = time.perf_counter(), time.thread_time()
+        frames = read_video(ref, self._video, resizer=self._family.resizing, on_gpu=on_gpu)
         inputs = self._family.inputs(frames.pixels, frames.seconds)
         source = Source(ref.uri, ref.video_id, ref.name, frames.size_bytes, ref.version)
         seconds, counts = tuple(frames.seconds.tolist()), (frames.asked, frames.left_out)
         sampling = Sampling(seconds, frames.duration_s, frames.decoder, frames.warnings, *counts)
-        return DecodedVideo(source, inputs, frames.content_digest, sampling, time.perf_counter() - started)
+        took_s, cpu_s = time.perf_counter() - started, time.thread_time() - cpu_started
+        return DecodedVideo(source, inputs, frames.content_digest, sampling, took_s, cpu_s)
 
 
 class Indexer:
@@ -136,11 +148,16 @@ class Indexer:
         self._config, self._recipe, self._run_id = config, recipe, run_id
         self._store = Store.open(store_url)
         devices = as_devices(device or first_gpus(1))
-        checkpoint = Checkpoint.open(config.model)
+        self._checkpoint = checkpoint = Checkpoint.open(config.model)
         require_possible(checkpoint.config.get_text_config(), config.merge, config.prefill)
         self._family = checkpoint.family()
-        self._model = checkpoint.load_model(devices)
+        # With probe questions, the first video shows what FP8 changes, and the model is rounded then.
+        self._must_compare = config.model.is_fp8 and bool(config.fidelity.probes)
+        self._arithmetic: ArithmeticCertificate | None = None
+        self._model = checkpoint.load_model(devices, with_fp8=not self._must_compare)
         self._devices = {parameter.device for parameter in self._model.parameters()}
+        # FFmpeg copies the frames that it decodes on a GPU in the default stream, which shall not wait for a prefill.
+        self._stream = torch.cuda.Stream(devices[0]) if devices[0].type == "cuda" else None
         self._language_model = LanguageModel.of(self._model)
         self._probes = [self._family.question_ids(probe) for probe in config.fidelity.probes]
         self._provenance = Provenance(
@@ -185,8 +202,20 @@ class Indexer:
     def prefill(self, decoded: DecodedVideo) -> PrefilledVideo:
         """Run the vision tower and the prefill, and pack the cache on its device; returns when the device is done.
 
-        Copies to the CPU may still be on their way.
+        Copies to the CPU may still be on their way. With `model.dtype: fp8`, the first call also compares FP8 with
+        bfloat16, if there are probe questions.
+
+        Raises:
+            VideoError: the video is too long.
+            ModelError: FP8 changes the answers by more than `fidelity.max_kl`.
         """
+        with torch.cuda.stream(self._stream):
+            return self._prefill(decoded)
+
+    def _prefill(self, decoded: DecodedVideo) -> PrefilledVideo:
+        spent = {"decode": decoded.decode_s, DECODE_CPU: decoded.decode_cpu_s}
+        if self._must_compare:
+            spent["compare"] = self._compare_arithmetic(decoded)
         clock, download = self.clock(), Download()
         result = self.read_in(decoded, clock)
         merged, cache = result.merged, result.cache
@@ -199,14 +228,34 @@ class Indexer:
             tokens_before=decoded.inputs.tokens,
             tokens_after=len(merged.patches),
             thresholds={name: float(value) for name, value in thresholds.items() if value is not None},
-            timings_s={"decode": decoded.decode_s, **clock.seconds()},
+            timings_s={**spent, **clock.seconds()},
             run_id=self._run_id,
             sampling=decoded.sampling,
             provenance=self._provenance,
+            arithmetic=self._arithmetic,
         )
         tables = (cache.boxes, cache.patches, index, cache.frame_seconds, features, cache.grid)
         live = cache if self._probes else None
         return PrefilledVideo(kv, partial(write_tokens, *tables), download.started(), facts, live)
+
+    def _compare_arithmetic(self, decoded: DecodedVideo) -> float:
+        """Round the model to FP8, with this video as the sample. Returns the seconds that it took."""
+        fidelity, clock = self._config.fidelity, self.clock()
+
+        def read_in() -> KVCache:
+            return self.read_in(decoded, self.clock()).cache
+
+        found = round_and_compare(self._checkpoint, self._model, read_in, self._probes, fidelity.tokens)
+        self._must_compare = False
+        self._arithmetic = ArithmeticCertificate("bfloat16", decoded.content_digest, **asdict(found))
+        if fidelity.max_kl is not None and not found.kl_mean <= fidelity.max_kl:
+            raise ModelError(
+                f"model.dtype=fp8 changes the answers about {redact_url(decoded.source.uri)} by {found.kl_mean:.3g} "
+                f"nats a token against bfloat16, more than fidelity.max_kl={fidelity.max_kl:g}; set "
+                "model.dtype=bfloat16, or allow more"
+            )
+        clock.end("compare")
+        return clock.seconds()["compare"]
 
     def digest(self, prefilled: PrefilledVideo) -> EncodedVideo:
         """Wait for the packed bytes, check and digest them, and write the token table; needs no GPU.
@@ -215,10 +264,12 @@ class Indexer:
             StoreError: the cache holds numbers that its scheme cannot store.
         """
         started = time.perf_counter()
-        kv = prefilled.kv.encode()
         prefilled.arrived.wait()
-        tokens = prefilled.write_tokens()
-        return EncodedVideo(kv, tokens, _timed(prefilled.facts, "digest", time.perf_counter() - started))
+        with ThreadPoolExecutor(1, "token-table") as thread:  # compressing takes about as long as digesting
+            tokens = thread.submit(prefilled.write_tokens)
+            kv = prefilled.kv.encode()
+        facts = _timed(prefilled.facts, "digest", time.perf_counter() - started)
+        return EncodedVideo(kv, tokens.result(), facts)
 
     def certify(self, decoded: DecodedVideo, prefilled: PrefilledVideo, encoded: EncodedVideo) -> EncodedVideo:
         """Compare answers to the probe questions from the live cache and from the stored bytes.
@@ -236,11 +287,14 @@ class Indexer:
         """
         if prefilled.live is None:
             return encoded
-        model, fidelity, clock = self._language_model, self._config.fidelity, self.clock()
+        model, fidelity = self._language_model, self._config.fidelity
         where = redact_url(decoded.source.uri)
-        stored = decode_kv(encoded.kv.data, where, model.device)
-        found = certify(model, ready(model, prefilled.live), ready(model, stored), self._probes, fidelity.tokens)
-        clock.end("certify")
+        with torch.cuda.stream(self._stream):
+            clock = self.clock()
+            stored = decode_kv(encoded.kv.data, where, model.device)
+            found = certify(model, ready(model, prefilled.live), ready(model, stored), self._probes, fidelity.tokens)
+            clock.end("certify")
+            certify_s = clock.seconds()["certify"]
         if fidelity.max_kl is not None and not found.kl_mean <= fidelity.max_kl:
             scheme = self._config.store.kv_scheme
             raise VideoError(
@@ -248,7 +302,7 @@ class Indexer:
                 f"{where}: the {scheme} cache differs from the live one by {found.kl_mean:.3g} nats a "
                 f"token, more than fidelity.max_kl={fidelity.max_kl:g}; choose a finer store.kv_scheme, such as exact",
             )
-        facts = _timed(encoded.facts, "certify", clock.seconds()["certify"])
+        facts = _timed(encoded.facts, "certify", certify_s)
         return replace(encoded, facts=replace(facts, certificate=found))
 
     def publish(self, decoded: DecodedVideo, encoded: EncodedVideo) -> CatalogRow:

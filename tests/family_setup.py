@@ -83,6 +83,13 @@ class Setup:
                 input_ids=ids[None], position_ids=_as_transformers_wants(positions), **self.official
             ).logits[0]
 
+    def plain_cache(self) -> list[tuple[Tensor, Tensor]]:
+        """Rotated keys and values [heads, L, D] of each layer from the plain model's own forward over the prefix."""
+        positions = _as_transformers_wants(self.prompt.positions)
+        with torch.inference_mode():
+            out = self.plain(input_ids=self.prompt.ids[None], position_ids=positions, use_cache=True, **self.official)
+        return [(layer.keys[0], layer.values[0]) for layer in out.past_key_values.layers]
+
     def plain_merged_logits(self, prefilled: Prefilled, question: list[int]) -> Tensor:
         """Logits [V] after the question by transformers' own decoder, cut in two at the merge layer.
 

@@ -10,7 +10,8 @@ import pytest
 import ray
 from media import encode_video
 
-from jobs.cluster.actor_pool import ActorPool, StartError, Worker, places_for
+from jobs.cluster.actor_pool import ActorPool, RayActors, StartError, Worker, places_for
+from jobs.cluster.calls import Calls
 from jobs.cluster.settings import RunConfig
 from jobs.config import JobConfig
 from jobs.indexing.driver import Driver
@@ -126,13 +127,13 @@ def test_places_follow_from_gpus_models_and_work(two_gpus: None) -> None:
 
 def test_actors_that_die_at_their_start_end_a_job_in_which_none_works(two_gpus: None, tmp_path: Path) -> None:
     with pytest.raises(StartError, match="no Dies can start"):
-        watch(dying(tmp_path), lambda: died(tmp_path) == 12)
+        watch(*dying(tmp_path), lambda: died(tmp_path) == 12)
 
 
 def test_actors_that_die_at_their_start_hold_up_none_that_takes_long_to_start(two_gpus: None, tmp_path: Path) -> None:
     (tmp_path / "one may live").touch()
-    pool = dying(tmp_path, starts_in_s=12)
-    workers = watch(pool, lambda: any(worker.is_ready for worker in pool.workers))
+    pool, calls = dying(tmp_path, starts_in_s=12)
+    workers = watch(pool, calls, lambda: any(worker.is_ready for worker in pool.workers))
     assert sorted(worker.is_ready for worker in workers) == [False, True]
     assert died(tmp_path) > 0
 
@@ -144,10 +145,16 @@ def test_an_actor_that_names_a_users_error_at_its_start_ends_the_job_with_it(two
             raise ConfigError("head_dim 7 does not divide the channels")
 
     with pytest.raises(StartError, match=r"^no Refuses can start: head_dim 7 does not divide the channels$"):
-        watch(ActorPool(Refuses, (), places=1, gpus=0, concurrency=1), lambda: died(tmp_path) == 2)
+        watch(*pool_of(Refuses, places=1), lambda: died(tmp_path) == 2)
 
 
-def dying(folder: Path, starts_in_s: float = 0.0) -> ActorPool:
+def pool_of(kind: type, places: int) -> tuple[ActorPool, Calls]:
+    """Actors of a class, on the CPU."""
+    calls = Calls()
+    return ActorPool(calls, RayActors(kind, (), gpus=0, concurrency=1), places), calls
+
+
+def dying(folder: Path, starts_in_s: float = 0.0) -> tuple[ActorPool, Calls]:
     """Two places for actors that die at their start, except for one if the folder says so."""
 
     class Dies:
@@ -159,22 +166,19 @@ def dying(folder: Path, starts_in_s: float = 0.0) -> ActorPool:
                 (folder / f"dead-{os.getpid()}").touch()
                 os._exit(1)
 
-    return ActorPool(Dies, (), places=2, gpus=0, concurrency=1)
+    return pool_of(Dies, places=2)
 
 
 def died(folder: Path) -> int:
     return len(list(folder.glob("dead-*")))
 
 
-def watch(pool: ActorPool, is_over: Callable[[], bool]) -> list[Worker]:
+def watch(pool: ActorPool, calls: Calls, is_over: Callable[[], bool]) -> list[Worker]:
     """Deal with what ends until it is over; the workers there are then."""
     try:
         while not is_over():
-            if not (references := pool.references()):
-                time.sleep(0.05)
-                continue
-            for ended in ray.wait(references, timeout=0.5)[0]:
-                assert pool.end(ended) is None
+            pool.start_due()
+            calls.collect(timeout_s=0.5)
         return pool.workers
     finally:
         for worker in pool.workers:

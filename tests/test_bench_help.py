@@ -8,7 +8,7 @@ from jobs.bench import command
 
 
 @pytest.mark.parametrize("program", ["python -m jobs.bench", "sttm bench"])
-@pytest.mark.parametrize("name", ["prefill", "answer", "pipeline", "store", "schemes", "frames"])
+@pytest.mark.parametrize("name", ["prefill", "answer", "decode", "film", "pipeline", "frames", "store", "schemes"])
 def test_help_shows_an_example_that_can_be_typed(
     program: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

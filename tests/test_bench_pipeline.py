@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.benchmark.clips import encode_scenes, write_clips
+from jobs.benchmark.clips import write_clips
+from jobs.benchmark.copies import write_copies
 from jobs.benchmark.pipeline import _job, bench_pipeline
 from jobs.benchmark.random_checkpoint import write_checkpoint
 from jobs.benchmark.shapes import SHAPES
@@ -52,7 +53,7 @@ def test_a_random_checkpoint_of_every_shape_indexes_a_clip(tmp_path: Path, shape
         merge=MergeConfig(budget=0.3),
     )
     store = Store.open(tmp_path / "store", create=True)
-    write_clips(tmp_path / "clips", encode_scenes(1, 8), 1)
+    write_clips(tmp_path / "clips", count=1, frames=8)
     indexer = Indexer(settings, index_recipe(settings, Checkpoint.open(settings.model)), str(tmp_path / "store"), "run")
     (ref,) = list_corpus(str(tmp_path / "clips"))
     row = indexer.index(VideoReader(settings).read(ref))
@@ -61,7 +62,7 @@ def test_a_random_checkpoint_of_every_shape_indexes_a_clip(tmp_path: Path, shape
 
 
 def test_clips_are_sampled_whole_and_no_two_are_the_same_content(tmp_path: Path) -> None:
-    write_clips(tmp_path / "clips", encode_scenes(2, 16), 5)
+    write_copies(tmp_path / "clips", write_clips(tmp_path / "scenes", count=2, frames=16), 5)
     reader = VideoReader(IndexConfig(video=VideoConfig(fps=2.0, max_frames=16)))
     found = [reader.read(ref) for ref in list_corpus(str(tmp_path / "clips"))]
     assert len({decoded.content_digest for decoded in found}) == 5

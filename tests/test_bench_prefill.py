@@ -1,13 +1,17 @@
 """The prefill benchmark, run on a small shape: its table, its profile and its last line."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from family_setup import Setup
 
-from jobs.benchmark import shapes
+from jobs.benchmark import prefill, shapes
 from jobs.benchmark.prefill import bench_prefill
+from sttm.errors import ConfigError
+from sttm.models.fp8_linear import Fp8Linear
+from sttm.models.language_model import LanguageModel
 
 
 def run(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], **options: Any) -> tuple:
@@ -47,3 +51,18 @@ def test_a_checkpoint_can_be_measured_instead_of_a_shape(capsys: pytest.CaptureF
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["shape"] == folder.name
     assert [row["budget"] for row in report["rows"]] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("is_shape", [True, False])
+def test_fp8_can_be_measured(
+    is_shape: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built: list[Any] = []
+    monkeypatch.setattr(prefill, "LanguageModel", SimpleNamespace(of=lambda m: built.append(m) or LanguageModel.of(m)))
+    model = None if is_shape else Setup.of("qwen2_vl").folder
+    _, report = run("qwen2_vl", monkeypatch, capsys, dtype="fp8", model=model)
+    assert report["dtype"] == "fp8"
+    inside = [name for name, module in built[0].named_modules() if isinstance(module, Fp8Linear)]
+    assert len(inside) == 4 * 7 + 2 * 4
+    with pytest.raises(ConfigError, match=r"--dtype 'int8'.*bfloat16, float16, float32, fp8"):
+        run("qwen2_vl", monkeypatch, capsys, dtype="int8")

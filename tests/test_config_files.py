@@ -63,10 +63,17 @@ def test_every_value_says_where_it_is_from() -> None:
     assert rows["run.crash_tries"] == (3, "default")
 
 
-@pytest.mark.parametrize("name", ["gpus_per_model", "in_flight", "decode_ahead", "decode_timeout_s", "crash_tries"])
+@pytest.mark.parametrize("name", ["gpus_per_model", "in_flight", "decode_timeout_s", "crash_tries"])
 def test_nothing_of_what_a_run_needs_some_of_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"run\.{name}: .*greater than .*got 0"):
         load_config(JobConfig, FILES[0], [f"run.{name}=0"])
+
+
+def test_a_setting_of_older_files_is_refused_with_what_takes_its_place() -> None:
+    with pytest.raises(
+        ConfigError, match=r"no setting 'decode_ahead' any more: .* leave it out, and set decode_ahead_bytes"
+    ):
+        load_config(JobConfig, FILES[0], ["run.decode_ahead=8"])
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,42 @@ def first_logits(model: LanguageModel, cache: KVCache, questions: list[list[int]
     return Continuation(model, ready(model, cache), questions, room=0).start()
 
 
+def question_logits(setup: Setup, cache: KVCache, question: list[int]) -> Tensor:
+    """Logits [Q, V] of the tokens after each token of a question."""
+    continuation = Continuation(setup.model, ready(setup.model, cache), [question], room=0)
+    return torch.cat([setup.model.logits(hidden[0]) for hidden in continuation.read(continuation.asked)])
+
+
 def test_merge_off_equals_the_plain_forward(setup: Setup) -> None:
     """Our vision tower, positions and layers, from pixels on, agree with the model's own forward on official inputs."""
-    result = setup.prefill(NO_MERGE)
-    torch.testing.assert_close(setup.model.logits(result.hidden), setup.plain_logits([]), **TOLERANCE)
+    ours = ready(setup.model, setup.prefill(NO_MERGE).cache)
+    plain = setup.plain_cache()
+    assert len(plain) == len(ours.keys)
+    for key, value, (plain_key, plain_value) in zip(ours.keys, ours.values, plain, strict=True):
+        torch.testing.assert_close(key, plain_key, **TOLERANCE)
+        torch.testing.assert_close(value, plain_value, **TOLERANCE)
+
+
+@pytest.mark.parametrize(("merge_layer", "chunk"), [(0, None), (2, 17), (3, None), (3, 17)])
+def test_the_last_layer_stores_what_it_would_store_if_more_layers_followed(
+    setup: Setup, merge_layer: int, chunk: int | None
+) -> None:
+    """Its keys and values are the same bits with and without its attention and MLP."""
+    whole = setup.prefill(HALF, merge_layer=merge_layer, chunk_tokens=chunk).cache
+    for depth in range(merge_layer + 1, len(whole.keys)):
+        config = PrefillConfig(merge_layer=merge_layer, chunk_tokens=chunk)
+        cut = prefill(shortened(setup.model, depth), setup.prompt, HALF, config).cache
+        assert torch.equal(cut.keys[-1], whole.keys[depth - 1])
+        assert torch.equal(cut.values[-1], whole.values[depth - 1])
+        assert cut.keys[-1].is_contiguous()
+        assert cut.values[-1].is_contiguous()
+
+
+def shortened(model: LanguageModel, depth: int) -> LanguageModel:
+    """The same model with its first layers only."""
+    text = copy(model.text)
+    text._modules = {**model.text._modules, "layers": model.text.layers[:depth]}
+    return replace(model, text=text)
 
 
 def test_prefix_cache_plus_question_equals_one_forward(setup: Setup) -> None:
@@ -100,8 +132,7 @@ def test_shuffled_video_changes_the_answer_distribution(setup: Setup) -> None:
 def test_chunked_prefill_equals_unchunked(setup: Setup, chunk: int, proportional: bool) -> None:
     whole = setup.prefill(HALF, proportional_attention=proportional)
     parts = setup.prefill(HALF, proportional_attention=proportional, chunk_tokens=chunk)
-    torch.testing.assert_close(parts.hidden, whole.hidden, rtol=1e-4, atol=1e-4)
-    for ours, theirs in zip(parts.cache.keys, whole.cache.keys, strict=True):
+    for ours, theirs in zip(parts.cache.keys + parts.cache.values, whole.cache.keys + whole.cache.values, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -119,15 +150,11 @@ class CountOperations(TorchDispatchMode):
 
 def test_a_prefilled_layer_copies_only_the_keys_and_values_it_keeps(setup: Setup) -> None:
     """Beside the layer itself only two copies run: nothing waits for the GPU or computes what all layers share."""
-    prompt, text = setup.prompt, setup.model.text
+    prompt = replace(setup.prompt, deepstack=())
 
     def prefill_through(layers: int) -> Counter[str]:
-        cut = copy(text)
-        cut._modules = {**text._modules, "layers": text.layers[:layers]}
         with CountOperations() as operations:
-            prefill(
-                replace(setup.model, text=cut), replace(prompt, deepstack=()), NO_MERGE, PrefillConfig(merge_layer=0)
-            )
+            prefill(shortened(setup.model, layers), prompt, NO_MERGE, PrefillConfig(merge_layer=0))
         return operations.counts
 
     class NoCache:
@@ -216,10 +243,11 @@ def test_long_question_equals_one_forward(one: Setup) -> None:
 def test_bfloat16_stays_close_to_the_plain_forward(setup: Setup) -> None:
     """bfloat16 has 8 bits, so sums in another order, and the float32 of the merge, may differ by a few of its steps."""
     half = Setup.of(setup.folder.name, "bfloat16")
-    logits = half.model.logits(half.prefill(NO_MERGE).hidden)
-    expected = half.plain_logits([]).float()
+    question = setup.questions()[1]
+    logits = question_logits(half, half.prefill(NO_MERGE).cache, question)
+    expected = half.plain_logits(question)[-len(question) :].float()
     assert (logits - expected).abs().max() < 0.08
-    exact = setup.model.logits(setup.prefill(NO_MERGE).hidden)
+    exact = question_logits(setup, setup.prefill(NO_MERGE).cache, question)
     ours, theirs = ((x - exact).square().mean().sqrt() for x in (logits, expected))
     assert ours < 1.5 * theirs  # about as far from float32 as transformers is
 
@@ -227,8 +255,9 @@ def test_bfloat16_stays_close_to_the_plain_forward(setup: Setup) -> None:
 def test_tied_embeddings_equal_the_plain_forward(setup: Setup) -> None:
     tied = Setup.of(setup.folder.name, tied=True)
     assert tied.model.head.weight.data_ptr() == tied.model.text.embed_tokens.weight.data_ptr()
-    result = tied.prefill(NO_MERGE)
-    torch.testing.assert_close(tied.model.logits(result.hidden), tied.plain_logits([]), **TOLERANCE)
+    question = tied.questions()[1]
+    logits = question_logits(tied, tied.prefill(NO_MERGE).cache, question)
+    torch.testing.assert_close(logits, tied.plain_logits(question)[-len(question) :], **TOLERANCE)
 
 
 def test_stop_token_ends_its_row_only(one: Setup) -> None:

@@ -360,7 +360,7 @@ def test_a_video_that_does_not_fit_into_memory_costs_no_other(
 
 def test_settings_of_the_index_job_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text("merge: {budget: 0.3}\nrun: {decode_ahead: 2}\n")
+    path.write_text("merge: {budget: 0.3}\nrun: {in_flight: 2}\n")
     assert load_config(JobConfig, path).merge.budget == 0.3
 
 

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,11 @@ from ray.exceptions import ActorDiedError
 from test_actor_pool import Heard
 
 from jobs.cluster.faults import is_lost
-from jobs.cluster.process_limits import allocating_at_most
+from jobs.cluster.process_limits import allocating_at_most, killed_after, yielding_to_others
 from jobs.cluster.retry import Tries
 from jobs.cluster.settings import RunConfig
-from jobs.indexing.driver import Driver, _Video
+from jobs.indexing.driver import Driver
+from jobs.indexing.waiting import Video
 from sttm.config import IndexConfig
 from sttm.corpus.listing import VideoRef
 from sttm.errors import ConfigError, ModelError
@@ -36,6 +38,31 @@ def test_allocation_limit_ends_with_its_block() -> None:
     with allocating_at_most(200 << 20), pytest.raises(MemoryError):
         bytearray(1 << 30)
     assert len(bytearray(300 << 20)) == 300 << 20
+
+
+def test_a_deadline_holds_though_another_thread_ends_well_before_its_own() -> None:
+    child = os.fork()
+    if child == 0:
+        hangs = threading.Thread(target=lambda: hang(seconds=0.3))
+        hangs.start()
+        time.sleep(0.1)
+        with killed_after(60):
+            pass
+        hangs.join()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+def hang(seconds: float) -> None:
+    with killed_after(seconds):
+        time.sleep(10)
+
+
+def test_a_thread_yields_to_others_in_the_block_only() -> None:
+    before = os.sched_getscheduler(0)
+    with yielding_to_others():
+        assert os.sched_getscheduler(0) == os.SCHED_BATCH
+    assert os.sched_getscheduler(0) == before
 
 
 @pytest.mark.parametrize(
@@ -53,13 +80,13 @@ def test_an_actor_is_lost_with_its_node_and_blamed_for_its_own_death(words: str,
 def test_what_no_video_could_be_indexed_with_ends_the_run(error: Exception) -> None:
     driver = Driver(IndexConfig(), RunConfig(), {}, "store", "run", Heard())
     with pytest.raises(type(error), match=str(error)):
-        driver._failed(_Video(VideoRef.from_uri("s3://bucket/a.mp4")), error)
+        driver._failed(Video(VideoRef.from_uri("s3://bucket/a.mp4")), error)
 
 
 def test_passwords_of_a_uri_are_not_in_the_message_of_a_crash() -> None:
     heard = Heard()
     driver = Driver(IndexConfig(), RunConfig(), {}, "store", "run", heard)
-    video = _Video(VideoRef.from_uri("s3://user:secret@bucket/a.mp4"), Tries(crashes=2))
+    video = Video(VideoRef.from_uri("s3://user:secret@bucket/a.mp4"), Tries(crashes=2))
     driver._failed(video, RuntimeError("cannot parse s3://user:secret@bucket/a.mp4"))
     assert heard.causes == ["s3://bucket/a.mp4 crashed 3 times, last: RuntimeError: cannot parse s3://bucket/a.mp4"]
 

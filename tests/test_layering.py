@@ -13,8 +13,8 @@ FILES = sorted([*ROOT.glob("sttm/**/*.py"), *ROOT.glob("jobs/**/*.py")])
 DOORS = {
     "decord": {"sttm/video/decode.py"},
     "av": {
-        "sttm/video/pyav.py",
-        *("sttm/synthetic/encode.py", "jobs/benchmark/film.py"),
+        *("sttm/video/pyav.py", "sttm/video/segments.py", "sttm/video/nvdec.py"),
+        *("sttm/synthetic/encode.py", "jobs/benchmark/film.py", "jobs/benchmark/plain_decode.py"),
     },
     "fsspec": {"sttm/store/storage.py", "sttm/urls.py"},
     "pyarrow": {

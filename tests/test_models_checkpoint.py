@@ -77,9 +77,9 @@ def test_missing_weight_is_an_error_not_a_random_one(broken: Path) -> None:
 @pytest.mark.parametrize("place", [None, "text_config"])
 def test_quantised_checkpoint_is_refused_by_its_config(broken: Path, place: str | None) -> None:
     raw = json.loads((broken / "config.json").read_text())
-    (raw[place] if place else raw)["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (raw[place] if place else raw)["quantization_config"] = {"quant_method": "awq", "bits": 4}
     (broken / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(ModelError, match=r"quantised .*method 'fp8'.*take the unquantised checkpoint"):
+    with pytest.raises(ModelError, match=r"quantised .*method 'awq'.*take the unquantised checkpoint"):
         opened(broken).family()
 
 

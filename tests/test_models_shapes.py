@@ -41,3 +41,9 @@ def test_72b_layers_fill_two_gpus_evenly() -> None:
     assert round(size / 1e9) == 146
     assert len(model.model.language_model.layers) == 80
     assert sorted(SHAPES) == ["llava-video-72b", "llava-video-7b", "qwen2-vl-72b", "qwen2-vl-7b"]
+
+
+def test_72b_layers_in_fp8_fit_one_gpu() -> None:
+    model, _ = build_shape("llava-video-72b", META, is_fp8=True)
+    assert round(sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) / 1e9) == 76
+    assert model.model.language_model.layers[79].mlp.down_proj.weight.dtype == torch.float8_e4m3fn

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.indexing.actor import PrefillActor
+from jobs.indexing.actor import Indexed, PrefillActor
 from sttm.config import IndexConfig, index_recipe
 from sttm.corpus.listing import VideoRef
 from sttm.engine.fidelity import FidelityConfig
@@ -69,11 +69,22 @@ def test_gpu_seconds_are_those_of_the_stages_on_it_and_none_for_known_content(
     actor, decoded = make(tmp_path, qwen2_vl_folder, probes)
     first, again = actor.index(decoded), actor.index(decoded)
     timings = first.row.timings_s
-    assert set(timings) == {"decode", "encode", "prefill", "pack", "digest"} | ({"certify"} if probes else set())
+    assert set(timings) == {"decode", "decode_cpu", "encode", "prefill", "pack", "digest"} | (
+        {"certify"} if probes else set()
+    )
     assert first.gpu_s == pytest.approx(sum(timings[stage] for stage in GPU_STAGES if stage in timings))
     assert min(timings.values()) > 0
     assert again.gpu_s == 0
     assert again.row.identity == first.row.identity
+
+
+@pytest.mark.gpu
+def test_a_video_that_the_actor_decodes_itself_becomes_the_same_artifact(tmp_path: Path, qwen2_vl_folder: Path) -> None:
+    actor, decoded = make(tmp_path, qwen2_vl_folder)
+    ended = actor.decode_and_index(VideoRef.from_uri(decoded.source.uri))
+    assert isinstance(ended, Indexed)
+    assert ended.row.identity == actor.index(decoded).row.identity
+    assert ended.gpu_s > 0
 
 
 def test_pixels_that_ray_gives_out_read_only_are_prefilled_like_others(tmp_path: Path, qwen2_vl_folder: Path) -> None:

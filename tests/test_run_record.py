@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from store_samples import publish, recipe_for
 
 from jobs.config import JobConfig
-from jobs.indexing import run_record
+from jobs.indexing import heartbeat, run_record
 from jobs.indexing.launch import Launch, redacted
 from jobs.indexing.metrics import Pipeline
 from jobs.indexing.results import exit_code, print_results
@@ -29,11 +31,18 @@ STILL = Pipeline({}, (), ())
 
 
 class ShakyStorage(Storage):
-    """Takes nothing while it is away."""
+    """Takes nothing while it is away, and keeps writers of all but heartbeats waiting while it does not answer."""
 
     is_away = False
 
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.answers = threading.Event()
+        self.answers.set()
+
     def put(self, key: str, data: Data) -> None:
+        if not key.startswith("heartbeats/"):
+            assert self.answers.wait(60)
         if self.is_away:
             raise StoreError(f"cannot write {key}: the bucket is away")
         super().put(key, data)
@@ -75,6 +84,12 @@ def fail(record: RunRecord, count: int) -> None:
         record.failed(VideoRef.from_uri(f"s3://user:secret@bucket/{number}.mp4"), "missing", "it is not there")
 
 
+def flush(record: RunRecord) -> None:
+    """Write what has gathered."""
+    record.tick(STILL)
+    record.settle()
+
+
 def report(record: RunRecord) -> dict[str, Any]:
     return json.loads(record.store.storage.read("runs/night.json"))
 
@@ -102,11 +117,11 @@ def test_a_store_that_is_away_for_a_while_costs_no_row(
     assert isinstance(storage, ShakyStorage)
     storage.is_away = True
     fail(record, 80)
-    record.tick(STILL)
+    flush(record)
     assert "80 rows wait for the store: cannot write" in capsys.readouterr().err
     storage.is_away = False
     fail(record, 1)
-    record.tick(STILL)
+    flush(record)
     assert len(record.store.catalog.history()) == 81
     fail(record, 1)
     storage.is_away = True
@@ -114,10 +129,33 @@ def test_a_store_that_is_away_for_a_while_costs_no_row(
         record.end("finished")
 
 
+def test_a_store_that_hangs_holds_up_no_tick_and_the_run_still_shows_that_it_lives(
+    tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_EVERY_S", 0.01)
+    record = make(tmp_path)
+    storage = record.store.storage
+    assert isinstance(storage, ShakyStorage)
+    storage.answers.clear()
+    fail(record, 3)
+    record.tick(STILL)
+    beat = storage.read("heartbeats/night.json")
+    fail(record, 2)
+    for _ in range(5):
+        record.tick(STILL)
+    deadline = time.monotonic() + 30
+    while storage.read("heartbeats/night.json") == beat:
+        assert time.monotonic() < deadline
+    assert record.store.catalog.history() == []
+    storage.answers.set()
+    record.end("finished")
+    assert len(record.store.catalog.history()) == 5
+
+
 def test_the_record_holds_all_errors_at_the_end_and_the_last_ones_before(tmp_path: Path, impatient: None) -> None:
     record = make(tmp_path)
     fail(record, 250)
-    record.tick(STILL)
+    flush(record)
     running = report(record)
     assert (running["status"], running["failed"], len(running["errors"])) == ("running", 250, 100)
     assert running["errors"][-1]["uri"] == "s3://bucket/249.mp4"

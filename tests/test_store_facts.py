@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from store_samples import make_cache, make_tokens, recipe_for, source_for
 
-from sttm.certificate import Certificate
+from sttm.certificate import ArithmeticCertificate, Certificate
 from sttm.store.artifact import manifest_key
 from sttm.store.facts import Facts, Provenance, Sampling, read_facts
 from sttm.store.kv.file import encode_kv
@@ -23,12 +23,17 @@ FIRST: dict[str, dict[str, Any]] = {
     },
     "certificate": {"kl_mean": 1e-6, "kl_max": 2e-6, "top1_agreement": 1.0, "compared": 12},
 }
-DETAILS = {**FIRST, "sampling": {**FIRST["sampling"], "frames_asked": 3, "frames_left_out": 1}}
+DETAILS = {
+    **FIRST,
+    "sampling": {**FIRST["sampling"], "frames_asked": 3, "frames_left_out": 1},
+    "arithmetic": {"reference": "bfloat16", "video": "c", **FIRST["certificate"]},
+}
 FACTS = Facts(
     *(210, 63),
     sampling=Sampling((0.0, 0.5), 1.0, "decord 0.6.0", ("1 frame is lost",), frames_asked=3, frames_left_out=1),
     provenance=Provenance("tiny", None, "2.11.0", "5.17.0", "cpu"),
     certificate=Certificate(1e-6, 2e-6, 1.0, 12),
+    arithmetic=ArithmeticCertificate("bfloat16", "c", 1e-6, 2e-6, 1.0, 12),
 )
 
 
@@ -43,7 +48,7 @@ def test_facts_are_stored_under_the_keys_that_every_program_reads(tmp_path: Path
 
 def test_facts_of_the_first_programs_read_with_unknown_counts_of_frames() -> None:
     found = read_facts({"tokens_before": 210, "tokens_after": 63, "details": FIRST})
-    assert found == replace(FACTS, sampling=replace(FACTS.sampling, frames_asked=0, frames_left_out=0))
+    assert found == replace(FACTS, sampling=replace(FACTS.sampling, frames_asked=0, frames_left_out=0), arithmetic=None)
 
 
 @pytest.mark.parametrize("section", DETAILS)

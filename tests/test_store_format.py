@@ -10,7 +10,7 @@ import pytest
 import torch
 from store_samples import make_cache
 
-from sttm.certificate import Certificate
+from sttm.certificate import ArithmeticCertificate, Certificate
 from sttm.store.artifact import Manifest, Source, StoredFile
 from sttm.store.catalog.row import REQUIRED, SCHEMA
 from sttm.store.facts import _DETAILS, Facts, Provenance, Sampling
@@ -39,7 +39,7 @@ def names() -> list[str]:
     header = encode_kv(make_cache(), "int4").header
     tensors = {placed.part.name for region in header.layout.regions for placed in region.tensors}
     parts = {name.rpartition(".")[2] for name in tensors if name.startswith("layers")}
-    kinds = (Manifest, Source, StoredFile, Facts, Sampling, Provenance, Certificate)
+    kinds = (Manifest, Source, StoredFile, Facts, Sampling, Provenance, Certificate, ArithmeticCertificate)
     columns = {*SCHEMA.names, *re.findall(r"\w+", "frame y0 x0 y1 x1 patches index seconds vector")}
     head = {name for name in tensors if name.startswith("head") and not name.endswith("pad")}
     layout = {name for name in header.layout.__dict__ if name != "regions"}

@@ -37,6 +37,14 @@ def test_what_is_put_is_read_and_replaced_as_a_whole(storage: Storage) -> None:
     assert storage.size("a/b.bin") == 10
 
 
+def test_a_large_view_is_put_in_parts(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sttm.store.storage._PART_BYTES", 5 << 20)  # the least that S3 takes
+    data = os.urandom((10 << 20) + 17)
+    storage.put("large", memoryview(data))
+    storage.put("bytes", data)
+    assert storage.read("large") == storage.read("bytes") == data
+
+
 def test_ranges_longer_than_a_chunk_come_back_in_order(storage: Storage) -> None:
     data = os.urandom(CHUNK_BYTES * 2 + 17)
     storage.put("big", data)

@@ -10,17 +10,17 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
 
-import ray
 from ray import exceptions as ray_errors
 
 from jobs.answering.actor import AnswerActor
 from jobs.answering.answer_table import AnswerRow
 from jobs.answering.question_task import QuestionTask
 from jobs.answering.settings import AnswerSections
-from jobs.cluster.actor_pool import ActorPool, Worker, places_for
+from jobs.cluster.actor_pool import ActorPool, RayActors, Worker, places_for
+from jobs.cluster.calls import Calls
 from jobs.cluster.faults import FaultKind, fault_of
 from jobs.cluster.retry import EndRun, GiveUp, RetryLimits, Tries, TryAgain, what_next
 from sttm.urls import redact_url
@@ -75,6 +75,7 @@ class AnswerDriver:
         self._run_id, self._on_rows = run_id, on_rows
         self._waiting: dict[str, deque[_Chunk]] = {}
         self._crashes: Counter[str] = Counter()
+        self._calls = Calls()
         self._pool: ActorPool[_Chunk]
 
     def run(self, tasks: Iterable[QuestionTask]) -> None:
@@ -93,9 +94,10 @@ class AnswerDriver:
         self._pool = self._start_actors(sum(map(len, self._waiting.values())))
         started, is_ready = time.monotonic(), False
         while self._pool.is_busy or (self._waiting and not self.stopping.is_set()):
+            self._pool.start_due()
             self._hand_out()
             self._on_rows([])
-            self._collect()
+            self._calls.collect(timeout_s=0.5)
             if not is_ready and any(worker.is_ready for worker in self._pool.workers):
                 is_ready = True
                 print(f"model loaded after {time.monotonic() - started:.1f} s; answering", flush=True)
@@ -106,7 +108,7 @@ class AnswerDriver:
         device = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else "the CPU"
         copies = "one copy" if places == 1 else f"{places} copies, each"
         print(f"loading the language model: {copies} on {device}", flush=True)
-        return ActorPool(AnswerActor, self._actor_args, places, gpus, CHUNKS_PER_ACTOR)
+        return ActorPool(self._calls, RayActors(AnswerActor, self._actor_args, gpus, CHUNKS_PER_ACTOR), places)
 
     def _hand_out(self) -> None:
         for worker in self._pool.workers:
@@ -114,7 +116,7 @@ class AnswerDriver:
                 chunk = self._take_for(worker)
                 if chunk is None:
                     break
-                worker.running[worker.actor.answer.remote(chunk.tasks)] = chunk
+                self._pool.run(worker, worker.actor.answer.remote(chunk.tasks).future(), chunk, self._end_chunk)
 
     def _take_for(self, worker: Worker[_Chunk]) -> _Chunk | None:
         """The next chunk for an actor: about a video that it has, else about one that no actor has, else any."""
@@ -134,25 +136,15 @@ class AnswerDriver:
                 return chunk
         return None
 
-    def _collect(self) -> None:
-        """Wait up to half a second for a call to end or an actor to be ready, and deal with it."""
-        references = self._pool.references()
-        if not references:
-            time.sleep(0.05)
-            return
-        for done in ray.wait(references, num_returns=1, timeout=0.5)[0]:
-            if ended := self._pool.end(done):
-                self._end_chunk(*ended, done)
-
-    def _end_chunk(self, worker: Worker[_Chunk], chunk: _Chunk, done: Any) -> None:
+    def _end_chunk(self, worker: Worker[_Chunk], chunk: _Chunk, call: "Future[list[AnswerRow]]") -> None:
         try:
-            self._on_rows(ray.get(done))
+            self._on_rows(call.result())
         except Exception as error:  # the boundary where a chunk's fault becomes rows
-            self._failed(chunk, error)
-            if isinstance(error, ray_errors.RayActorError):
-                # The other chunk in this process may be the one that crashed it: it is tried again without blame.
-                for held in self._pool.replace(worker).values():
-                    self._put_back(held)
+            if isinstance(error, ray_errors.RayActorError) and self._pool.replace(worker, error) is not error:
+                # Another chunk in this process may be the one that crashed it: this one is tried again without blame.
+                self._put_back(chunk)
+            else:
+                self._failed(chunk, error)
 
     def _put_back(self, chunk: _Chunk) -> None:
         self._waiting.setdefault(chunk.identity, deque()).append(chunk)

@@ -19,7 +19,7 @@ import torch
 import typer
 
 from jobs.benchmark.decode_step import StepRow, decode_steps
-from jobs.benchmark.film import describe, write_film
+from jobs.benchmark.film import FILMS, describe, write_films
 from jobs.benchmark.prefill import sample_video
 from jobs.benchmark.shapes import SHAPES, build_shape
 from jobs.benchmark.timing import Timing, measure, show
@@ -185,7 +185,7 @@ def _made_video(folder: Path, shape: str | None) -> Path | None:
             frames = render(sample_scenes(seed=_SEED, count=1, frames=16, size=392)).numpy()[0]
             path.write_bytes(encode_clip(frames.repeat(16, axis=0), fps=8))
         else:
-            write_film(path)
+            write_films({path: FILMS["720p24-h264"]})
     except ImportError:
         return None
     return path

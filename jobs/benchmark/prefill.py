@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from sttm.engine.prefill import PrefillConfig, Prefilled, prefill
 from sttm.errors import ConfigError
 from sttm.merging import MergeConfig, merge
 from sttm.models.base import Family, Prompt
-from sttm.models.checkpoint import Checkpoint, ModelConfig
+from sttm.models.checkpoint import Checkpoint, Dtype, ModelConfig
 from sttm.models.language_model import LanguageModel
 from sttm.models.placement import first_gpus
 from sttm.models.video_inputs import VideoInputs
@@ -66,6 +66,7 @@ def bench_prefill(
     model: Annotated[
         Path | None, typer.Option(help="folder of a checkpoint to measure in place of --shape; default: none")
     ] = None,
+    dtype: Annotated[str, typer.Option(help=f"arithmetic: {', '.join(get_args(Dtype))}")] = "bfloat16",
     frames: Annotated[int, typer.Option(min=1, help="sampled frames")] = 128,
     budgets: Annotated[str, typer.Option(help="shares of the tokens to keep, separated by commas")] = "0.5,0.3",
     merge_layers: Annotated[
@@ -81,10 +82,14 @@ def bench_prefill(
     The weights are random, so no checkpoint is needed; --model measures a checkpoint. Examples:
 
         python -m jobs.bench prefill --shape qwen2-vl-7b --budgets 0.5,0.3 --merge-layers 0,2
+        python -m jobs.bench prefill --shape qwen2-vl-7b --dtype fp8
         python -m jobs.bench prefill --shape llava-video-72b --gpus-per-model 2 --merge-layers 0 --repeats 2
     """
     devices = first_gpus(gpus_per_model)
-    whole, family = _open(model, devices) if model else _build(shape, devices)
+    if dtype not in get_args(Dtype):
+        raise ConfigError(f"--dtype {dtype!r} is unknown; choose one of {', '.join(get_args(Dtype))}")
+    settings = ModelConfig.model_validate({"path": str(model) if model else None, "dtype": dtype})
+    whole, family = _open(settings, devices) if model else _build(shape, settings, devices)
     inputs, prompt = sample_video(whole, family, frames)
     if devices[0].type == "cuda":
         inputs = inputs.page_locked()  # the index job does the same
@@ -92,7 +97,7 @@ def bench_prefill(
     vision = _inference(lambda: family.encode(whole, inputs))
     bench = _Bench(clock, LanguageModel.of(whole), prompt, clock(vision).seconds)
     rows = bench.rows([int(x) for x in merge_layers.split(",")], [float(x) for x in budgets.split(",")], proportional)
-    report = {"shape": model.name if model else shape, "frames": frames, **bench.report(rows, devices)}
+    report = {"shape": model.name if model else shape, "dtype": dtype, "frames": frames, **bench.report(rows, devices)}
     _show_prefill(report, rows)
     if profile:
         report["vision_s_by_sdpa_kernel"] = seconds_by_sdpa_kernel(lambda: clock(vision).seconds)
@@ -102,14 +107,14 @@ def bench_prefill(
     print(json.dumps(report))
 
 
-def _build(shape: str, devices: tuple[torch.device, ...]) -> tuple[Any, Family]:
+def _build(shape: str, settings: ModelConfig, devices: tuple[torch.device, ...]) -> tuple[Any, Family]:
     if shape not in SHAPES:
         raise ConfigError(f"no shape is named {shape!r}; choose one of {', '.join(SHAPES)}")
-    return build_shape(shape, devices)
+    return build_shape(shape, devices, settings.torch_dtype, settings.is_fp8)
 
 
-def _open(folder: Path, devices: tuple[torch.device, ...]) -> tuple[Any, Family]:
-    checkpoint = Checkpoint.open(ModelConfig(path=str(folder)))
+def _open(settings: ModelConfig, devices: tuple[torch.device, ...]) -> tuple[Any, Family]:
+    checkpoint = Checkpoint.open(settings)
     return checkpoint.load_model(devices), checkpoint.family()
 
 
@@ -225,12 +230,16 @@ def _merging(budget: float) -> MergeConfig:
 
 
 def _flops(model: LanguageModel, before: int, after: int, merge_layer: int) -> float:
-    """Floating-point operations of one prefill: 2 for each weight and token, plus causal attention."""
-    layers = model.text.layers
+    """Floating-point operations of one prefill: 2 for each weight and token, plus causal attention.
+
+    The last layer computes keys and values only.
+    """
+    layers, attention = model.text.layers, model.text.layers[-1].self_attn
     weights = sum(p.numel() for p in layers[0].parameters())
-    width = model.text.config.num_attention_heads * layers[0].self_attn.head_dim
-    lengths = [before] * merge_layer + [after] * (len(layers) - merge_layer)
-    return float(sum(2 * weights * n + 2 * width * n * n for n in lengths))
+    width = model.text.config.num_attention_heads * attention.head_dim
+    lengths = [before] * merge_layer + [after] * (len(layers) - 1 - merge_layer)
+    last = 2 * after * (attention.k_proj.weight.numel() + attention.v_proj.weight.numel())
+    return float(sum(2 * weights * n + 2 * width * n * n for n in lengths) + last)
 
 
 def _matmul_ceiling(device: torch.device, size: int = 8192) -> float:
@@ -247,7 +256,8 @@ def _has_mrope(model: Any) -> bool:
 def _show_prefill(report: dict[str, Any], rows: list[PrefillRow]) -> None:
     show([asdict(row) for row in rows])
     print(
-        f"{report['shape']}, {report['frames']} frames, {report['device']}: vision {report['vision_s'] * 1e3:.1f} ms, "
+        f"{report['shape']}, {report['dtype']}, {report['frames']} frames, {report['device']}: "
+        f"vision {report['vision_s'] * 1e3:.1f} ms, "
         f"merge {report['merge_s'] * 1e3:.2f} ms and {report['merge_extra_bytes'] / 1e6:.0f} MB beside features of "
         f"{report['feature_bytes'] / 1e6:.0f} MB, matrix products at {report['matmul_tflops_per_s']} TFLOP/s"
     )

@@ -10,6 +10,8 @@ import torch
 from sttm.models import attention
 from sttm.models.base import Family
 from sttm.models.families import family_of
+from sttm.models.fp8 import require_fp8
+from sttm.models.fp8_linear import fp8_blocks, use_fp8
 from sttm.models.fused_modules import fuse
 from sttm.models.placement import Devices, as_devices, place_model_layers
 from sttm.models.processor import import_torchvision
@@ -84,29 +86,35 @@ SHAPES: dict[str, Callable[[], tuple[Any, Any]]] = {
 }
 
 
-def build_shape(name: str, devices: Devices, dtype: torch.dtype = torch.bfloat16) -> tuple[Any, Family]:
+def build_shape(
+    name: str, devices: Devices, dtype: torch.dtype = torch.bfloat16, is_fp8: bool = False
+) -> tuple[Any, Family]:
     """Build a model with random weights directly on its devices, and its adapter without a tokenizer.
 
     Args:
         name: a key of `SHAPES`.
         devices: one device, or several over which the layers are spread; a 72B model has 145 GB of weights.
         dtype: dtype of the weights.
+        is_fp8: whether the linear modules of vision blocks and decoder layers multiply in FP8. Each layer is rounded
+            before the next one is made, so a 72B model takes 76 GB.
 
     Raises:
-        ModelError: there are more devices than layers.
+        ModelError: there are more devices than layers, or a device has no FP8.
     """
+    for device in as_devices(devices) if is_fp8 else ():
+        require_fp8(device)
     import_torchvision()
     attention.register()
     config, processor = SHAPES[name]()
     torch.manual_seed(0)
-    model = _random_model(config, as_devices(devices), dtype)
+    model = _random_model(config, as_devices(devices), dtype, is_fp8)
     family = family_of(config.model_type, name)
     family.prepare(model)
     fuse(model)
     return model.eval().requires_grad_(False), family(config, tokenizer=None, processor=processor)
 
 
-def _random_model(config: Any, devices: tuple[torch.device, ...], dtype: torch.dtype) -> Any:
+def _random_model(config: Any, devices: tuple[torch.device, ...], dtype: torch.dtype, is_fp8: bool) -> Any:
     """Build a model with one decoder layer on the first device, then add the other layers on their own devices."""
     from transformers import AutoModelForImageTextToText
 
@@ -117,6 +125,8 @@ def _random_model(config: Any, devices: tuple[torch.device, ...], dtype: torch.d
         model = AutoModelForImageTextToText.from_config(
             shallow, dtype=dtype, attn_implementation={"": "sdpa", "text_config": attention.ATTENTION}
         )
+    for _, block in fp8_blocks(model) if is_fp8 else ():
+        use_fp8(block)
     text = model.model.language_model
     depth = text.config.num_hidden_layers = config.text_config.num_hidden_layers
     text.config.layer_types = config.text_config.layer_types
@@ -126,6 +136,8 @@ def _random_model(config: Any, devices: tuple[torch.device, ...], dtype: torch.d
         with device:
             layer = type(first)(text.config, number).to(dtype)
         text.layers.append(layer.apply(text._init_weights))
+        if is_fp8:
+            use_fp8(layer)
     text.norm.to(places[-1])
     model.lm_head.to(places[-1])
     return model

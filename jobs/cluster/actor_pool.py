@@ -4,11 +4,15 @@ The pool knows neither videos nor questions; both drivers use it.
 """
 
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 
+from jobs.cluster.calls import Calls
 from jobs.cluster.faults import FaultKind, fault_of, first_line
 from sttm.errors import ConfigError, SttmError
 
@@ -16,13 +20,54 @@ _LONGEST_WAIT_S = 60.0  # between two tries to start an actor
 
 
 class Actor(Protocol):
-    """What the pool can start: `__init__` only keeps its arguments, and `load` does the heavy work.
+    """What a pool can start: `__init__` only keeps its arguments, and `load` does the heavy work.
 
     Ray passes on an error of `load` as the exception that it is; of an error in `__init__` it keeps only the text.
     """
 
-    def load(self) -> None:
-        """Get ready for work, such as by loading a model."""
+    def load(self) -> Any:
+        """Get ready for work, such as by loading a model; what it returns is kept as `Worker.loaded`."""
+
+
+class ActorSource(Protocol):
+    """Where a pool gets its actors from."""
+
+    @property
+    def name(self) -> str:
+        """What messages call the actors."""
+
+    def start(self) -> tuple[Any, "Future[Any]"]:
+        """Begin to start an actor; its handle, and the call of its `load`."""
+
+    def kill(self, actor: Any) -> None:
+        """End an actor, whatever it does."""
+
+
+class RayActors:
+    """Starts actors of one class on Ray, which itself restarts none and repeats no call.
+
+    Args:
+        kind: class of the actors.
+        args: arguments of their `__init__`.
+        gpus: GPUs of each actor.
+        concurrency: calls that an actor runs at one time.
+        cpus: CPUs of each actor.
+    """
+
+    def __init__(self, kind: type[Actor], args: tuple[Any, ...], gpus: int, concurrency: int, cpus: int = 1) -> None:
+        resources = {"num_cpus": cpus} | ({"num_gpus": gpus} if gpus else {})
+        options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": concurrency, **resources}
+        self.name, self._args = kind.__name__, args
+        self._remote = ray.remote(**options)(kind)
+
+    def start(self) -> tuple[Any, "Future[Any]"]:
+        """Ask Ray for an actor, which comes once the cluster has room for it."""
+        actor = self._remote.remote(*self._args)
+        return actor, actor.load.remote().future()
+
+    def kill(self, actor: Any) -> None:
+        """End the process of an actor."""
+        ray.kill(actor)
 
 
 class Work(Protocol):
@@ -46,20 +91,22 @@ class Worker(Generic[WorkType]):
 
     Attributes:
         place: number of the place; the actor that replaces a dead one gets the same number.
-        actor: Ray's handle of the actor; None while the place waits for `not_before`.
-        loading: reference of the call of `load`; None while the place waits for `not_before`.
+        actor: handle of the actor; None while the place waits for `not_before`.
         deaths: how many actors in a row have died here before they were ready.
         not_before: time (`time.monotonic`) before which no actor is started here.
-        is_ready: whether `load` has returned.
-        running: the work that the actor holds, by the reference of its call.
+        is_ready: whether the actor has loaded and has not died.
+        loaded: what `load` returned; None before.
+        death: the error by which the death of the actor was noticed; None before.
+        running: the work that the actor holds, by its call.
     """
 
     place: int
     actor: Any = None
-    loading: Any = None
     deaths: int = 0
     not_before: float = 0.0
     is_ready: bool = False
+    loaded: Any = None
+    death: BaseException | None = None
     running: dict[Any, WorkType] = field(default_factory=dict)
 
     def takes(self, work: WorkType, in_flight: int) -> bool:
@@ -77,92 +124,124 @@ class Worker(Generic[WorkType]):
 
 
 class ActorPool(Generic[WorkType]):
-    """A fixed number of places for actors. Ray restarts none; the pool starts another actor where one died.
+    """A fixed number of places for actors. The pool starts another actor where one died.
 
     Args:
-        kind: class of the actors.
-        args: arguments of their `__init__`.
+        calls: the calls of the driver, which the calls of the actors are added to.
+        source: where the actors come from.
         places: how many actors. An actor that the cluster has no room for waits, and holds up none of the others.
-        gpus: GPUs of each actor.
-        concurrency: calls that an actor runs at one time.
-        cpus: CPUs of each actor.
+        on_ready: is called with each worker whose actor has become ready.
 
     Attributes:
         workers: one for each place, in no particular order.
     """
 
     def __init__(
-        self, kind: type[Actor], args: tuple[Any, ...], places: int, gpus: int, concurrency: int, cpus: int = 1
+        self,
+        calls: Calls,
+        source: ActorSource,
+        places: int,
+        on_ready: Callable[[Worker[WorkType]], None] = lambda worker: None,
     ) -> None:
-        resources = {"num_cpus": cpus} | ({"num_gpus": gpus} if gpus else {})
-        options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": concurrency, **resources}
-        self._remote = ray.remote(**options)(kind)
-        self._name, self._args = kind.__name__, args
-        self._deaths_at_start = 0
+        self._calls, self._source, self._on_ready = calls, source, on_ready
+        self._deaths_at_start = self._running = 0
         self.workers: list[Worker[WorkType]] = [Worker(place) for place in range(places)]
-        self._start_due()
+        self._absent = list(self.workers)
+        self.start_due()
 
     @property
     def is_busy(self) -> bool:
-        """Whether any actor works on anything."""
-        return any(worker.running for worker in self.workers)
+        """Whether any actor works on anything, or any call of a dead one has not ended yet."""
+        return self._running > 0
 
-    def references(self) -> list[Any]:
-        """Start the actors whose wait is over, and return what can end: calls under way, and actors that load."""
-        self._start_due()
-        calls = [reference for worker in self.workers for reference in worker.running]
-        return calls + [worker.loading for worker in self.workers if worker.loading is not None]
+    def start_due(self) -> None:
+        """Start the actors whose wait is over; drivers call it again and again."""
+        now = time.monotonic()
+        for worker in [worker for worker in self._absent if worker.not_before <= now]:
+            self._absent.remove(worker)
+            worker.actor, loading = self._source.start()
+            self._calls.add(loading, partial(self._end_load, worker))
 
-    def end(self, reference: Any) -> tuple[Worker[WorkType], WorkType] | None:
-        """Deal with one of `references` that has ended.
+    def run(
+        self,
+        worker: Worker[WorkType],
+        call: "Future[Any]",
+        work: WorkType,
+        then: Callable[[Worker[WorkType], WorkType, "Future[Any]"], None],
+    ) -> None:
+        """Note that an actor has begun a piece of work.
+
+        Args:
+            worker: the actor.
+            call: the call that does the work.
+            work: the work.
+            then: is called with the three of them when the call has ended; the worker no longer holds the work then.
+        """
+        worker.running[call] = work
+        self._running += 1
+        self._calls.add(call, partial(self._end_call, worker, then))
+
+    def replace(self, worker: Worker[WorkType], error: BaseException) -> BaseException:
+        """Start another actor in the place of one that died; nothing happens if that was done already.
+
+        After an actor that died while it loaded the next one waits, each time longer: the actors of other places may
+        need minutes to load what dies here at once. Other calls of the dead actor end by themselves.
+
+        Args:
+            worker: the place with the dead actor.
+            error: what one of its calls ended with.
 
         Returns:
-            The worker and its work if a call has ended; the worker no longer holds the work. None if an actor has
-            finished loading or died at it.
+            The error by which the death of the actor was noticed first.
+        """
+        if worker.death is not None:
+            return worker.death
+        deaths = 0 if worker.is_ready else worker.deaths
+        worker.death, worker.is_ready = error, False
+        self._source.kill(worker.actor)  # Ray may only have lost contact with the actor, which would then keep its GPU
+        wait_s = min(2.0 ** (deaths - 2), _LONGEST_WAIT_S) if deaths else 0.0
+        other: Worker[WorkType] = Worker(worker.place, deaths=deaths, not_before=time.monotonic() + wait_s)
+        self.workers.remove(worker)
+        self.workers.append(other)
+        self._absent.append(other)
+        self.start_due()
+        return error
+
+    def release(self) -> None:
+        """Let go of all actors, which then end by themselves."""
+        for worker in self.workers:
+            worker.actor = None
+
+    def _end_call(
+        self,
+        worker: Worker[WorkType],
+        then: Callable[[Worker[WorkType], WorkType, "Future[Any]"], None],
+        call: "Future[Any]",
+    ) -> None:
+        self._running -= 1
+        then(worker, worker.running.pop(call), call)
+
+    def _end_load(self, worker: Worker[WorkType], loading: "Future[Any]") -> None:
+        """Note that an actor is ready, or has died before.
 
         Raises:
             StartError: actors keep dying before they are ready, and none works; or an actor named an error of the
                 settings or the model.
         """
-        worker = next(w for w in self.workers if reference == w.loading or reference in w.running)
-        if reference in worker.running:
-            return worker, worker.running.pop(reference)
         try:
-            ray.get(reference)
-            worker.is_ready, worker.loading = True, None
-            self._deaths_at_start = 0
+            worker.loaded = loading.result()
         except Exception as error:
             self._deaths_at_start += 1
             worker.deaths += 1
             fault, works = fault_of(error), any(other.is_ready for other in self.workers)
             will_recur = isinstance(fault.cause, SttmError) and fault.kind is not FaultKind.LOST
             if will_recur or (self._deaths_at_start > 3 * len(self.workers) and not works):
-                raise StartError(f"no {self._name} can start: {first_line(fault.cause)}") from error
-            self.replace(worker)
-        return None
-
-    def replace(self, worker: Worker[WorkType]) -> dict[Any, WorkType]:
-        """Start another actor in the place of one that died, and return the work that the dead one still held.
-
-        After an actor that died while it loaded the next one waits, each time longer: the actors of other places may
-        need minutes to load what dies here at once.
-        """
-        if worker not in self.workers:
-            return {}
-        self.workers.remove(worker)
-        ray.kill(worker.actor)  # Ray may only have lost contact with the actor, which would then keep its GPU
-        deaths = 0 if worker.is_ready else worker.deaths
-        wait_s = min(2.0 ** (deaths - 2), _LONGEST_WAIT_S) if deaths else 0.0
-        self.workers.append(Worker(worker.place, deaths=deaths, not_before=time.monotonic() + wait_s))
-        self._start_due()
-        return worker.running
-
-    def _start_due(self) -> None:
-        now = time.monotonic()
-        for worker in self.workers:
-            if worker.actor is None and worker.not_before <= now:
-                worker.actor = self._remote.remote(*self._args)
-                worker.loading = worker.actor.load.remote()
+                raise StartError(f"no {self._source.name} can start: {first_line(fault.cause)}") from error
+            self.replace(worker, error)
+            return
+        worker.is_ready = True
+        self._deaths_at_start = 0
+        self._on_ready(worker)
 
 
 def places_for(work: int, gpus: int | None, gpus_per_model: int, option: str) -> tuple[int, int]:

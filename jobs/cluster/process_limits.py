@@ -3,8 +3,10 @@
 import faulthandler
 import os
 import resource
+import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sttm.models.placement import is_gpu_lost
@@ -12,17 +14,50 @@ from sttm.models.placement import is_gpu_lost
 _EXIT_GPU_LOST = 70
 
 
+# The process has one timer for all its threads: it is set to the earliest of their deadlines.
+_deadlines: list[float] = []
+_deadlines_lock = threading.Lock()
+
+
 @contextmanager
 def killed_after(seconds: float) -> Iterator[None]:
-    """End this process if the block takes longer than `seconds`.
+    """End this process if the block takes longer than `seconds`. Several threads may each be in such a block.
 
     A C thread does it, so that native code that holds the GIL is ended too.
     """
-    faulthandler.dump_traceback_later(seconds, exit=True)
+    deadline = time.monotonic() + seconds
+    _set_timer(_deadlines.append, deadline)
     try:
         yield
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        _set_timer(_deadlines.remove, deadline)
+
+
+def _set_timer(change: Callable[[float], None], deadline: float) -> None:
+    with _deadlines_lock:
+        change(deadline)
+        if _deadlines:
+            faulthandler.dump_traceback_later(max(1e-3, min(_deadlines) - time.monotonic()), exit=True)
+        else:
+            faulthandler.cancel_dump_traceback_later()
+
+
+@contextmanager
+def yielding_to_others() -> Iterator[None]:
+    """Let the threads of other processes go first, while this thread computes in the block.
+
+    A thread that sleeps for most of the time, such as one that feeds a GPU, then gets a core as soon as it wakes up, on
+    a machine with as many computing threads as cores. Nothing happens where the system has no such policy.
+    """
+    if not hasattr(os, "SCHED_BATCH"):
+        yield
+        return
+    before = os.sched_getscheduler(0)
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, before, os.sched_param(0))
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """How a job runs on Ray, whatever it does: the `run` section of the settings."""
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, model_validator
 
 from sttm.settings import Settings
 
@@ -15,10 +17,12 @@ class RunConfig(Settings):
             ignored where there is no GPU.
         in_flight: videos that one prefill actor holds at a time: one on its GPU, the others on their way to the GPU or
             to the store.
-        decode_ahead: videos decoded, or being decoded, ahead of each prefill actor.
-        decode_ahead_bytes: bytes of decoded frames that may wait at a time, over all prefill actors.
+        decode_ahead_bytes: bytes of decoded frames that the cluster may hold at a time, those that the decodes under
+            way will add included. None takes half of the object stores of all machines. Besides that as many videos are
+            decoded at a time as the cluster has CPU cores and memory for.
         decode_timeout_s: seconds after which the process that decodes a video is killed, which counts as a crash.
-        decode_memory_bytes: bytes that decoding one video may allocate; more fails and counts as a crash.
+        decode_memory_bytes: bytes that decoding one video may allocate; more fails and counts as a crash. A machine
+            sets aside for a decode what decodes of this run have taken, and this many bytes for a video that crashed.
         prefill_timeout_s: seconds after which the process that prefills a video is killed, which counts as a crash.
         crash_tries: crashes of a process after which the video or question that it worked on becomes an error row.
         lost_tries: faults of machines, networks or the store after which the work in hand becomes an error row.
@@ -29,11 +33,20 @@ class RunConfig(Settings):
     gpus: int | None = Field(default=None, ge=0)
     gpus_per_model: int = Field(default=1, ge=1)
     in_flight: int = Field(default=3, ge=1)
-    decode_ahead: int = Field(default=8, ge=1)
-    decode_ahead_bytes: int = Field(default=4 << 30, ge=0)
+    decode_ahead_bytes: int | None = Field(default=None, ge=0)
     decode_timeout_s: float = Field(default=300.0, gt=0)
     decode_memory_bytes: int = Field(default=8 << 30, ge=1)
     prefill_timeout_s: float = Field(default=600.0, gt=0)
     crash_tries: int = Field(default=3, ge=1)
     lost_tries: int = Field(default=8, ge=1)
     max_failed_share: float = Field(default=0.5, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_cure(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "decode_ahead" in data:
+            raise ValueError(
+                "there is no setting 'decode_ahead' any more: as many videos are decoded at a time as there are free "
+                "CPU cores; leave it out, and set decode_ahead_bytes if decoded frames should take less memory"
+            )
+        return data

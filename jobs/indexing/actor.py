@@ -1,19 +1,29 @@
 """The two pieces of the index job that Ray runs: a task that decodes one video, and an actor that prefills on a GPU."""
 
 import functools
+import resource
 import threading
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from jobs.cluster.process_limits import allocating_at_most, ended_by_a_lost_gpu, killed_after
+from jobs.cluster.process_limits import (
+    allocating_at_most,
+    ended_by_a_lost_gpu,
+    killed_after,
+    yielding_to_others,
+)
 from jobs.cluster.session import given_devices
 from sttm.config import IndexConfig
 from sttm.corpus.listing import VideoRef
+from sttm.errors import ConfigError
 from sttm.indexer import GPU_STAGES, DecodedVideo, Indexer, VideoReader
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe
+from sttm.video.nvdec import NotOnGpuError, cannot_decode_because
+
+_DEVICE_DECODES = 6  # at a time: a single one leaves most of the engines of a GPU idle, of which an H200 has seven
 
 
 @functools.lru_cache(maxsize=1)
@@ -22,10 +32,23 @@ def _reader(config: IndexConfig) -> VideoReader:
     return VideoReader(config)
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """What the driver learns of a decoded video.
+
+    Attributes:
+        frames: number of frames.
+        frame_bytes: bytes of their pixels.
+        memory_bytes: the most memory that the decoding process has held so far, resident.
+    """
+
+    frames: int
+    frame_bytes: int
+    memory_bytes: int
+
+
 @ray.remote(num_cpus=1, max_retries=0, num_returns=2)
-def decode_video(
-    ref: VideoRef, config: IndexConfig, timeout_s: float, memory_bytes: int
-) -> tuple[tuple[int, int], Any]:
+def decode_video(ref: VideoRef, config: IndexConfig, timeout_s: float, memory_bytes: int) -> tuple[Decoded, Any]:
     """Decode and resize one video.
 
     Args:
@@ -35,16 +58,17 @@ def decode_video(
         memory_bytes: bytes that this process may allocate meanwhile.
 
     Returns:
-        Two Ray objects: (bytes of pixels, number of frames), which the driver fetches, and the `DecodedVideo`, which
-        goes to an actor without passing through the driver.
+        Two Ray objects: a `Decoded`, which the driver fetches, and the `DecodedVideo`, which goes to an actor without
+        passing through the driver.
 
     Raises:
         VideoError: the file cannot be used.
     """
     reader = _reader(config)
-    with killed_after(timeout_s), allocating_at_most(memory_bytes):
+    with killed_after(timeout_s), allocating_at_most(memory_bytes), yielding_to_others():
         decoded = reader.read(ref)
-    return (decoded.inputs.pixels.nbytes, len(decoded.sampling.seconds)), decoded
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    return Decoded(len(decoded.sampling.seconds), decoded.inputs.pixels.nbytes, peak), decoded
 
 
 @dataclass(frozen=True)
@@ -61,6 +85,30 @@ class Indexed:
     gpu_s: float
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A video that the device of an actor cannot decode, though it may be sound.
+
+    Attributes:
+        reason: why not, such as the codec; the same words for all videos with the same cause.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Device:
+    """What an actor says about its device once it has loaded.
+
+    Attributes:
+        decodes: videos that the device can decode at a time, beside a prefill; 0 if it cannot decode.
+        cannot_decode_because: why it cannot, for the person who reads the log; empty if it can.
+    """
+
+    decodes: int
+    cannot_decode_because: str = ""
+
+
 class PrefillActor:
     """One model on its GPUs (or on the CPU) that indexes a few videos at a time.
 
@@ -73,6 +121,7 @@ class PrefillActor:
         store_url: URL of the store.
         run_id: name of the run, recorded in every artifact.
         timeout_s: seconds of work on the GPU for one video after which this process is killed.
+        decode_timeout_s: seconds of decoding one video after which this process is killed.
 
     Attributes:
         indexer: holds the model; there is none before `load`.
@@ -80,19 +129,31 @@ class PrefillActor:
 
     indexer: Indexer
 
-    def __init__(self, config: IndexConfig, recipe: Recipe, store_url: str, run_id: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        config: IndexConfig,
+        recipe: Recipe,
+        store_url: str,
+        run_id: str,
+        timeout_s: float,
+        decode_timeout_s: float = 300.0,
+    ) -> None:
         self._made_with = (config, recipe, store_url, run_id)
-        self._timeout_s = timeout_s
+        self._timeout_s, self._decode_timeout_s = timeout_s, decode_timeout_s
         self._gpu = threading.Lock()
 
-    def load(self) -> None:
+    def load(self) -> Device:
         """Load the model onto the devices that Ray gave this actor.
 
         Raises:
-            ConfigError: a setting that no video could be indexed with by this model.
+            ConfigError: a setting that no video could be indexed with by this model, or on this device.
             ModelError: the checkpoint cannot be used.
         """
         self.indexer = Indexer(*self._made_with, given_devices())
+        cause = cannot_decode_because()
+        if cause and self._made_with[0].video.decoder == "nvdec":
+            raise ConfigError(f"video.decoder is nvdec, but {cause}; or set video.decoder to auto")
+        return Device(0 if cause else _DEVICE_DECODES, cause)
 
     def index(self, decoded: DecodedVideo) -> Indexed:
         """Prefill and store one decoded video. Content that is stored already is not prefilled.
@@ -103,6 +164,28 @@ class PrefillActor:
         """
         with ended_by_a_lost_gpu():
             return self._index(decoded)
+
+    def decode_and_index(self, ref: VideoRef) -> Indexed | Refused:
+        """Decode one video beside the prefill of others, then prefill and store it.
+
+        Returns:
+            What was indexed; `Refused` if a CPU has to decode the video.
+
+        Raises:
+            VideoError: the file cannot be used, or the video cannot be indexed.
+            StoreError: the store does not take the artifact.
+        """
+        with ended_by_a_lost_gpu():
+            try:
+                with killed_after(self._decode_timeout_s):
+                    decoded = self._reader.read(ref, on_gpu=True)
+            except NotOnGpuError as error:
+                return Refused(f"their GPU cannot decode {error}")
+            return self._index(decoded)
+
+    @functools.cached_property
+    def _reader(self) -> VideoReader:
+        return VideoReader(self._made_with[0])
 
     def _index(self, decoded: DecodedVideo) -> Indexed:
         if row := self.indexer.stored(decoded):

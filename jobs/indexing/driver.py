@@ -1,40 +1,57 @@
-"""The index job on Ray: a small state machine for each video. All its state may be lost: the store holds the truth.
+"""The index job: a small state machine for each video. All its state may be lost: the store holds the truth.
 
     waiting ──► decoding (CPU task) ──► decoded (object store) ──► running (prefill actor, one a GPU) ──► row
-       ▲                                                               │
-       └──────────── back-off, suspects alone ◄── crash or lost node ──┘
+     ▲   └──────────────── undecoded, where the actor's device decodes ──────▲ │
+     └──────────── back-off, suspects alone, decoded by a CPU ◄── crash or lost node
 
 Ray itself retries nothing (`max_retries=0`, `max_restarts=0`): `jobs/cluster/retry.py` decides about every fault.
 """
 
 import threading
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, Protocol
 
-import ray
 from ray import exceptions as ray_errors
 
-from jobs.cluster.actor_pool import ActorPool, Worker, places_for
+from jobs.cluster.actor_pool import ActorPool, Worker
+from jobs.cluster.calls import Calls
 from jobs.cluster.faults import fault_of
-from jobs.cluster.retry import EndRun, GiveUp, RetryLimits, Tries, TryAgain, what_next
+from jobs.cluster.nodes import TaskNeeds
+from jobs.cluster.retry import EndRun, GiveUp, RetryLimits, TryAgain, what_next
 from jobs.cluster.settings import RunConfig
-from jobs.indexing.actor import PrefillActor, decode_video
+from jobs.indexing.actor import Decoded, Device, Indexed, Refused
 from jobs.indexing.metrics import IdleClock, Pipeline
-from jobs.indexing.schedule import Ahead, least_busy, next_to_decode
+from jobs.indexing.ray_cluster import Cluster, RayCluster
+from jobs.indexing.schedule import (
+    MOST_DEVICE_DECODES,
+    Ahead,
+    DeviceDecoding,
+    ExpectedNeeds,
+    LeastBusy,
+    cpus_take_new_videos,
+    device_decoding,
+    goes_undecoded,
+    may_decode,
+)
+from jobs.indexing.waiting import Video, WaitingVideos
 from sttm.config import IndexConfig
 from sttm.corpus.listing import VideoRef
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe
 from sttm.urls import redact_url
 
+_TICK_EVERY_S = 0.25
+
 
 class Listener(Protocol):
     """Is called for everything that happens in a run; each video ends once, in any order."""
 
     def tick(self, pipeline: Pipeline) -> None:
-        """Called at least twice a second while the run lasts."""
+        """Called a few times a second while the run lasts."""
 
     def decoded(self, ref: VideoRef, frames: int) -> None:
         """The video's frames are ready. A video that is tried again is decoded again."""
@@ -49,27 +66,6 @@ class Listener(Protocol):
         """The video cannot be indexed."""
 
 
-@dataclass(eq=False)
-class _Video:
-    """One video on its way through the job.
-
-    Attributes:
-        ref: the video.
-        tries: how it has fared so far.
-        decoded: Ray's reference of the decoded video, while it waits for an actor.
-        size_bytes: bytes of its decoded frames.
-    """
-
-    ref: VideoRef
-    tries: Tries = field(default_factory=Tries)
-    decoded: Any = None
-    size_bytes: int = 0
-
-    @property
-    def crashes(self) -> int:
-        return self.tries.crashes
-
-
 class Driver:
     """Runs videos through decode tasks and prefill actors, and reports to the listener how each of them ended.
 
@@ -80,29 +76,45 @@ class Driver:
         store_url: URL of the store.
         run_id: name of this run.
         listener: is called for everything that happens.
+        cluster: where decodes and actors run; None takes the Ray cluster that this process has joined.
 
     Attributes:
         stopping: once it is set, no video is begun and `run` returns when the videos on the actors are finished.
     """
 
     def __init__(
-        self, config: IndexConfig, run: RunConfig, recipe: Recipe, store_url: str, run_id: str, listener: Listener
+        self,
+        config: IndexConfig,
+        run: RunConfig,
+        recipe: Recipe,
+        store_url: str,
+        run_id: str,
+        listener: Listener,
+        cluster: Cluster | None = None,
     ) -> None:
-        self._run, self._listener = run, listener
-        # A crash of decord is tried again with PyAV before it becomes a row.
-        crash_tries = max(run.crash_tries, 2) if config.video.decoder == "decord" else run.crash_tries
-        self._limits = RetryLimits(crash_tries, run.lost_tries)
-        self._config = config
-        self._safe_config = config.model_copy(update={"video": config.video.model_copy(update={"decoder": "pyav"})})
-        self._actor_args = (config, recipe, store_url, run_id, run.prefill_timeout_s)
-        self._waiting: deque[_Video] = deque()
-        self._decoding: dict[Any, tuple[_Video, Any]] = {}
-        self._decoded: deque[_Video] = deque()
-        self._pool: ActorPool[_Video]
+        self._run, self._listener, self._cluster = run, listener, cluster
+        self._made_with = (config, run, recipe, store_url, run_id)
+        self._device_decoding = device_decoding(config.video.decoder)
+        # A crash of a decoder other than PyAV is tried again with PyAV, by a CPU, before it becomes a row.
+        self._limits_on_device = RetryLimits(max(run.crash_tries, 2), run.lost_tries)
+        with_pyav = RetryLimits(run.crash_tries, run.lost_tries)
+        self._limits = self._limits_on_device if config.video.decoder == "decord" else with_pyav
+        self._waiting = WaitingVideos()
+        self._decoding = 0
+        self._decoded: deque[Video] = deque()
+        self._frame_bytes = 0
+        self._expected = ExpectedNeeds()
+        self._calls = Calls()
+        self._pool: ActorPool[Video]
+        self._for_decoded: LeastBusy[Worker[Video]] = LeastBusy(run.in_flight)
+        self._for_undecoded: LeastBusy[Worker[Video]] = LeastBusy(run.in_flight + MOST_DEVICE_DECODES)
+        self._for_suspects: LeastBusy[Worker[Video]] = LeastBusy(1)
+        self._can_decode: bool | None = None
+        self._refused: Counter[str] = Counter()
         self._clocks: list[IdleClock] = []
         self.stopping = threading.Event()
 
-    def run(self, refs: list[VideoRef]) -> None:
+    def run(self, refs: Sequence[VideoRef]) -> None:
         """Index the videos in this order, until each has a row or `stopping` is set.
 
         Raises:
@@ -110,19 +122,30 @@ class Driver:
             ModelError: the checkpoint cannot be used.
             StartError: no actor can start.
         """
-        self._waiting.extend(_Video(ref) for ref in refs)
-        places, gpus = places_for(len(refs), self._run.gpus, self._run.gpus_per_model, "run.gpus")
-        # If the actors took all CPUs, none would be left to decode the videos that the actors wait for.
-        cpus = 0 if 0 < ray.cluster_resources().get("CPU", 0) <= places else 1
-        device = f"{gpus} GPU{'s' * (gpus > 1)} each" if gpus else "on the CPU"
-        print(f"loading the model: {places} worker{'s' * (places > 1)}, {device}", flush=True)
-        self._pool = ActorPool(PrefillActor, self._actor_args, places, gpus, self._run.in_flight, cpus)
+        self._waiting = WaitingVideos(refs)
+        self._cluster = self._cluster or RayCluster(*self._made_with)
+        places, source = self._cluster.reserve(len(refs))
         self._clocks = [IdleClock() for _ in range(places)]
+        self._pool = ActorPool(self._calls, source, places, self._became_ready)
+        try:
+            self._go_on()
+        finally:
+            self._pool.release()
+        for reason, videos in self._refused.most_common():
+            print(f"{videos} videos were decoded on CPUs: {reason}", flush=True)
+
+    def _go_on(self) -> None:
+        ticked = float("-inf")
         while self._busy():
-            self._start_decodes()
-            self._start_prefills()
-            self._listener.tick(self._observe())
-            self._collect()
+            self._pool.start_due()
+            if not self.stopping.is_set():
+                self._start_prefills()
+                self._start_device_decodes()
+                self._start_decodes()
+            if time.monotonic() - ticked >= _TICK_EVERY_S:
+                self._listener.tick(self._observe())
+                ticked = time.monotonic()
+            self._calls.collect(_TICK_EVERY_S)
         self._listener.tick(self._observe())
 
     def _busy(self) -> bool:
@@ -136,78 +159,126 @@ class Driver:
             self._clocks[worker.place].observe(worker.is_ready)
         places = {
             "queue": len(self._waiting),
-            "decoding": len(self._decoding),
+            "decoding": self._decoding,
             "decoded": len(self._decoded),
             "gpu": sum(len(worker.running) for worker in self._pool.workers),
         }
         clocks = self._clocks
         return Pipeline(places, tuple(clock.ready_s for clock in clocks), tuple(clock.idle_s for clock in clocks))
 
-    def _start_decodes(self) -> None:
-        limits = (self._run.decode_timeout_s, self._run.decode_memory_bytes)
-        while not self.stopping.is_set() and (video := self._next_to_decode()):
-            self._waiting.remove(video)
-            if not self._listener.is_stored(video.ref):
-                config = self._safe_config if video.crashes else self._config
-                size, decoded = decode_video.remote(video.ref, config, *limits)
-                self._decoding[size] = (video, decoded)
-
-    def _next_to_decode(self) -> _Video | None:
-        waiting_bytes = sum(video.size_bytes for video in self._decoded)
-        ahead = Ahead(len(self._decoding), len(self._decoded), waiting_bytes)
-        return next_to_decode(self._waiting, ahead, len(self._pool.workers), self._run, time.monotonic())
-
     def _start_prefills(self) -> None:
-        while self._decoded and not self.stopping.is_set():
-            worker = least_busy(self._pool.workers, self._decoded[0], self._run.in_flight)
+        while self._decoded:
+            video = self._decoded[0]
+            worker = (self._for_suspects if video.crashes else self._for_decoded).first()
             if worker is None:
                 return
-            video = self._decoded.popleft()
-            worker.running[worker.actor.index.remote(video.decoded)] = video
+            self._decoded.popleft()
+            call = self._there.index(worker.actor, video.decoded)
             video.decoded = None
+            self._give(worker, video, call)
 
-    def _collect(self) -> None:
-        """Wait half a second at most for a task to end, and deal with its result."""
-        waiting = [*self._decoding, *self._pool.references()]
-        if not waiting:
-            time.sleep(0.05)
+    def _start_device_decodes(self) -> None:
+        while worker := self._for_undecoded.first():
+            held = sum(not video.is_undecoded for video in worker.running.values())
+            if not goes_undecoded(self._device_decoding, len(self._decoded), held):
+                return
+            if (video := self._take(self._waiting.next_new)) is None:
+                return
+            video.is_undecoded = True
+            self._give(worker, video, self._there.decode_and_index(worker.actor, video))
+
+    def _start_decodes(self) -> None:
+        needs, actors = self._expected.needs, len(self._pool.workers)
+        room = self._there.room(needs)
+        with_new = cpus_take_new_videos(self._device_decoding, self._can_decode)
+        take = partial(self._waiting.next_for_cpu, time.monotonic(), with_new)
+        while may_decode(self._ahead, actors, room, needs.returned_bytes) and (video := self._take(take)):
+            self._decoding += 1
+            self._calls.add(self._there.decode(video, needs), partial(self._end_decode, video))
+
+    @property
+    def _there(self) -> Cluster:
+        assert self._cluster is not None
+        return self._cluster
+
+    @property
+    def _ahead(self) -> Ahead:
+        return Ahead(self._decoding, len(self._decoded), self._frame_bytes)
+
+    def _take(self, take: Callable[[], Video | None]) -> Video | None:
+        """Take waiting videos until one is found that no other run has stored; None if there is none."""
+        while (video := take()) and self._listener.is_stored(video.ref):
+            pass
+        return video
+
+    def _give(self, worker: Worker[Video], video: Video, call: "Future[Any]") -> None:
+        self._pool.run(worker, call, video, self._end_prefill)
+        self._note(worker)
+
+    def _note(self, worker: Worker[Video]) -> None:
+        """Keep in mind what a worker may be given now; a suspect is alone on its actor."""
+        held = worker.running.values()
+        if not worker.is_ready or any(video.crashes for video in held):
+            for places in (self._for_decoded, self._for_undecoded, self._for_suspects):
+                places.remove(worker)
             return
-        for done in ray.wait(waiting, num_returns=1, timeout=0.5, fetch_local=False)[0]:
-            if done in self._decoding:
-                self._end_decode(done)
-            elif ended := self._pool.end(done):
-                self._end_prefill(*ended, done)
+        undecoded = sum(video.is_undecoded for video in held)
+        self._for_decoded.put(worker, len(held) - undecoded)
+        self._for_suspects.put(worker, len(held))
+        self._for_undecoded.remove(worker)
+        device: Device = worker.loaded
+        if undecoded < min(device.decodes, MOST_DEVICE_DECODES):
+            self._for_undecoded.put(worker, len(held))
 
-    def _end_decode(self, done: Any) -> None:
-        video, decoded = self._decoding.pop(done)
+    def _became_ready(self, worker: Worker[Video]) -> None:
+        device: Device = worker.loaded
+        if self._can_decode is None and self._device_decoding is DeviceDecoding.ALWAYS and not device.decodes:
+            print(f"videos are decoded on CPUs: {device.cannot_decode_because}", flush=True)
+        self._can_decode = bool(self._can_decode or device.decodes)
+        self._note(worker)
+
+    def _end_decode(self, video: Video, call: "Future[Any]") -> None:
+        self._decoding -= 1
         try:
-            video.size_bytes, frames = ray.get(done)
+            decoded: Decoded = call.result()
         except Exception as error:  # the boundary where one video's fault becomes its row
             self._failed(video, error)
             return
-        video.decoded = decoded
+        video.frame_bytes = decoded.frame_bytes
+        self._frame_bytes += decoded.frame_bytes
+        self._expected.add(TaskNeeds(decoded.memory_bytes, decoded.frame_bytes))
         self._decoded.append(video)
-        self._listener.decoded(video.ref, frames)
+        self._listener.decoded(video.ref, decoded.frames)
 
-    def _end_prefill(self, worker: Worker[_Video], video: _Video, done: Any, timeout_s: float | None = None) -> None:
+    def _end_prefill(self, worker: Worker[Video], video: Video, call: "Future[Any]") -> None:
+        self._frame_bytes -= video.frame_bytes
+        video.frame_bytes = 0
         try:
-            indexed = ray.get(done, timeout=timeout_s)
-            self._clocks[worker.place].worked(indexed.gpu_s)
-            self._listener.stored(video.ref, indexed.row)
+            ended: Indexed | Refused = call.result()
         except Exception as error:  # the same boundary
-            self._failed(video, error)
-            if isinstance(error, ray_errors.RayActorError):
-                # The other videos of the dead actor may have ended before it died, so their results are looked at.
-                for other, held in self._pool.replace(worker).items():
-                    self._end_prefill(worker, held, other, timeout_s=0)
+            died = isinstance(error, ray_errors.RayActorError)
+            cause = self._pool.replace(worker, error) if died else error
+            self._note(worker)
+            self._failed(video, cause)
+            return
+        self._note(worker)
+        if isinstance(ended, Refused):
+            self._refused[ended.reason] += 1
+            video.is_undecoded = False
+            self._waiting.put_back_refused(video)
+            return
+        if video.is_undecoded:
+            self._listener.decoded(video.ref, ended.row.frames)
+        self._clocks[worker.place].worked(ended.gpu_s)
+        self._listener.stored(video.ref, ended.row)
 
-    def _failed(self, video: _Video, error: Exception) -> None:
-        uri = video.ref.uri
-        match what_next(fault_of(error), video.tries, self._limits, time.monotonic(), name=uri):
+    def _failed(self, video: Video, error: BaseException) -> None:
+        uri, limits = video.ref.uri, self._limits_on_device if video.is_undecoded else self._limits
+        match what_next(fault_of(error), video.tries, limits, time.monotonic(), name=uri):
             case GiveUp(code, message):
                 self._listener.failed(video.ref, code, message.replace(uri, redact_url(uri)))
             case EndRun(cause):
                 raise cause
             case TryAgain(tries):
-                video.tries, video.decoded = tries, None
-                self._waiting.append(video)
+                video.tries, video.decoded, video.is_undecoded = tries, None, False
+                self._waiting.put_back_tried(video)

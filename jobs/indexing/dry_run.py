@@ -6,8 +6,10 @@ from dataclasses import asdict
 from rich.table import Table
 from rich.text import Text
 
+from jobs.cluster.size import ClusterSize
 from jobs.command import print_table
 from jobs.indexing.forecast import Forecast, Rate, forecast, known_durations, measured_rate, would_be_thinned
+from jobs.indexing.limit import Limit, limit_of
 from sttm.index_plan import Plan
 from sttm.store.catalog.frame_counts import enough_frames
 from sttm.store.key import Recipe
@@ -17,7 +19,9 @@ from sttm.urls import redact_url
 _SHOWN = 50
 
 
-def print_plan(plan: Plan, store: Store | None, recipe: Recipe, gpus_per_model: int) -> None:
+def print_plan(
+    plan: Plan, store: Store | None, recipe: Recipe, gpus_per_model: int, cluster: ClusterSize | None = None
+) -> None:
     """Print the videos that a run would index and what that will cost; the last line is the same as JSON.
 
     Args:
@@ -25,6 +29,7 @@ def print_plan(plan: Plan, store: Store | None, recipe: Recipe, gpus_per_model: 
         store: the store whose earlier runs the forecast is based on; None if there is none yet.
         recipe: what the videos would be indexed with.
         gpus_per_model: GPUs that one copy of the model takes.
+        cluster: the cluster that the run would have; None if it is not known.
     """
     table = Table("video", "MB", "uri")
     for ref in plan.todo[:_SHOWN]:
@@ -41,16 +46,18 @@ def print_plan(plan: Plan, store: Store | None, recipe: Recipe, gpus_per_model: 
     rate = measured_rate(store, recipe) if store else None
     if store and rate:
         expected = forecast(plan.todo, store, recipe, rate, gpus_per_model)
-        _print_forecast(expected, rate)
-        costs = {name: round(value, 6) for name, value in asdict(expected).items()}
+        limit = limit_of(expected, cluster, gpus_per_model) if cluster else None
+        _print_forecast(expected, rate, limit)
+        costs = {name: value and round(value, 6) for name, value in asdict(expected).items()}
         basis = {"videos": rate.videos, "device": rate.device, "differs": rate.differs}
-        print(json.dumps({**counts, "forecast": costs, "measured_on": basis}))
+        found = limit and {**asdict(limit), "gpu_idle_share": round(limit.gpu_idle_share, 4)}
+        print(json.dumps({**counts, "forecast": costs, "limit": found, "measured_on": basis}))
     else:
         print(
             "no forecast: the store holds no video of this model and budget to measure by; "
             "index a few with --limit 3, then plan again with --dry-run"
         )
-        print(json.dumps({**counts, "forecast": None, "measured_on": None}))
+        print(json.dumps({**counts, "forecast": None, "limit": None, "measured_on": None}))
 
 
 def _print_thinned(thinned: list[float], known: int, videos: int, recipe: Recipe) -> None:
@@ -75,13 +82,18 @@ def _print_thinned(thinned: list[float], known: int, videos: int, recipe: Recipe
         )
 
 
-def _print_forecast(expected: Forecast, rate: Rate) -> None:
+def _print_forecast(expected: Forecast, rate: Rate, limit: Limit | None) -> None:
     known = expected.video_hours_known / expected.video_hours if expected.video_hours else 0.0
     table = Table("expected", "")
     table.add_row("hours of video", f"{expected.video_hours:.3g} (length known of {known:.0%}, else from the size)")
     table.add_row("visual tokens", f"{expected.tokens_before:,} before the merge, {expected.tokens_after:,} after")
     table.add_row("GB to be written", f"{expected.gigabytes:.3g}")
     table.add_row("GPU hours", Text(f"{expected.gpu_hours:.3g} (measured on {rate.device})"))
+    unknown = "not known: no video of the store has its CPU seconds of decoding recorded"
+    table.add_row("core hours", unknown if expected.core_hours is None else f"{expected.core_hours:.3g} of decoding")
     print_table(table)
+    print(expected.cost)
+    if limit:
+        print(limit)
     of = "this recipe" if not rate.differs else f"a recipe of the same model and budget ({'; '.join(rate.differs)})"
     print(f"measured on {rate.videos} videos of {of}")

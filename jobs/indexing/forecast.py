@@ -3,6 +3,7 @@
 Before a video is read only the size of its file is known, unless the store holds it under another recipe. So:
 
     size ──► seconds of video ──► frames, by the sampling rule ──► visual tokens ──► GPU seconds, bytes to store
+                             └──► CPU seconds of decoding
 
 Each arrow is a rate measured over the videos in the store. Only the catalog and one manifest per recipe are read.
 """
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from sttm.corpus.listing import VideoRef
-from sttm.indexer import GPU_STAGES
+from sttm.indexer import DECODE_CPU, GPU_STAGES
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe, differences, recipe_digest
 from sttm.store.store import Store
@@ -32,6 +33,7 @@ class Rate:
         retained_ratio: tokens after the merge per token before it.
         gpu_s_per_token: seconds of one actor per token before the merge.
         stored_bytes_per_token: bytes of both stored files per token before the merge.
+        decode_cpu_s_per_s: CPU seconds of decoding per second of video; None if they were never recorded.
     """
 
     videos: int
@@ -42,6 +44,7 @@ class Rate:
     retained_ratio: float
     gpu_s_per_token: float
     stored_bytes_per_token: float
+    decode_cpu_s_per_s: float | None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Forecast:
         tokens_after: visual tokens leaving the merge.
         gigabytes: size of the artifacts to be written, in 10^9 bytes.
         gpu_hours: hours of all GPUs that the actors hold, added up; hours of actors where there are no GPUs.
+        core_hours: hours of all CPU cores that decode, added up; None if the store has no such measurement.
     """
 
     video_hours: float
@@ -63,6 +67,14 @@ class Forecast:
     tokens_after: int
     gigabytes: float
     gpu_hours: float
+    core_hours: float | None
+
+    @property
+    def cost(self) -> str:
+        """What 1,000 hours of such video cost, in one line."""
+        per = 1000 / self.video_hours if self.video_hours else 0.0
+        cores = "an unknown number of" if self.core_hours is None else f"{self.core_hours * per:.3g}"
+        return f"1,000 hours of such video cost {self.gpu_hours * per:.3g} GPU hours and {cores} core hours"
 
 
 def measured_rate(store: Store, recipe: Recipe) -> Rate | None:
@@ -99,6 +111,7 @@ def forecast(refs: list[VideoRef], store: Store, recipe: Recipe, rate: Rate, gpu
         tokens_after=round(tokens * rate.retained_ratio),
         gigabytes=tokens * rate.stored_bytes_per_token / 1e9,
         gpu_hours=tokens * rate.gpu_s_per_token * gpus_per_model / 3600,
+        core_hours=None if rate.decode_cpu_s_per_s is None else sum(seconds) * rate.decode_cpu_s_per_s / 3600,
     )
 
 
@@ -119,6 +132,8 @@ def would_be_thinned(duration_s: float, recipe: Recipe) -> bool:
 
 def _rate(rows: list[CatalogRow], recipe: Recipe, device: str, differs: tuple[str, ...]) -> Rate:
     tokens = sum(row.tokens_before for row in rows)
+    timed = [row for row in rows if DECODE_CPU in row.timings_s]
+    decode_cpu_s = sum(row.timings_s[DECODE_CPU] for row in timed)
     gpu = [sum(row.timings_s.get(stage, 0.0) for stage in GPU_STAGES) / row.tokens_before for row in rows]
     return Rate(
         videos=len(rows),
@@ -129,6 +144,7 @@ def _rate(rows: list[CatalogRow], recipe: Recipe, device: str, differs: tuple[st
         retained_ratio=sum(row.tokens_after for row in rows) / tokens,
         gpu_s_per_token=median(gpu),  # not the mean: an actor's first video also pays for warming up
         stored_bytes_per_token=sum(row.kv_bytes + row.tokens_bytes for row in rows) / tokens,
+        decode_cpu_s_per_s=decode_cpu_s / sum(row.duration_s for row in timed) if timed else None,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ray.util import metrics as ray_metrics
 
+from sttm.indexer import DECODE_CPU
 from sttm.store.catalog.row import CatalogRow
 
 _STAGE_BOUNDARIES_S = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0]
@@ -128,7 +129,8 @@ class RunMetrics:
         self._count("sttm_visual_tokens", row.tokens_before, side="before")
         self._count("sttm_visual_tokens", row.tokens_after, side="after")
         self._count("sttm_bytes_written", row.kv_bytes + row.tokens_bytes)
-        for stage, seconds in row.timings_s.items():
+        for stage in row.timings_s.keys() - {DECODE_CPU}:
+            seconds = row.timings_s[stage]
             self._metrics["sttm_stage_seconds"].observe(float(seconds), tags={"stage": stage})
 
     def failed(self, code: str) -> None:

@@ -13,6 +13,7 @@ import functools
 import json
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -60,6 +61,8 @@ class RunRecord:
         self._launch = launch.as_record()
         self._digest = recipe_digest(recipe)
         self._rows: list[CatalogRow] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="flush")
+        self._flush: Future[None] | None = None
         self._flushed = time.monotonic()
         self._made: set[str] = set()
         self._stored_elsewhere: set[str] = set()
@@ -81,7 +84,7 @@ class RunRecord:
         self._name_others()
 
     def end(self, status: Status, error: BaseException | None = None) -> None:
-        """Put the last rows into the catalog and close the record.
+        """Put the last rows into the catalog and close the record, after what is being written now.
 
         Args:
             status: how the run ended.
@@ -90,24 +93,33 @@ class RunRecord:
         Raises:
             StoreError: the store does not take them.
         """
+        self.settle()
         self._append_rows()
         self._write(status, len(self.errors), error)
         self._heartbeat.stop()
 
     def tick(self, pipeline: Pipeline) -> None:
-        """Show the counts and write what has gathered, each when its time has come.
+        """Show the counts and begin to write what has gathered, each when its time has come.
 
-        What the store does not take now is written the next time.
+        A thread writes, so that a slow store holds up no video. What the store does not take is written the next time.
         """
         self.progress.show()
         self._metrics.observe(pipeline)
         self._gpu_idle_share = pipeline.gpu_idle_share
-        if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
-            try:
-                self._flush()
-            except StoreError as error:
-                print(f"{len(self._rows)} rows wait for the store: {error}", file=sys.stderr, flush=True)
-            self._flushed = time.monotonic()
+        if self._flush is not None and self._flush.done():
+            self.settle()
+        if self._flush is None and time.monotonic() - self._flushed >= FLUSH_EVERY_S:
+            self._flush = self._thread.submit(self._write_all)
+
+    def settle(self) -> None:
+        """Wait for what is being written, and say so if the store does not take it."""
+        if self._flush is None:
+            return
+        try:
+            self._flush.result()
+        except StoreError as error:
+            print(f"{len(self._rows)} rows wait for the store: {error}", file=sys.stderr, flush=True)
+        self._flush, self._flushed = None, time.monotonic()
 
     def is_stored(self, ref: VideoRef) -> bool:
         """Whether another run has stored this video, as far as the last flush knows; such a video counts as skipped."""
@@ -169,10 +181,11 @@ class RunRecord:
         return RunMetrics()
 
     def _append_rows(self) -> None:
-        self.store.catalog.append(self._rows)
-        self._rows = []
+        rows = list(self._rows)
+        self.store.catalog.append(rows)
+        del self._rows[: len(rows)]  # the driver may have added others meanwhile
 
-    def _flush(self) -> None:
+    def _write_all(self) -> None:
         self._append_rows()
         self._write("running", SHOWN_ERRORS)
         self.others.look()

@@ -83,6 +83,28 @@ def run_layer(
     return out[0] if isinstance(out, tuple) else out
 
 
+def keys_and_values(model: LanguageModel, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys before RoPE (after k_norm if the model has one) and values, [B, heads, Q, D] each, of one decoder layer.
+
+    Attention and MLP do not run, so this costs a fraction of the layer. A KV cache needs no more of the last layer.
+
+    Args:
+        model: the language model.
+        layer: number of the layer.
+        hidden: [B, Q, C], the hidden states before the layer.
+    """
+    module = model.text.layers[layer]
+    attention = module.self_attn
+    normed = module.input_layernorm(hidden)
+    keys, values = (
+        projection(normed).unflatten(-1, (-1, attention.head_dim))
+        for projection in (attention.k_proj, attention.v_proj)
+    )
+    if norm := getattr(attention, "k_norm", None):
+        keys = norm(keys)
+    return keys.transpose(1, 2), values.transpose(1, 2)
+
+
 @functools.cache
 def _cache_argument(kind: type[torch.nn.Module]) -> str:
     """The name of a decoder layer's cache argument: `cache` in newer transformers, `past_key_values` in older ones."""

@@ -2,6 +2,8 @@
 
     tokens L ──► layers 0..k-1 ──► merge (STTM) ──► layers k.. on L' tokens ──► KV cache (ragged)
 
+Of the last layer only keys and values are computed, because nothing reads its hidden states.
+
 Shapes: L prefix tokens, N visual ones among them, M survivors, L' = L - N + M, A position axes, C hidden size.
 """
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sttm.engine.context import require_room_for_questions
-from sttm.engine.decoder import causal_mask, key_bias, moved, rotary, run_layer, unrotated_keys
+from sttm.engine.decoder import causal_mask, key_bias, keys_and_values, moved, rotary, run_layer, unrotated_keys
 from sttm.errors import ConfigError
 from sttm.kv_cache import KVCache
 from sttm.merging import MergeConfig, Merged, merge
@@ -70,12 +72,10 @@ class Prefilled:
     Attributes:
         cache: keys (before RoPE) and values of every layer, to be stored.
         merged: the survivors at `merge_layer`, and the survivor that each visual token went to.
-        hidden: [L', C] hidden states after the last layer, before the final norm.
     """
 
     cache: KVCache
     merged: Merged
-    hidden: Tensor
 
 
 @torch.inference_mode()
@@ -100,8 +100,8 @@ def prefill(model: LanguageModel, prompt: Prompt, merging: MergeConfig, config: 
     ones = torch.ones(len(prompt.ids), dtype=torch.int32, device=prompt.embeds.device)
     sequence = _Sequence(prompt.positions, prompt.visual, prompt.next_position, ones)
     state = _State(sequence, prompt.embeds, prompt.deepstack, rotary(model, prompt.positions[:, None]))
-    merged, tables = None, {}
-    keys, values = [], []
+    merged, tables, stored = None, {}, []
+    last = len(model.layer_devices) - 1
     for layer, device in enumerate(model.layer_devices):
         if layer == k:
             merged = _merge(state, prompt.grid, merging)
@@ -113,12 +113,15 @@ def prefill(model: LanguageModel, prompt: Prompt, merging: MergeConfig, config: 
                 prompt, state.sequence, merged
             )  # fetched now, because at the end the fetch would wait for all layers
         state = state.on(device)
-        hidden, layer_keys, layer_values = _prefill_layer(model, layer, state, config.chunk_tokens)
-        state = state.after_layer(hidden)
-        keys.append(layer_keys)
-        values.append(layer_values)
+        if layer < last:
+            hidden, *layer_cache = _prefill_layer(model, layer, state, config.chunk_tokens)
+            state = state.after_layer(hidden)
+        else:
+            layer_cache = _prefill_last_layer(model, state, config.chunk_tokens)
+        stored.append(layer_cache)
     assert merged is not None
-    return Prefilled(KVCache(tuple(keys), tuple(values), merge_layer=k, **tables), merged, state.hidden)
+    keys, values = zip(*stored, strict=True)
+    return Prefilled(KVCache(keys, values, merge_layer=k, **tables), merged)
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,13 @@ def _prefill_layer(
     values = cache.values[0]
     keys = _joined(unrotated)[0].view(length, values.shape[0], -1).transpose(0, 1).contiguous()
     return _joined(out)[0], keys, values.contiguous()
+
+
+def _prefill_last_layer(model: LanguageModel, state: _State, chunk_tokens: int | None) -> list[Tensor]:
+    """Compute the keys before RoPE and the values of the last layer, [heads, L, D] each."""
+    layer, hidden = len(model.text.layers) - 1, state.hidden
+    chunks = [keys_and_values(model, layer, part[None]) for part in hidden.split(chunk_tokens or len(hidden))]
+    return [torch.cat(parts, dim=2)[0].contiguous() for parts in zip(*chunks, strict=True)]
 
 
 def _joined(chunks: list[Tensor]) -> Tensor:

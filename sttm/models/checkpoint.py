@@ -19,12 +19,16 @@ from sttm.errors import ConfigError, ModelError
 from sttm.models import attention, lmms_lab
 from sttm.models.base import Family
 from sttm.models.families import family_of
+from sttm.models.fp8 import require_fp8
+from sttm.models.fp8_linear import fp8_blocks, use_fp8
+from sttm.models.fp8_scheme import Fp8Scheme, read_scheme
 from sttm.models.fused_modules import fuse
-from sttm.models.language_model import LanguageModel, load_language_model
+from sttm.models.language_model import LanguageModel, load_language_model, text_names
 from sttm.models.pixel_bounds import PixelBounds
-from sttm.models.placement import Devices, as_devices, device_map
+from sttm.models.placement import Devices, as_devices
 from sttm.models.processor import describes_videos, import_torchvision, load_video_processor
 from sttm.models.weights import Weights
+from sttm.models.whole_model import read_model
 from sttm.settings import Settings
 
 BUILT_IN = Path(__file__).parent / "tiny"
@@ -32,6 +36,8 @@ BUILT_IN_NOTICE = (
     "The built-in model knows coloured shapes only; its answers about real film mean nothing. "
     "For real video index with a real checkpoint: --config qwen2_5_vl_7b, or --set model.path=FOLDER."
 )
+
+Dtype = Literal["bfloat16", "float16", "float32", "fp8"]
 
 
 class ModelConfig(Settings):
@@ -41,7 +47,9 @@ class ModelConfig(Settings):
         path: a folder, a Hugging Face repository id, or `tiny` for the built-in model. None means the built-in model
             when videos are indexed, and the model that made the cache when questions are asked.
         revision: branch, tag or commit of a hub repository; None takes the default branch.
-        dtype: dtype in which the language model and the vision tower compute.
+        dtype: arithmetic of the language model and the vision tower. `fp8` is bfloat16 with the linear modules of
+            vision blocks and decoder layers in FP8 (see `sttm.models.fp8`); it needs a GPU of the Ada generation or
+            newer, or a CPU, which emulates it.
         frame_pixels: the most pixels (width x height) of a frame in the vision tower; a larger frame is scaled down.
             None takes the bounds that the checkpoint gives for videos, or the defaults of its family if it gives none
             (see `sttm.models.pixel_bounds`).
@@ -52,13 +60,20 @@ class ModelConfig(Settings):
 
     path: str | None = None
     revision: str | None = None
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     frame_pixels: int | None = Field(default=None, ge=32 * 32)
     still_levels: float = Field(default=0.0, ge=0, le=255)
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[self.dtype]
+        """The dtype of everything that is not in FP8."""
+        dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+        return dtypes["bfloat16" if self.is_fp8 else self.dtype]
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether the linear modules of vision blocks and decoder layers multiply in FP8."""
+        return self.dtype == "fp8"
 
 
 @dataclass(frozen=True)
@@ -108,15 +123,18 @@ class Checkpoint:
         """The transformers config object.
 
         Raises:
-            ModelError: no adapter serves the checkpoint, or the checkpoint is quantised.
+            ModelError: no adapter serves the checkpoint, or the checkpoint is quantised in a way that is not supported.
         """
         from transformers import AutoConfig
 
-        self._refuse_quantised()
+        self._scheme  # noqa: B018 (raises if the quantisation is not supported)
         if self._is_lmms_lab:
             return lmms_lab.convert_config(self.folder, self._raw_config)
         family_of(str(self._raw_config.get("model_type")), self.name)  # its error is clearer than that of transformers
-        return AutoConfig.from_pretrained(self.folder)
+        config = AutoConfig.from_pretrained(self.folder)
+        for part in (config, config.get_text_config()):
+            vars(part).pop("quantization_config", None)  # this file reads FP8 weights itself, in any dtype
+        return config
 
     @cached_property
     def family_class(self) -> type[Family]:
@@ -155,49 +173,55 @@ class Checkpoint:
             )
         return bounds.with_frame_pixels(asked)
 
-    def load_model(self, devices: Devices) -> nn.Module:
+    def load_model(self, devices: Devices, with_fp8: bool = True) -> nn.Module:
         """Load the whole model (vision tower and language model) for inference.
 
         With several devices, the weights go straight to their GPUs and never fill the host's memory, because a 72B
-        model has 145 GB of weights.
+        model has 145 GB of weights. FP8 weights that shall be used in another dtype do fill it.
 
         Args:
             devices: one device, or several over which the decoder layers are spread.
+            with_fp8: False leaves a model whose settings say `fp8` in bfloat16; `use_fp8` can round it later.
 
         Raises:
-            ModelError: a weight is missing or quantised, or there are more devices than layers.
+            ModelError: a weight is missing or quantised in a way that is not supported, a device has no FP8, or there
+                are more devices than layers.
         """
-        from transformers import AutoModelForImageTextToText
-
         devices = as_devices(devices)
-        Weights(self.folder)  # raises if weights are quantised, which transformers would load without their scales
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            self.folder,
-            config=self.config,
-            dtype=self.settings.torch_dtype,
-            use_safetensors=True,
-            attn_implementation={"": "sdpa", "text_config": attention.ATTENTION},
-            key_mapping=lmms_lab.KEY_MAPPING if self._is_lmms_lab else None,
-            output_loading_info=True,
-            device_map=self._device_map(devices) if len(devices) > 1 else None,
-        )
-        if missing := sorted(report["missing_keys"]):
-            raise ModelError(f"{self.folder} has no weight {missing[0]!r} ({len(missing)} are missing)")
-        if len(devices) > 1:
-            from accelerate.hooks import remove_hook_from_submodules
-
-            # These hooks would move tensors around every module. The engine moves them only where the device changes.
-            remove_hook_from_submodules(model)
-        else:
-            model = model.to(devices[0])
+        self._require_arithmetic(devices)
+        key_mapping = lmms_lab.KEY_MAPPING if self._is_lmms_lab else None
+        model = read_model(self._open_weights(), self.config, self.settings.torch_dtype, devices, key_mapping)
+        is_alone = len(devices) == 1
+        if self.settings.is_fp8 and with_fp8:
+            self.use_fp8(model, devices[0] if is_alone else None)
+        model = model.to(devices[0]) if is_alone else model
         model = model.eval().requires_grad_(False)
         self.family_class.prepare(model)
         fuse(model)
         return model
 
+    def use_fp8(self, model: nn.Module, device: torch.device | None = None) -> None:
+        """Round the linear modules of a model that `load_model` has loaded to FP8, in place.
+
+        Args:
+            model: the model, in bfloat16.
+            device: where the FP8 modules go; None leaves them where the model is.
+        """
+        source = self._open_weights().fp8_source(_stored_names)
+        for name, block in fp8_blocks(model):
+            use_fp8(block, name, source, device)
+
     def load_language_model(self, devices: Devices) -> LanguageModel:
-        """Load the language model alone, which is all that answering needs, on one device or spread over several."""
-        return load_language_model(self.folder, self.config, self.settings.torch_dtype, devices)
+        """Load the language model alone, which is all that answering needs, on one device or spread over several.
+
+        Raises:
+            ModelError: a weight is missing, has another shape than the config says, or is quantised in a way that is
+                not supported; a device has no FP8; or there are more devices than layers.
+        """
+        devices = as_devices(devices)
+        self._require_arithmetic(devices)
+        dtype, is_fp8 = self.settings.torch_dtype, self.settings.is_fp8
+        return load_language_model(self._open_weights(), self.config, dtype, devices, is_fp8)
 
     @cached_property
     def generation_config(self) -> Any:
@@ -220,6 +244,13 @@ class Checkpoint:
         }
         return {name: _digest(self.folder, patterns) for name, patterns in groups.items()}
 
+    def _open_weights(self) -> Weights:
+        return Weights(self.folder, self._scheme)
+
+    @cached_property
+    def _scheme(self) -> Fp8Scheme | None:
+        return read_scheme(self._raw_config, self.name)
+
     @cached_property
     def _raw_config(self) -> dict[str, Any]:
         try:
@@ -232,12 +263,10 @@ class Checkpoint:
             )
         return raw
 
-    def _device_map(self, devices: tuple[torch.device, ...]) -> dict[str, torch.device]:
-        from transformers import AutoModelForImageTextToText
-
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(self.config, dtype=self.settings.torch_dtype)
-        return device_map(model, devices)
+    def _require_arithmetic(self, devices: tuple[torch.device, ...]) -> None:
+        if self.settings.is_fp8:
+            for device in devices:
+                require_fp8(device)
 
     @property
     def _is_lmms_lab(self) -> bool:
@@ -247,16 +276,6 @@ class Checkpoint:
         if self._is_lmms_lab:
             return lmms_lab.video_processor(self.config)
         return load_video_processor(self.folder, self.family_class.processor_class)
-
-    def _refuse_quantised(self) -> None:
-        """Raise a ModelError if the config says that the weights are quantised."""
-        for part in (self._raw_config, self._raw_config.get("text_config")):
-            if isinstance(part, dict) and (found := part.get("quantization_config")):
-                method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
-                raise ModelError(
-                    f"{self.name} is quantised (quantization_config in config.json, method {method!r}), which is not "
-                    "supported; take the unquantised checkpoint"
-                )
 
     def _tokenizer(self) -> Any:
         """The tokenizer, with the chat template of the processor, which lies in a file of its own and renders videos.
@@ -280,6 +299,12 @@ class Checkpoint:
                 "chat_template.json or chat_template.jinja"
             )
         return tokenizer
+
+
+def _stored_names(name: str) -> list[str]:
+    """The names that checkpoints may use for a weight that the whole model calls `name`."""
+    text = "model.language_model."
+    return text_names(name.removeprefix(text)) if name.startswith(text) else [name, name.removeprefix("model.")]
 
 
 def _digest(folder: Path, patterns: list[str]) -> str:

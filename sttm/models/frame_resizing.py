@@ -3,7 +3,7 @@
 The processors call torchvision, which for uint8 on a CPU resizes in integers: the weights of each output pixel are
 int16, and the rows are resized and rounded to uint8 before the columns. torch has no kernel for uint8 on a GPU, and its
 float32 kernel differs by up to 2 levels on noise, because it does not round between rows and columns. So
-`resize_bicubic` computes the same integers with plain tensor operations, on any device.
+`resize_bicubic` computes the same integers, with plain tensor operations on a CPU and with a kernel on a GPU.
 
 Source of the arithmetic: ATen/native/cpu/UpSampleKernel.cpp and ATen/native/UpSample.h of PyTorch, after Pillow's
 Resample.c. The filter is the cubic convolution of Keys (1981) with a = -0.5, widened by the scale to prevent aliasing.
@@ -79,7 +79,7 @@ def resize_on_device(frames: Tensor, size: tuple[int, int], resample: int) -> Te
 def resize_bicubic(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize frames bicubically without aliasing, in the integers of torch's kernel for uint8 on a CPU.
 
-    It takes about 12 * H * W' bytes of memory for each frame and channel, so give it a few frames at a time.
+    On a CPU it takes about 12 * H * W' bytes of memory for each frame and channel, so give it a few frames at a time.
 
     Args:
         frames: uint8 [n, 3, H, W], on any device.
@@ -94,21 +94,30 @@ def resize_bicubic(frames: Tensor, size: tuple[int, int]) -> Tensor:
 def _resize_axis(pixels: Tensor, axis: int, length: int) -> Tensor:
     if pixels.shape[axis] == length:
         return pixels
-    indices, weights, precision = _taps(pixels.shape[axis], length)
-    places, factors = (torch.from_numpy(table).to(pixels.device) for table in (indices, weights))
+    places, weights, precision = _taps_on(pixels.shape[axis], length, pixels.device)
+    if pixels.is_cuda:
+        from sttm.models import resize_kernels
+
+        return resize_kernels.resize_axis(pixels, axis, places, weights, precision)
     shape = [*pixels.shape[:axis], length, *pixels.shape[axis + 1 :]]
     total = torch.full(shape, 1 << (precision - 1), dtype=torch.int32, device=pixels.device)
-    for place, factor in zip(places, factors, strict=True):
-        total += pixels.index_select(axis, place) * (factor if axis == 3 else factor[:, None])
+    for place, weight in zip(places, weights, strict=True):
+        total += pixels.index_select(axis, place) * (weight if axis == 3 else weight[:, None])
     return (total >> precision).clamp_(0, 255).to(torch.uint8)
 
 
 @lru_cache(maxsize=64)
-def _taps(length: int, resized: int) -> tuple[NDArray[np.int64], NDArray[np.int32], int]:
+def _taps_on(length: int, resized: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
+    """`_taps` with its tables int32 [K, resized] on a device."""
+    places, weights, precision = _taps(length, resized)
+    return torch.from_numpy(places).to(device), torch.from_numpy(weights).to(device), precision
+
+
+def _taps(length: int, resized: int) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
     """Which pixels of a row each resized pixel reads, and how much each of them counts.
 
     Returns:
-        Indices int64 [K, resized], weights int32 [K, resized], and how often the weighted sums are to be halved.
+        Indices int32 [K, resized], weights int32 [K, resized], and how often the weighted sums are to be halved.
     """
     scale = length / resized
     widening = max(scale, 1.0)
@@ -128,7 +137,7 @@ def _taps(length: int, resized: int) -> tuple[NDArray[np.int64], NDArray[np.int3
         precision += 1
     scaled = values * (1 << precision)
     weights = np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int32)
-    return np.minimum(first + tap, length - 1), weights, precision
+    return np.minimum(first + tap, length - 1).astype(np.int32), weights, precision
 
 
 def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:

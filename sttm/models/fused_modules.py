@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sttm.errors import ModelError
+from sttm.models.fp8 import quantise_rows, quantised_silu_product
+from sttm.models.fp8_linear import Fp8Linear
 
 _RMS_NORMS = (  # class names are listed, because other RMS norms, such as Gemma's, compute something else
     *("Qwen2RMSNorm", "Qwen2VLRMSNorm", "Qwen2_5_VLRMSNorm", "Qwen3RMSNorm", "Qwen3VLTextRMSNorm"),
@@ -56,7 +58,8 @@ class GatedMLP(nn.Module):
     """SwiGLU (arXiv 2002.05202): down(silu(gate(x)) * up(x)).
 
     Args:
-        mlp: the module of transformers, with linear modules `gate_proj`, `up_proj` and `down_proj`.
+        mlp: the module of transformers, with linear modules `gate_proj`, `up_proj` and `down_proj`. If they multiply in
+            FP8, or will do so later, the hidden states and the product are each rounded once.
     """
 
     def __init__(self, mlp: Any) -> None:
@@ -65,6 +68,9 @@ class GatedMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., C], same shape out."""
+        if all(isinstance(linear, Fp8Linear) for linear in (self.gate_proj, self.up_proj, self.down_proj)):
+            rows = quantise_rows(hidden_states)
+            return self.down_proj(quantised_silu_product(self.gate_proj(rows), self.up_proj(rows)))
         gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
         if hidden_states.is_cuda:
             from sttm.models import triton_kernels

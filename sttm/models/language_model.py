@@ -1,7 +1,6 @@
 """The language model without the vision tower, which is all that answering from a stored cache needs."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from sttm.errors import ModelError
 from sttm.models.attention import ATTENTION
+from sttm.models.fp8_linear import use_fp8
 from sttm.models.fused_modules import fuse
 from sttm.models.placement import Devices, as_devices, place_layers
 from sttm.models.weights import Weights
@@ -55,18 +55,22 @@ class LanguageModel:
         return self.head(normed.to(next(self.head.parameters()).device)).float().to(self.device)
 
 
-def load_language_model(folder: Path, config: Any, dtype: torch.dtype, devices: Devices) -> LanguageModel:
+def load_language_model(
+    weights: Weights, config: Any, dtype: torch.dtype, devices: Devices, is_fp8: bool = False
+) -> LanguageModel:
     """Read only the language model of a multimodal checkpoint.
 
     Args:
-        folder: checkpoint folder with safetensors files.
+        weights: the weights of the checkpoint.
         config: transformers config of the whole model.
         dtype: dtype of the loaded weights and of the arithmetic.
         devices: one device, or several over which the layers are spread (see `sttm.models.placement`).
+        is_fp8: whether the linear modules of the decoder layers multiply in FP8. Each layer is rounded before the next
+            one is read, so `devices` never hold them all in `dtype`.
 
     Raises:
-        ModelError: a weight is missing, is quantised, or has another shape than the config says; or there are more
-            devices than layers.
+        ModelError: a weight is missing, or has another shape than the config says; or there are more devices than
+            layers.
     """
     from transformers import AutoModel
 
@@ -74,39 +78,40 @@ def load_language_model(folder: Path, config: Any, dtype: torch.dtype, devices: 
     with torch.device("meta"):
         text = AutoModel.from_config(text_config, dtype=dtype, attn_implementation=ATTENTION)
         head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False, dtype=dtype)
-    weights = Weights(folder)
     is_own_head = weights.has(_HEAD_NAMES)
     devices = as_devices(devices)
     layers = place_layers(text, head if is_own_head else None, devices)
-    state = {}
-    for name, expected in text.state_dict().items():
-        tensor = weights.read([prefix + name for prefix in _TEXT_PREFIXES], expected.shape)
-        state[name] = tensor.to(_device_of(name, devices[0], layers), dtype)
-    text.load_state_dict(state, assign=True)
+    for name, device in (("embed_tokens", devices[0]), ("norm", layers[-1])):
+        _fill(getattr(text, name), name, weights, dtype, device)
+    for number, (layer, device) in enumerate(zip(text.layers, layers, strict=True)):
+        name = f"layers.{number}"
+        _fill(layer, name, weights, dtype, device)
+        if is_fp8:
+            use_fp8(layer, name, weights.fp8_source(text_names), device)
     # The buffers of the rotary embedding are not in the checkpoint; a new module computes them.
     text.rotary_emb = type(text.rotary_emb)(config=text_config).to(devices[0])
     if is_own_head:
-        head.weight = nn.Parameter(weights.read(_HEAD_NAMES, head.weight.shape).to(layers[-1], dtype))
+        head.weight = nn.Parameter(weights.read(_HEAD_NAMES, head.weight.shape, layers[-1]).to(dtype))
     elif getattr(config, "tie_word_embeddings", False) or getattr(text_config, "tie_word_embeddings", False):
         head.weight = text.embed_tokens.weight
     else:
         raise ModelError(
-            f"{folder} has no lm_head.weight, and its config does not tie the output head to the embeddings; "
+            f"{weights.folder} has no lm_head.weight, and its config does not tie the output head to the embeddings; "
             "the checkpoint is incomplete, copy it again"
         )
     fuse(text)
     return LanguageModel(text.eval().requires_grad_(False), head.eval().requires_grad_(False))
 
 
-def _device_of(name: str, first: torch.device, layers: tuple[torch.device, ...]) -> torch.device:
-    """The device of a decoder weight with this name.
+def text_names(name: str) -> list[str]:
+    """The names that checkpoints may use for a weight of the decoder, such as `layers.3.mlp.up_proj.weight`."""
+    return [prefix + name for prefix in _TEXT_PREFIXES]
 
-    Args:
-        name: name of the weight within the decoder, such as `layers.3.mlp.up_proj.weight`.
-        first: device of the embeddings.
-        layers: device of each layer.
-    """
-    part, _, rest = name.partition(".")
-    if part == "layers":
-        return layers[int(rest.split(".")[0])]
-    return layers[-1] if part == "norm" else first
+
+def _fill(module: nn.Module, prefix: str, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
+    """Load the weights of a part of the decoder, which is called `prefix` there, onto a device."""
+    state = {
+        name: weights.read(text_names(f"{prefix}.{name}"), expected.shape, device).to(dtype)
+        for name, expected in module.state_dict().items()
+    }
+    module.load_state_dict(state, assign=True)

@@ -1,16 +1,18 @@
 """What was found out while an artifact was made, as its manifest records it.
 
-In the manifest's JSON, `sampling`, `provenance`, `certificate` and `converted_from` lie in an object `details`. Older
-and newer programs may have written fewer, further or other entries there: an entry that is missing or not of its type
-reads as its default, an unknown one is ignored.
+In the manifest's JSON, `sampling`, `provenance`, `certificate`, `arithmetic` and `converted_from` lie in an object
+`details`. Older and newer programs may have written fewer, further or other entries there: an entry that is missing or
+not of its type reads as its default, an unknown one is ignored.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar, get_type_hints
 
-from sttm.certificate import Certificate
+from sttm.certificate import ArithmeticCertificate, Certificate
 from sttm.store.json_fields import build, known_fields
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Facts:
         attempts: number of tries it took.
         sampling: how the frames were sampled and decoded.
         provenance: what made the artifact.
-        certificate: how faithful the stored cache is; None if no probe questions were asked.
+        certificate: how faithful the stored cache is to the live one; None if no probe questions were asked.
+        arithmetic: how faithful the run's FP8 arithmetic is to bfloat16; None if it was not compared.
         converted_from: identity of the exact artifact that `requantise` derived this one from; empty for others.
     """
 
@@ -79,6 +82,7 @@ class Facts:
     sampling: Sampling = Sampling()
     provenance: Provenance = Provenance()
     certificate: Certificate | None = None
+    arithmetic: ArithmeticCertificate | None = None
     converted_from: str = ""
 
     def record(self) -> dict[str, Any]:
@@ -88,7 +92,7 @@ class Facts:
         return {**record, "details": {name: value for name, value in details.items() if value != _EMPTY[name]}}
 
 
-_DETAILS = ("sampling", "provenance", "certificate", "converted_from")
+_DETAILS = ("sampling", "provenance", "certificate", "arithmetic", "converted_from")
 _EMPTY = asdict(Facts(0, 0))
 
 
@@ -104,12 +108,18 @@ def read_facts(record: Any) -> Facts:
     record.pop("details", None)
     if not isinstance(details, dict):
         raise TypeError(f"details is {ascii(details)[:80]}")
-    certificate = known_fields(Certificate, details.get("certificate"))
     converted_from = details.get("converted_from")
     return replace(
         build(Facts, record),
         sampling=Sampling(**known_fields(Sampling, details.get("sampling"))),
         provenance=Provenance(**known_fields(Provenance, details.get("provenance"))),
-        certificate=Certificate(**certificate) if len(certificate) == len(fields(Certificate)) else None,
+        certificate=_complete(Certificate, details.get("certificate")),
+        arithmetic=_complete(ArithmeticCertificate, details.get("arithmetic")),
         converted_from=converted_from if isinstance(converted_from, str) else "",
     )
+
+
+def _complete(kind: type[T], body: Any) -> T | None:
+    """A dataclass of a JSON object; None if a field is missing or not of its type."""
+    known = known_fields(kind, body)
+    return kind(**known) if len(known) == len(get_type_hints(kind)) else None

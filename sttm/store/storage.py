@@ -22,6 +22,7 @@ Data = bytes | bytearray | memoryview
 
 CHUNK_BYTES = 8 << 20
 REQUESTS_IN_FLIGHT = 32
+_PART_BYTES = 50 << 20  # of an upload to S3 in parts
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}){0,15}")
 _PROTOCOLS = ("s3", "s3a", "memory")  # whose exclusive create is tested; commits rest on it
 
@@ -309,7 +310,10 @@ class _ObjectStore:
         return int(info["size"])
 
     def put(self, key: str, data: Data) -> None:
-        self.fs.pipe_file(self._path(key), _sendable(data))
+        if self.in_memory or len(data) < 2 * _PART_BYTES:
+            self.fs.pipe_file(self._path(key), _sendable(data))
+        else:
+            self.fs.pipe_file(self._path(key), _Parts(data), chunksize=_PART_BYTES)
 
     def create(self, key: str, data: Data) -> bool:
         path = self._path(key)
@@ -346,6 +350,19 @@ def _modified(info: Mapping[str, Any]) -> datetime:
     """When an object was written. File systems of fsspec have different names and types for this time."""
     time = info.get("LastModified") or info["created"]
     return datetime.fromtimestamp(time, UTC) if isinstance(time, float) else time
+
+
+class _Parts:
+    """Data whose slices are bytes. S3 clients take no memoryview, and so only the parts being sent are copied."""
+
+    def __init__(self, data: Data) -> None:
+        self._view = memoryview(data)
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    def __getitem__(self, part: slice) -> bytes:
+        return bytes(self._view[part])
 
 
 def _sendable(data: Data) -> bytes | bytearray:

@@ -1,7 +1,6 @@
-"""Facts about a video file that its structure shows without a decoder: is it cut off, and where can decoding start."""
+"""Facts about a video file that its structure shows without a decoder: is it cut off, encrypted, or several in one."""
 
 import re
-from collections.abc import Iterator
 
 _MP4_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 _MP4_BOXES = (
@@ -130,31 +129,3 @@ def count_recordings(data: memoryview) -> int:
             break
         at += size
     return max(1, count)
-
-
-def is_entry_point(packet: memoryview, codec: str, extradata: bytes) -> bool:
-    """Whether decoding can start at this keyframe packet of an MP4 or Matroska file.
-
-    Muxers also mark recovery points of H.264 as keyframes, but after a recovery point several frames are still wrong.
-
-    Args:
-        packet: the bytes of the packet.
-        codec: FFmpeg's name of the codec; for codecs other than h264 and hevc the answer is always True.
-        extradata: the decoder configuration record of the stream.
-    """
-    if codec not in ("h264", "hevc"):
-        return True
-    at_length = 4 if codec == "h264" else 21
-    if len(extradata) <= at_length or extradata[0] != 1:
-        return False
-    kinds = _nal_headers(packet, (extradata[at_length] & 3) + 1)
-    if codec == "h264":
-        return any(k & 31 == 5 for k in kinds)  # IDR
-    return any(16 <= (k >> 1) & 63 <= 21 for k in kinds)  # IRAP; its leading pictures show in the time stamps
-
-
-def _nal_headers(packet: memoryview, length_bytes: int) -> Iterator[int]:
-    at = 0
-    while at + length_bytes < len(packet):
-        yield packet[at + length_bytes]
-        at += length_bytes + int.from_bytes(packet[at : at + length_bytes], "big")

@@ -32,7 +32,7 @@ Codes of the `VideoError`s raised here:
 """
 
 import io
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -47,10 +47,11 @@ from sttm.urls import redact_url
 from sttm.video.avi import count_frame_chunks
 from sttm.video.container import count_recordings, declared_fragments_s, is_cut_off
 from sttm.video.file import read_video_file
-from sttm.video.frame_buffer import FrameBuffer, Resizer
+from sttm.video.frame_buffer import FrameBuffer, Pixels, Resizer
 from sttm.video.frames import Frames, frames_at_rate, sample_times, sampling_clock
 from sttm.video.index import VideoIndex
-from sttm.video.pyav import decode, read_index, starts_plain
+from sttm.video.pyav import read_index, starts_plain
+from sttm.video.segments import decode
 from sttm.video.streams import MP4
 
 _DECORD_BATCH = 16  # frames decoded at once, which bounds the size of decord's own copy
@@ -66,7 +67,9 @@ class VideoConfig(Settings):
         max_frames: the most frames; a longer video is sampled evenly from its first to its last frame.
         min_frames: the fewest frames; a shorter video is sampled more densely, as far as it has frames.
         decoder: `auto` and `pyav` use PyAV; `decord` uses decord for videos that it is known to decode correctly, and
-            PyAV for the others. Decord does not notice damage inside pictures.
+            PyAV for the others. `nvdec` uses the decoding engines of the GPUs that prefill, and PyAV on a CPU for
+            videos that they cannot decode; an index run with `auto` does the same for videos that its CPUs cannot keep
+            up with. Neither decord nor NVDEC notices damage inside pictures.
         max_source_bytes: the most bytes of a video file.
         max_pixels: the most pixels (width x height) of a frame.
         max_decoded_bytes: the most bytes of all sampled frames together, in RGB and in the size in which they are kept:
@@ -76,7 +79,7 @@ class VideoConfig(Settings):
     fps: float = Field(default=1.0, gt=0, le=1000)
     max_frames: int = Field(default=128, ge=1)
     min_frames: int = Field(default=1, ge=1)
-    decoder: Literal["auto", "pyav", "decord"] = "auto"
+    decoder: Literal["auto", "pyav", "decord", "nvdec"] = "auto"
     max_source_bytes: int = Field(default=2 << 30, ge=1)
     max_pixels: int = Field(default=8192 * 4320, ge=1)
     max_decoded_bytes: int = Field(default=4 << 30, ge=1)
@@ -98,6 +101,7 @@ def read_video(
     config: VideoConfig,
     *,
     resizer: Resizer | None = None,
+    on_gpu: bool = False,
     storage_options: dict[str, Any] | None = None,
 ) -> Frames:
     """Read, check, sample and decode one video.
@@ -109,12 +113,14 @@ def read_video(
         ref: the video, or its path or URL.
         config: how to sample, and the caps.
         resizer: decides to which size each frame is resized as it is decoded, by a model; None keeps the full size.
+        on_gpu: decode on the current GPU (`sttm.video.nvdec`), where the frames then stay.
         storage_options: options of the fsspec filesystem.
 
     Raises:
         VideoError: the video cannot be used; the codes are listed at the top of this file.
         OSError: the network, the storage or the machine failed; another attempt may succeed.
         MemoryError: a decoder could not get memory; the video may be fine.
+        sttm.video.nvdec.NotOnGpuError: with `on_gpu`, only a CPU can decode the video.
     """
     ref = VideoRef.from_uri(ref) if isinstance(ref, str) else ref
     if ref.fault:
@@ -129,16 +135,44 @@ def read_video(
     picked, more = _pick(index, config)
     warnings += more
     rate = frames_at_rate(index.seconds, config.fps, config.max_frames, len(picked), _SAME_TIME_S)
+    wanted, limits = _Wanted(source, index, picked, where), (config, resizer)
+    pixels, seconds, decoder, more = _on_gpu(wanted, *limits) if on_gpu else _on_cpu(wanted, *limits)
+    return Frames(pixels, seconds, index.duration_s, digest, size_bytes, decoder, warnings + more, *rate)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The frames to decode: the bytes of the file, its index, positions of frames in it, and the name for messages."""
+
+    source: io.BytesIO
+    index: VideoIndex
+    picked: NDArray[np.int64]
+    where: str
+
+
+_Decoded = tuple[Pixels, NDArray[np.float64], str, tuple[str, ...]]  # pixels, seconds, decoder, warnings
+
+
+def _on_cpu(wanted: _Wanted, config: VideoConfig, resizer: Resizer | None) -> _Decoded:
+    source, index, picked, where = wanted.source, wanted.index, wanted.picked, wanted.where
     buffer = FrameBuffer(len(picked), config.max_decoded_bytes, where, resizer)
     if index.is_for_decord and config.decoder == "decord" and _by_decord(source, index, picked, buffer):
-        seconds, decoder = index.seconds[picked], f"decord {version('decord')}"
-        return Frames(buffer.pixels, seconds, index.duration_s, digest, size_bytes, decoder, warnings, *rate)
-    pixels, seconds, more = decode(source, index, index.pts[picked], config.max_pixels, where, buffer)
+        return buffer.pixels, index.seconds[picked], f"decord {version('decord')}", ()
+    pixels, seconds, warnings = decode(source, index, index.pts[picked], config.max_pixels, where, buffer)
     if not buffer.is_sized_for(len(pixels)):  # frames are lost, and the model takes fewer frames in another size
         buffer = FrameBuffer(len(pixels), config.max_decoded_bytes, where, resizer)
-        pixels, seconds, more = decode(source, index, index.pts[picked], config.max_pixels, where, buffer)
-    decoder = f"pyav {version('av')}"
-    return Frames(pixels, seconds, index.duration_s, digest, size_bytes, decoder, warnings + more, *rate)
+        pixels, seconds, warnings = decode(source, index, index.pts[picked], config.max_pixels, where, buffer)
+    return pixels, seconds, f"pyav {version('av')}", warnings
+
+
+def _on_gpu(wanted: _Wanted, config: VideoConfig, resizer: Resizer | None) -> _Decoded:
+    from sttm.video.gpu_frame_buffer import GpuFrameBuffer
+    from sttm.video.nvdec import decode_on_gpu
+
+    source, index, picked, where = wanted.source, wanted.index, wanted.picked, wanted.where
+    buffer = GpuFrameBuffer(len(picked), config.max_decoded_bytes, where, resizer)
+    pixels, seconds, warnings = decode_on_gpu(source, index, index.pts[picked], config.max_pixels, where, buffer)
+    return pixels, seconds, f"pyav {version('av')} on NVDEC", warnings
 
 
 def _held(index: VideoIndex, source: io.BytesIO) -> VideoIndex:

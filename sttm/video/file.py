@@ -2,10 +2,13 @@
 
 import errno
 import io
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any
 
 from sttm.errors import CorpusError, VideoError
 from sttm.urls import is_http, open_filesystem, redact_url
+from sttm.video.ranges import fetch_ranges, has_ranges
 
 _CHUNK_BYTES = 8 << 20
 _NOT_A_FILE = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
@@ -64,12 +67,21 @@ def _read(uri: str, where: str, max_bytes: int, storage_options: dict[str, Any] 
         raise VideoError("unreadable", f"{where} is not a file but of type {info.get('type')!r}; name a video file")
     size, source, hasher = info.get("size") or 0, io.BytesIO(), blake3()
     if size <= max_bytes:
-        with fs.open(path, "rb") as f:
-            while source.tell() <= max_bytes and (chunk := f.read(_CHUNK_BYTES)):
-                hasher.update(chunk)
-                source.write(chunk)
+        pieces = fetch_ranges(fs, path, info) if has_ranges(fs, info) else _pieces(fs, path)
+        with closing(pieces):
+            for piece in pieces:
+                hasher.update(piece)
+                source.write(piece)
+                if source.tell() > max_bytes:
+                    break
     if max(size, source.tell()) > max_bytes:
         raise VideoError("too_large", f"{where} has more than {max_bytes} bytes; raise video.max_source_bytes")
     if not source.tell():
         raise VideoError("empty_file", f"{where} has zero bytes; copy it again")
     return source, hasher.hexdigest()
+
+
+def _pieces(fs: Any, path: str) -> Generator[bytes, None, None]:
+    with fs.open(path, "rb") as file:
+        while piece := file.read(_CHUNK_BYTES):
+            yield piece

@@ -8,12 +8,14 @@ frames turn out to be lost, `is_sized_for` says whether the model would have tak
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sttm.errors import VideoError
+
+Pixels = Any  # uint8: a numpy array, or a torch tensor on a GPU; this file does not import torch
 
 
 class Resizing(Protocol):
@@ -25,6 +27,9 @@ class Resizing(Protocol):
 
     def resize(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize one upright RGB frame: uint8 [H, W, 3] -> uint8 [H', W', 3]."""
+
+    def on_device(self, frames: Any) -> Any:
+        """Resize torch tensors where they lie: uint8 [n, 3, H, W] -> uint8 [n, 3, H', W'], to the bytes of `resize`."""
 
 
 # Decides how to resize a video from its number of frames, and the height and width of its first frame. It raises a
@@ -54,9 +59,15 @@ class FrameBuffer:
     def clear(self) -> None:
         """Drop the frames, for a decoder that begins anew."""
         self._count, self.source_size = 0, None
-        self._pixels = np.empty((0, 0, 0, 3), np.uint8)
+        self._pixels = self._empty(0, 0, 0, 3)
 
-    def append(self, frame: NDArray[np.uint8]) -> None:
+    def truncate(self, count: int) -> None:
+        """Drop all frames but the first `count`."""
+        if not count:
+            self.clear()
+        self._count = min(self._count, count)
+
+    def append(self, frame: Pixels) -> None:
         """Resize an upright RGB frame uint8 [H, W, 3] and keep it. All frames have the size of the first one.
 
         Raises:
@@ -65,11 +76,11 @@ class FrameBuffer:
         """
         if self.source_size is None:
             self._begin(frame.shape[0], frame.shape[1])
-        self._pixels[self._count] = frame if self._resizing is None else self._resizing.resize(frame)
+        self._pixels[self._count] = frame if self._resizing is None else self._resized(self._resizing, frame)
         self._count += 1
 
     @property
-    def pixels(self) -> NDArray[np.uint8]:
+    def pixels(self) -> Pixels:
         """uint8 [frames kept so far, H', W', 3], a view."""
         return self._pixels[: self._count]
 
@@ -92,5 +103,11 @@ class FrameBuffer:
             raise VideoError(
                 "too_many_pixels", f"{self._where}: {what}, over max_decoded_bytes; lower max_frames or scale it down"
             )
-        self._pixels = np.empty((self._capacity, *size, 3), np.uint8)
+        self._pixels = self._empty(self._capacity, *size, 3)
         self.source_size = (height, width)
+
+    def _empty(self, *shape: int) -> Pixels:
+        return np.empty(shape, np.uint8)
+
+    def _resized(self, resizing: Resizing, frame: Pixels) -> Pixels:
+        return resizing.resize(frame)

@@ -4,6 +4,7 @@ This file imports no decoder. `FrameKeeper` takes objects with the attributes of
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sttm.errors import VideoError
-from sttm.video.frame_buffer import FrameBuffer
+from sttm.video.frame_buffer import FrameBuffer, Pixels
 from sttm.video.index import VideoIndex
 from sttm.video.orientation import Orientation, read_display_matrix
 
@@ -24,7 +25,8 @@ class Frames:
     """The sampled frames of one video.
 
     Attributes:
-        pixels: uint8 [T, H, W, 3], RGB, upright, and resized if `read_video` was told how.
+        pixels: uint8 [T, H, W, 3], RGB, upright, and resized if `read_video` was told how: an array, or a torch tensor
+            on a GPU.
         seconds: float64 [T], presentation time of each frame after the video's first frame, strictly increasing.
         duration_s: seconds from the start of the first frame to the end of the last frame of the whole video.
         content_digest: blake3 digest of the file's bytes, in hex.
@@ -35,7 +37,7 @@ class Frames:
         left_out: how many of these `max_frames` left out. Frames that are lost through damage are not counted here.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     seconds: NDArray[np.float64]
     duration_s: float
     content_digest: str
@@ -47,7 +49,7 @@ class Frames:
 
     def __post_init__(self) -> None:
         p, s = self.pixels, self.seconds
-        if p.dtype != np.uint8 or p.ndim != 4 or p.shape[-1] != 3 or not p.size:
+        if str(p.dtype).removeprefix("torch.") != "uint8" or p.ndim != 4 or p.shape[-1] != 3 or not len(p):
             raise ValueError(f"pixels are {p.dtype} {p.shape}, not uint8 [T,H,W,3]")
         if s.dtype != np.float64 or s.shape != p.shape[:1] or (np.diff(s) <= 0).any():
             raise ValueError(f"seconds are {s.dtype} {s.shape}, not {len(p)} increasing float64")
@@ -131,6 +133,16 @@ def sampling_clock(seconds: NDArray[np.float64], fps: float, max_frames: int) ->
     return np.concatenate([seconds[:1], seconds[0] + np.cumsum(steps)])
 
 
+# Makes the upright RGB picture uint8 [H, W, 3] of a decoded frame, from its stored size (width, height), to which the
+# frame is scaled, and from how it lies.
+Picture = Callable[[Any, tuple[int, int], Orientation], Pixels]
+
+
+def picture_on_cpu(frame: Any, size: tuple[int, int], orientation: Orientation) -> NDArray[np.uint8]:
+    """The picture of a frame of PyAV, as swscale makes it."""
+    return orientation.upright(frame.to_ndarray(format="rgb24", width=size[0], height=size[1]))
+
+
 class FrameKeeper:
     """Keeps the wanted frames out of all decoded frames. It holds at most one frame beside those it keeps.
 
@@ -140,11 +152,19 @@ class FrameKeeper:
         max_pixels: the most pixels of a decoded frame.
         where: name of the video, for error messages.
         buffer: where the wanted frames are kept; what it holds is dropped first.
+        picture: makes the upright picture of a decoded frame.
     """
 
     def __init__(
-        self, index: VideoIndex, wanted: NDArray[np.int64], max_pixels: int, where: str, buffer: FrameBuffer
+        self,
+        index: VideoIndex,
+        wanted: NDArray[np.int64],
+        max_pixels: int,
+        where: str,
+        buffer: FrameBuffer,
+        picture: Picture = picture_on_cpu,
     ) -> None:
+        self._picture = picture
         self.index, self.wanted, self.max_pixels, self.where, self.buffer = index, wanted, max_pixels, where, buffer
         self.pts: list[int] = []
         buffer.clear()
@@ -158,6 +178,15 @@ class FrameKeeper:
         """Forget what holds for the frames of one stream only."""
         self.orientation = Orientation()
         self.is_suspect = False  # the next frame is predicted from damaged data
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs to forget the frames that are offered from now on."""
+        return {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to an earlier state."""
+        vars(self).update(state)
+        self.buffer.truncate(len(self.pts))
 
     def lose_packet(self) -> None:
         """Note that the decoder could not decode a packet."""
@@ -206,10 +235,10 @@ class FrameKeeper:
             self.size = decoded.upright_size
         self.scaled += self.size != decoded.upright_size
         self.suspect += decoded.is_suspect
-        self.buffer.append(decoded.rgb(self.size))
+        self.buffer.append(self._picture(decoded.frame, decoded.swapped(self.size), decoded.orientation))
         self.pts.append(decoded.pts)
 
-    def finish(self) -> tuple[NDArray[np.uint8], NDArray[np.float64], tuple[str, ...]]:
+    def finish(self) -> tuple[Pixels, NDArray[np.float64], tuple[str, ...]]:
         """Return the kept frames after all frames were offered.
 
         Returns:
@@ -253,12 +282,8 @@ class _Decoded(NamedTuple):
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        return self._swapped((self.frame.width, self.frame.height))
+        return self.swapped((self.frame.width, self.frame.height))
 
-    def rgb(self, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """uint8 [H, W, 3]: the frame scaled to an upright size (width, height) and turned upright."""
-        width, height = self._swapped(size)
-        return self.orientation.upright(self.frame.to_ndarray(format="rgb24", width=width, height=height))
-
-    def _swapped(self, size: tuple[int, int]) -> tuple[int, int]:
+    def swapped(self, size: tuple[int, int]) -> tuple[int, int]:
+        """An upright size as stored, or a stored size upright: both are (width, height)."""
         return size[::-1] if self.orientation.swaps_axes else size

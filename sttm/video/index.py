@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sttm.video.coded_picture import Entry
 from sttm.video.streams import MATROSKA, MP4, Packet, VideoStream
-from sttm.video.timeline import HIDDEN, continued
+from sttm.video.timeline import HIDDEN, Timeline, continued
 
 BROADCAST = ("mpegts", "mpeg")  # formats whose clock may jump
 _DECORD_CODECS = ("h264", "hevc", "vp9")
@@ -44,9 +45,12 @@ class VideoIndex:
         key_pts: time stamps of the packets that the container marks as keys, among them points from which a picture is
             renewed bit by bit.
         packet_shift: int64 [P], ticks to add to the time stamps that the file has for a packet.
-        packet_gop: int64 [P], number of each packet's GOP, a group of packets that can be decoded alone, from 0 on. If
-            the groups are not certain, all packets of a run of the clock are one group.
+        packet_picture: int64 [P], number of the frame that each packet belongs to, from 0 on; the two fields of a frame
+            may lie in two packets.
+        packet_entry: int8 [P], whether decoding can start at each packet (`Entry`); it can at the first one of a part.
+        packet_is_disposable: bool [P], whether no other packet needs this one.
         packet_part: int64 [P], position in `parts` of each packet's part, increasing.
+        is_selectable: packets may be left out; if not, a part must be decoded from its first packet on.
         is_counted: the time stamps of the packets are in decoding order, as in AVI with B-frames. The n-th frame that
             the decoder gives belongs to the n-th time in `pts`.
         last_frame_s: how long the last frame is shown, in seconds.
@@ -66,8 +70,11 @@ class VideoIndex:
     packet_pts: NDArray[np.int64]
     key_pts: frozenset[int]
     packet_shift: NDArray[np.int64]
-    packet_gop: NDArray[np.int64]
+    packet_picture: NDArray[np.int64]
+    packet_entry: NDArray[np.int8]
+    packet_is_disposable: NDArray[np.bool_]
     packet_part: NDArray[np.int64]
+    is_selectable: bool
     is_counted: bool
     last_frame_s: float
     missing_s: float | None
@@ -109,11 +116,11 @@ def index_video(streams: list[VideoStream], others: int = 0) -> VideoIndex | Non
         return None
     timeline = continued(pts, dts, part, tick_s=first.time_base, is_broadcast=first.container in BROADCAST)
     pts = np.where(pts == HIDDEN, HIDDEN, pts + timeline.shift)
-    gop = _gops(packets, timeline.shift) if first.container in (MP4, MATROSKA) and len(streams) == 1 else None
+    is_known = all(p.pts is not None or p.picture.is_second_field for p in packets)
     last = int(pts.argmax())
     is_even = first.width % 2 == first.height % 2 == 0
     is_simple = first.is_plain and is_even and not others and len(streams) == 1 and not timeline.run.any()
-    is_sound = all(p.is_clean and p.is_entry >= p.is_key for p in packets) and pts[pts != HIDDEN].min() >= 0
+    is_sound = is_known and pts[pts != HIDDEN].min() >= 0 and _is_closed(packets)
     of_decord = first.container in (MP4, MATROSKA) and first.codec in _DECORD_CODECS
     return VideoIndex(
         parts=tuple(Part(stream.offset, stream.number) for stream in streams),
@@ -126,25 +133,47 @@ def index_video(streams: list[VideoStream], others: int = 0) -> VideoIndex | Non
         packet_pts=pts,
         key_pts=frozenset(pts[[p.is_key for p in packets]].tolist()),
         packet_shift=timeline.shift,
-        packet_gop=timeline.run if gop is None else gop,
+        packet_picture=np.cumsum([not p.picture.is_second_field for p in packets]) - 1,
+        packet_entry=_entries(packets, part, timeline),
+        packet_is_disposable=_disposable(packets),
         packet_part=part,
+        is_selectable=is_known and not is_counted,
         is_counted=is_counted,
         last_frame_s=packets[last].ticks * first.time_base or float(1 / (first.rate or np.inf)),
         missing_s=_missing_s(first, (int(pts[last]) + packets[last].ticks) * first.time_base),
-        is_for_decord=of_decord and is_simple and is_sound and gop is not None,
+        is_for_decord=of_decord and is_simple and is_sound,
         is_encrypted=any(stream.is_encrypted for stream in streams),
         warnings=_warnings(len(streams), timeline.joins),
     )
 
 
-def _gops(packets: list[Packet], shift: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """int64 [P], the GOP of each packet; None if the GOPs are not certain."""
-    gop = np.cumsum([p.is_entry for p in packets]) - 1
-    if gop[0] != 0 or any(p.pts is None for p in packets):
-        return None
-    raw = np.array([p.pts for p in packets], np.int64) + shift
-    is_closed = (raw >= raw[[p.is_entry for p in packets]][gop]).all()
-    return gop if is_closed else None
+def _entries(packets: list[Packet], part: NDArray[np.int64], timeline: Timeline) -> NDArray[np.int8]:
+    """int8 [P], whether decoding can start at each packet."""
+    entry = np.array([p.picture.entry for p in packets], np.int8)
+    if timeline.shift.any():
+        is_start = np.diff(timeline.run, prepend=timeline.run[:1]) != 0
+        entry[is_start & [p.is_key for p in packets]] = Entry.START
+    entry[np.diff(part, prepend=-1) != 0] = Entry.START
+    return entry
+
+
+def _disposable(packets: list[Packet]) -> NDArray[np.bool_]:
+    """bool [P], whether no other packet needs this one: pictures of lower temporal layers are needed."""
+    layer = np.array([p.picture.layer for p in packets])
+    return np.array([p.picture.is_disposable for p in packets]) & (layer == layer.max())
+
+
+def _is_closed(packets: list[Packet]) -> bool:
+    """Whether all groups of pictures are undamaged, shown, and can be decoded without the groups before them."""
+    begun = -HIDDEN
+    for p in packets:
+        if not p.is_clean or p.pts is None:
+            return False
+        if p.picture.entry >= Entry.OPEN:
+            begun = p.pts
+        elif p.is_key or p.pts < begun:
+            return False
+    return True
 
 
 def _missing_s(stream: VideoStream, video_end_s: float) -> float | None:

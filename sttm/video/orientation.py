@@ -1,6 +1,7 @@
 """Turn a stored picture upright: which of the eight turns and mirrorings a display matrix asks for."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,16 @@ class Orientation:
     def upright(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """uint8 [H, W, C] as stored -> the upright picture, a view of uint8 [H, W, C] or [W, H, C]."""
         turned = pixels.swapaxes(0, 1) if self.swaps_axes else pixels
-        return turned[:: -1 if self.mirrors_columns else 1, :: -1 if self.mirrors_rows else 1]
+        return np.flip(turned, self._mirrored_axes)
+
+    def upright_tensor(self, pixels: Any) -> Any:
+        """`upright` for a torch tensor."""
+        turned = pixels.swapaxes(0, 1) if self.swaps_axes else pixels
+        return turned.flip(self._mirrored_axes) if self._mirrored_axes else turned
+
+    @property
+    def _mirrored_axes(self) -> tuple[int, ...]:
+        return (0,) * self.mirrors_columns + (1,) * self.mirrors_rows
 
 
 def read_display_matrix(matrix: bytes) -> Orientation:

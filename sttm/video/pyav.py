@@ -1,16 +1,11 @@
-"""Index and decode a video with PyAV, from the bytes of its file in memory."""
+"""Open and index a video with PyAV, from the bytes of its file in memory."""
 
 import io
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sttm.errors import VideoError
 from sttm.video.container import is_cut_off, is_protected
-from sttm.video.frame_buffer import FrameBuffer
-from sttm.video.frames import FrameKeeper
 from sttm.video.index import BROADCAST, VideoIndex, index_video
 from sttm.video.streams import VideoStream, choose_stream, read_streams, relay
 from sttm.video.transport_stream import is_scrambled, video_pids
@@ -33,11 +28,11 @@ def read_index(source: io.BytesIO, where: str) -> VideoIndex:
 
     index, kinds, has_decoder = None, "none", True
     try:
-        with _open(source) as container:
+        with open_container(source) as container:
             kinds = ", ".join(sorted({s.type for s in container.streams})) or "none"
             candidates = _candidates(container)
             has_decoder = not candidates or any(s.codec_context is not None for s in candidates)
-            found = read_streams(container, [s for s in candidates if s.codec_context], _demux(container))
+            found = read_streams(container, [s for s in candidates if s.codec_context], demux(container))
             is_transport_stream = container.format.name == "mpegts"
         if found:
             index = index_video(*_followed(source, found))
@@ -64,50 +59,12 @@ def read_index(source: io.BytesIO, where: str) -> VideoIndex:
     raise VideoError(code, f"{where} {cause}")
 
 
-def decode(
-    source: io.BytesIO, index: VideoIndex, wanted: NDArray[np.int64], max_pixels: int, where: str, buffer: FrameBuffer
-) -> tuple[NDArray[np.uint8], NDArray[np.float64], tuple[str, ...]]:
-    """Decode the wanted frames. In place of a lost frame the frame before it is taken, but never twice.
-
-    Args:
-        source: the bytes of the file.
-        index: the index of the video.
-        wanted: int64 [T], time stamps of the frames, increasing.
-        max_pixels: the most pixels of a decoded frame.
-        where: name of the video, for error messages.
-        buffer: where the frames are kept, and perhaps resized.
-
-    Returns:
-        Pixels uint8 [T, H, W, 3], times float64 [T] in seconds, and warnings.
-
-    Raises:
-        VideoError: the code is `too_many_pixels`, `unusable_frames`, `unsupported_codec`, `no_frames` or `damaged`.
-        MemoryError: the decoder could not get memory.
-    """
-    import av
-
-    keeper = FrameKeeper(index, wanted, max_pixels, where, buffer)
-    try:
-        for part in range(len(index.parts)):
-            for frame in _decoded(source, index, part, keeper):
-                keeper.offer(frame)
-            keeper.begin_stream()
-    except MemoryError:
-        raise
-    except av.error.BlockingIOError as e:  # there was no memory for the stacks of the scaler's threads
-        raise MemoryError(f"{where}: no memory to turn its frames into RGB") from e
-    except av.error.FFmpegError as e:
-        cause = f"its frames cannot be turned into RGB ({e.strerror})"
-        raise VideoError("unsupported_codec", f"{where}: {cause}; re-encode it, for example as H.264") from None
-    return keeper.finish()
-
-
 def starts_plain(source: io.BytesIO, index: VideoIndex) -> bool:
     """Whether the first frame can be decoded, is progressive and has no display matrix."""
     import av
 
     try:
-        with _open(source) as container:
+        with open_container(source) as container:
             frame = next(container.decode(container.streams[index.parts[0].stream]), None)
             return frame is not None and not frame.interlaced_frame and "DISPLAYMATRIX" not in frame.side_data
     except MemoryError:
@@ -116,17 +73,51 @@ def starts_plain(source: io.BytesIO, index: VideoIndex) -> bool:
         return False
 
 
-def _open(source: io.BytesIO, offset: int = 0) -> Any:
+def open_container(source: io.BytesIO, offset: int = 0, hardware: Any = None) -> Any:
+    """Open a file with PyAV, from one of its bytes on. Several containers may be open on one file.
+
+    Args:
+        source: the bytes of the file.
+        offset: the byte at which the container begins.
+        hardware: PyAV's `HWAccel`, to decode on a GPU; None decodes on the CPU.
+    """
     import av
 
     av.logging.set_level(av.logging.PANIC)
-    source.seek(0)
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": ""}
-    data = io.BytesIO(source.getbuffer()[offset:]) if offset else source
-    return av.open(data, options=options, metadata_errors="replace")
+    return av.open(
+        _MemoryFile(source.getbuffer()[offset:]), options=options, hwaccel=hardware, metadata_errors="replace"
+    )
 
 
-def _demux(container: Any, *streams: Any) -> Iterator[Any]:
+class _MemoryFile(io.RawIOBase):
+    """Bytes in memory as a file with a position of its own."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data, self._at = data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        end = len(self._data) if size < 0 else self._at + size
+        found = bytes(self._data[self._at : end])
+        self._at += len(found)
+        return found
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = (0, self._at, len(self._data))[whence]
+        self._at = min(max(0, base + offset), len(self._data))
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+
+def demux(container: Any, *streams: Any) -> Iterator[Any]:
     """Packets up to the first one that cannot be parsed. The caller notices if much of the video is missing."""
     import av
 
@@ -174,9 +165,9 @@ def _followed(source: io.BytesIO, found: list[VideoStream]) -> tuple[list[VideoS
         if not video_pids(source.getbuffer()[offset:]) - passed_over:
             break
         try:
-            with _open(source, offset) as container:
+            with open_container(source, offset) as container:
                 streams = [s for s in _candidates(container) if s.codec_context and s.id not in passed_over]
-                found = read_streams(container, streams, _demux(container), offset)
+                found = read_streams(container, streams, demux(container), offset)
         except MemoryError:
             raise
         except av.error.FFmpegError:
@@ -187,69 +178,3 @@ def _followed(source: io.BytesIO, found: list[VideoStream]) -> tuple[list[VideoS
         parts, others = parts + more, others + len(found)
         passed_over |= {s.id for s in found} - {s.id for s in more}
     return parts, others - len(parts)
-
-
-def _decoded(source: io.BytesIO, index: VideoIndex, part: int, keeper: FrameKeeper) -> Iterator[Any]:
-    """Decode the GOPs of one part that hold a wanted frame, and yield all their frames in presentation order."""
-    here = index.packet_part == part
-    gops, shifts, stamps = index.packet_gop[here], index.packet_shift[here], index.packet_pts[here]
-    needed = set(gops[np.isin(stamps, keeper.wanted)].tolist()) if not index.is_counted else set(gops.tolist())
-    if not needed:
-        return
-    offset, number = index.parts[part]
-    with _open(source, offset) as container:
-        stream = container.streams[number]
-        context = stream.codec_context
-        context.thread_count = 1
-        frames = _of_packets(context, _needed(container, stream, gops, shifts, needed), keeper)
-        yield from _counted(frames, index, keeper) if index.is_counted else frames
-
-
-def _needed(
-    container: Any, stream: Any, gops: NDArray[np.int64], shifts: NDArray[np.int64], needed: set[int]
-) -> Iterator[Any]:
-    """The packets of the needed GOPs, with shifted times; None where the decoder must start anew."""
-    is_shifted, before = bool(shifts.any()), -1
-    packets = (p for p in _demux(container, stream) if p.size)
-    for gop, shift, packet in zip(gops.tolist(), shifts.tolist(), packets, strict=False):
-        if gop not in needed:
-            continue
-        if before >= 0 and (gop > before + 1 or (is_shifted and gop != before and packet.is_keyframe)):
-            yield None
-        before = gop
-        if shift:
-            packet.pts = None if packet.pts is None else packet.pts + shift
-            packet.dts = None if packet.dts is None else packet.dts + shift
-        yield packet
-
-
-def _of_packets(context: Any, packets: Iterator[Any], keeper: FrameKeeper) -> Iterator[Any]:
-    """The frames that the packets hold, in presentation order."""
-    import av
-
-    for packet in packets:
-        if packet is not None and packet.is_corrupt:
-            keeper.tear_packet()
-        try:
-            yield from context.decode(packet)
-        except MemoryError:
-            raise
-        except av.error.FFmpegError:
-            keeper.lose_packet()
-        if packet is None:
-            context.flush_buffers()
-    try:
-        yield from context.decode(None)
-    except MemoryError:
-        raise
-    except av.error.FFmpegError:
-        keeper.lose_packet()
-
-
-def _counted(frames: Iterator[Any], index: VideoIndex, keeper: FrameKeeper) -> Iterator[Any]:
-    """The frames with the times of a file that has its times in decoding order: the n-th frame has the n-th time."""
-    for number, frame in enumerate(frames):
-        if (at := number + keeper.bad_packets) >= len(index.pts):
-            return
-        frame.pts = int(index.pts[at])
-        yield frame

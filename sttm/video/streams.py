@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sttm.video.container import is_entry_point
+from sttm.video.coded_picture import START, CodedPicture, Entry
+from sttm.video.picture_readers import picture_reader
 
 MP4, MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
 _WITH_DURATION = (MP4, MATROSKA, "avi", "asf", "flv")  # for other containers FFmpeg guesses the duration
@@ -22,8 +23,9 @@ class Packet(NamedTuple):
     Attributes:
         ticks: duration, 0 if it is not known.
         pos: byte at which the packet begins, counted from where the container was opened; -1 if it is not known.
-        is_entry: decoding can start here.
+        picture: what its headers say.
         is_clean: neither damaged nor hidden by an edit list.
+        is_shown: not hidden by an edit list.
     """
 
     pts: int | None
@@ -31,7 +33,7 @@ class Packet(NamedTuple):
     ticks: int
     pos: int
     is_key: bool
-    is_entry: bool
+    picture: CodedPicture
     is_clean: bool
     is_shown: bool
 
@@ -88,22 +90,18 @@ def read_streams(container: Any, candidates: list[Any], demuxed: Iterable[Any], 
     Returns:
         The candidates that have packets, in the order of the container.
     """
-    packets: dict[int, list[Packet]] = {stream.index: [] for stream in candidates}
-    codecs = {s.index: (s.codec_context.name, bytes(s.codec_context.extradata or b"")) for s in candidates}
-    encrypted, reached_s = set(), 0.0
+    lists = {stream.index: _PacketList(stream, container.format.name) for stream in candidates}
+    ends: dict[int, int] = {}
     for p in demuxed:
         if not p.size:
             continue
-        if p.pts is not None and p.time_base:
-            reached_s = max(reached_s, float((p.pts + (p.duration or 0)) * p.time_base))
-        if (found := packets.get(p.stream_index)) is not None:
-            if p.is_keyframe and p.has_sidedata("encryption_info"):
-                encrypted.add(p.stream_index)
-            is_entry = p.is_keyframe and is_entry_point(memoryview(p), *codecs[p.stream_index])
-            is_clean, pos = not (p.is_corrupt or p.is_discard), -1 if p.pos is None else p.pos
-            found.append(
-                Packet(p.pts, p.dts, p.duration or 0, pos, p.is_keyframe, is_entry, is_clean, not p.is_discard)
-            )
+        number, pts = p.stream_index, p.pts
+        if pts is not None and (end := pts + (p.duration or 0)) > ends.get(number, -1):
+            ends[number] = end
+        if (found := lists.get(number)) is not None:
+            found.add(p)
+    bases = {stream.index: stream.time_base for stream in container.streams}
+    reached_s = max((float(end * bases[number]) for number, end in ends.items() if bases.get(number)), default=0.0)
     kind = container.format.name
     return [
         VideoStream(
@@ -119,14 +117,41 @@ def read_streams(container: Any, candidates: list[Any], demuxed: Iterable[Any], 
             has_b_frames=stream.codec_context.has_b_frames,
             is_plain=stream.codec_context.pix_fmt == "yuv420p" and stream.codec_context.color_range != 2,
             is_default=bool(int(stream.disposition) & _DEFAULT),
-            is_encrypted=stream.index in encrypted or _says_encrypted(stream),
+            is_encrypted=lists[stream.index].is_encrypted or _says_encrypted(stream),
             declared_s=_declared_s(container, stream),
             reached_s=reached_s,
-            packets=packets[stream.index],
+            packets=lists[stream.index].packets,
         )
         for stream in candidates
-        if packets[stream.index]
+        if lists[stream.index].packets
     ]
+
+
+class _PacketList:
+    """Collects the packets of one stream, in file order."""
+
+    def __init__(self, stream: Any, container: str) -> None:
+        self.packets: list[Packet] = []
+        self.is_encrypted = False
+        self._codec, self._keys_are_entries = stream.codec_context.name, container in (MP4, MATROSKA)
+        self._reader = picture_reader(self._codec, bytes(stream.codec_context.extradata or b""), self._keys_are_entries)
+        self._is_altered = False
+
+    def add(self, p: Any) -> None:
+        is_key, is_discard = p.is_keyframe, p.is_discard
+        picture = self._reader.read(memoryview(p), is_key)
+        if is_key:
+            self.is_encrypted |= p.has_sidedata("encryption_info")
+        if p.has_sidedata("new_extradata") and self.packets:
+            # The stream has another header from here on, which a decoder that starts later would miss.
+            header = bytes(p.get_sidedata("new_extradata"))
+            self._reader = picture_reader(self._codec, header, self._keys_are_entries)
+            self._is_altered, picture = True, START
+        elif self._is_altered and picture.entry:
+            picture = picture._replace(entry=Entry.NONE)
+        pos = -1 if p.pos is None else p.pos
+        is_clean = not (is_discard or p.is_corrupt)
+        self.packets.append(Packet(p.pts, p.dts, p.duration or 0, pos, is_key, picture, is_clean, not is_discard))
 
 
 def _says_encrypted(stream: Any) -> bool:
