@@ -6,6 +6,7 @@
     python -m jobs.bench decode --film 720p24-h264          CPU seconds of decoding, against a plain decoder
     python -m jobs.bench pipeline --film 720p24-h264        videos per second of the index job
     python -m jobs.bench night                              videos per CPU second of the index job's driver
+    python -m jobs.bench frames                             resizing frames, and finding those that look alike
     python -m jobs.bench store --store URL                  writing and reading a stored cache
     python -m jobs.bench schemes                            what each KV scheme loses
 
@@ -17,6 +18,7 @@ from jobs.benchmark.answer import bench_answer
 from jobs.benchmark.decode_cost import bench_decode
 from jobs.benchmark.film import bench_film
 from jobs.benchmark.night import bench_night
+from jobs.benchmark.frames import bench_frames
 from jobs.benchmark.pipeline import bench_pipeline
 from jobs.benchmark.prefill import bench_prefill
 from jobs.benchmark.schemes import bench_schemes
@@ -34,6 +36,7 @@ def command() -> None:
         answer=bench_answer,
         decode=bench_decode,
         film=bench_film,
+        frames=bench_frames,
         store=bench_store,
         schemes=bench_schemes,
     )

@@ -8,7 +8,9 @@ from jobs.bench import command
 
 
 @pytest.mark.parametrize("program", ["python -m jobs.bench", "sttm bench"])
-@pytest.mark.parametrize("name", ["prefill", "answer", "decode", "film", "pipeline", "night", "store", "schemes"])
+@pytest.mark.parametrize(
+    "name", ["prefill", "answer", "decode", "film", "pipeline", "night", "frames", "store", "schemes"]
+)
 def test_help_shows_an_example_that_can_be_typed(
     program: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

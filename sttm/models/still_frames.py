@@ -78,6 +78,9 @@ def _nearly_equal(
 
 def _worst_block(a: Tensor, b: Tensor) -> float:
     """The largest mean absolute difference of two grid frames uint8 [n, H', W', 3] in a block of pixels, in levels."""
-    difference = (torch.maximum(a, b) - torch.minimum(a, b)).float().mean(dim=(0, 3))
-    blocks = torch.nn.functional.avg_pool2d(difference[None, None], _BLOCK, ceil_mode=True, count_include_pad=False)
-    return float(blocks.max())
+    difference = (torch.maximum(a, b) - torch.minimum(a, b)).flatten(2)
+    rows = torch.stack([band.sum((0, 1), dtype=torch.int32) for band in difference.split(_BLOCK, dim=1)])
+    blocks = torch.stack([block.sum(1) for block in rows.split(3 * _BLOCK, dim=1)], dim=1)
+    heights, widths = (torch.tensor([min(_BLOCK, side - at) for at in range(0, side, _BLOCK)]) for side in a.shape[1:3])
+    values = (heights[:, None] * widths * 3 * len(a)).to(blocks.device)
+    return float((blocks / values).max())
