@@ -134,13 +134,13 @@ def test_an_odd_file_is_decoded_and_answered_as_the_plain_clip(asking: Asking, s
 
 
 @pytest.mark.slow
-def test_all_odd_files_of_held_out_clips_are_answered_as_the_plain_ones(asking: Asking) -> None:
-    right = []
-    for scene in sample_scenes(SEED, 10):
-        clip = plain_clip(scene)
-        plain = asking.decode("clip", clip)
-        expected = asking.answers(scene, plain)
-        right += [answer == q.answer for q, (answer, _) in zip(questions(scene), expected, strict=True)]
-        for name, decoded in decode_odd(asking, clip, plain).items():
-            assert asking.answers(scene, decoded) == expected, name
-    assert np.mean(right) > 0.9  # so the answers are about the videos
+@pytest.mark.parametrize("number", range(10))
+def test_all_odd_files_of_a_held_out_clip_are_answered_as_the_plain_one(asking: Asking, number: int) -> None:
+    scene = sample_scenes(SEED, number + 1)[number]
+    clip = plain_clip(scene)
+    plain = asking.decode("clip", clip)
+    expected = asking.answers(scene, plain)
+    for name, decoded in decode_odd(asking, clip, plain).items():
+        assert asking.answers(scene, decoded) == expected, name
+    right = [answer == q.answer for q, (answer, _) in zip(questions(scene), expected, strict=True)]
+    assert np.mean(right) > 0.7  # so the answers are about the video
