@@ -17,8 +17,8 @@ the columns.
 from jobs.benchmark.answer import bench_answer
 from jobs.benchmark.decode_cost import bench_decode
 from jobs.benchmark.film import bench_film
-from jobs.benchmark.night import bench_night
 from jobs.benchmark.frames import bench_frames
+from jobs.benchmark.night import bench_night
 from jobs.benchmark.pipeline import bench_pipeline
 from jobs.benchmark.prefill import bench_prefill
 from jobs.benchmark.schemes import bench_schemes

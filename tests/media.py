@@ -146,6 +146,17 @@ def with_hevc_orientation(mp4: bytes, container: str, degrees: int, *, mirrored:
     return output.getvalue()
 
 
+def turned(pixels: NDArray[np.uint8], a: int, b: int, c: int, d: int) -> NDArray[np.uint8]:
+    """uint8 [T, H, W, ...]: stored pictures, moved pixel by pixel to where a display matrix shows them."""
+    _, height, width, *_ = pixels.shape
+    rows, columns = np.mgrid[:height, :width]
+    x, y = a * columns + c * rows, b * columns + d * rows
+    x, y = x - x.min(), y - y.min()
+    moved = np.empty((len(pixels), y.max() + 1, x.max() + 1, *pixels.shape[3:]), np.uint8)
+    moved[:, y, x] = pixels[:, rows, columns]
+    return moved
+
+
 def truncated(data: bytes, kept_ratio: float) -> bytes:
     """The first part of a file, as after an interrupted copy."""
     return data[: int(len(data) * kept_ratio)]

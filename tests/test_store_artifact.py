@@ -16,7 +16,7 @@ from sttm.store.store import Store
 
 # Processes are forked off one that has imported everything, which takes seconds.
 FORKING = """
-import os, signal, sys
+import itertools, os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
@@ -35,15 +35,15 @@ def fork(work, *arguments):
 # Each writer dies by SIGKILL right before or right after its n-th write.
 KILLED_WRITERS = """
 def dying(write, number, moment):
+    writes = itertools.count(1)  # several threads write
     def wrapped(self, key, data):
-        wrapped.left -= 1
-        if wrapped.left == 0 and moment == "before":
+        is_last = next(writes) == number
+        if is_last and moment == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         result = write(self, key, data)
-        if wrapped.left == 0:
+        if is_last:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
-    wrapped.left = number
     return wrapped
 
 def write(url, number, moment):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from blake3 import blake3
-from s3_server import S3Server, s3_server  # noqa: F401
+from s3_server import S3Server
 from web_server import WebServer
 
 from sttm.errors import VideoError
@@ -28,7 +28,7 @@ def put(url: str, data: bytes) -> None:
 
 
 @pytest.fixture
-def s3_url(s3_server: S3Server) -> str:  # noqa: F811
+def s3_url(s3_server: S3Server) -> str:
     url = f"{s3_server.new_root()}/a.mp4"
     put(url, DATA)
     return url

@@ -5,7 +5,7 @@ The reference is the plain video, turned in numpy as the display matrix says.
 
 import numpy as np
 import pytest
-from media import TROUBLE, encode_video, picture, remuxed, with_display_matrix, with_hevc_orientation
+from media import TROUBLE, encode_video, picture, remuxed, turned, with_display_matrix, with_hevc_orientation
 
 from sttm.video.decode import VideoConfig, read_video
 
@@ -27,17 +27,6 @@ CONTAINERS = {
     "HEVC in mp4": {"codec": "libx265", "options": {"x265-params": "log-level=none"}},
     "AV1 in mp4": {"codec": "libsvtav1", "options": {"svtav1-params": "lp=1"}},
 }
-
-
-def turned(pixels: np.ndarray, a: int, b: int, c: int, d: int) -> np.ndarray:
-    """uint8 [T, H, W, 3]: stored pictures, moved pixel by pixel to where the matrix shows them."""
-    _, height, width, _ = pixels.shape
-    rows, columns = np.mgrid[:height, :width]
-    x, y = a * columns + c * rows, b * columns + d * rows
-    x, y = x - x.min(), y - y.min()
-    moved = np.empty((len(pixels), y.max() + 1, x.max() + 1, 3), np.uint8)
-    moved[:, y, x] = pixels[:, rows, columns]
-    return moved
 
 
 def read(tmp_path, data: bytes, decoder: str = "auto"):

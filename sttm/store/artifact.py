@@ -9,6 +9,7 @@ write to different attempts, and the manifest that was created first counts for 
 
 import re
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -128,8 +129,10 @@ def commit_artifact(
         created_at=utc_now(),
     )
     record = seal({"format_version": FORMAT_VERSION, **asdict(manifest), "facts": facts.record()})
-    storage.put(manifest.kv.key, kv.data)
-    storage.put(manifest.tokens.key, tokens)
+    with ThreadPoolExecutor(1, "token-table") as thread:  # both files go to object storage at once
+        written = thread.submit(storage.put, manifest.tokens.key, tokens)
+        storage.put(manifest.kv.key, kv.data)
+    written.result()
     if storage.create(manifest_key(name), record):
         return manifest, True
     for file in (manifest.kv, manifest.tokens):
