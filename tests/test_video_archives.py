@@ -204,6 +204,16 @@ def test_a_slow_stream_is_the_video_where_it_is_the_default(tmp_path, default):
     assert frames.pixels.shape[1:] == [(64, 96, 3), (24, 32, 3)][default]
 
 
+# Tapes
+
+
+def test_a_raw_dv_stream_is_read(tmp_path):
+    data = encode_video(container="dv", codec="dvvideo", size=(720, 576), rate=25, count=10)
+    frames = read(tmp_path, data, fps=25)
+    np.testing.assert_allclose(frames.seconds, np.arange(10) / 25, atol=1e-6)
+    assert numbers(frames) == list(range(10))
+
+
 # AVI
 
 

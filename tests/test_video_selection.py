@@ -88,7 +88,7 @@ MORE: dict[str, tuple[float, Callable[[], bytes]]] = {
     "MPEG-2 in Matroska": (0.25, lambda: other("mpeg2video", "matroska", 12, bf="2")),
     "MPEG-4": (0.75, lambda: other("mpeg4", "mp4", 24, bf="2")),
     "WMV": (1.0, lambda: other("wmv2", "asf", 24)),
-    "Motion JPEG": (1.0, lambda: encode_video(codec="mjpeg", container="avi", pixel_format="yuvj420p", count=COUNT)),
+    "Motion JPEG": (0.05, lambda: encode_video(codec="mjpeg", container="avi", pixel_format="yuvj420p", count=COUNT)),
 }
 
 

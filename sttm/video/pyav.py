@@ -11,8 +11,9 @@ from sttm.video.index import BROADCAST, VideoIndex, index_video
 from sttm.video.streams import VideoStream, choose_stream, read_streams, relay
 from sttm.video.transport_stream import changes_codec, is_scrambled, video_pids
 
-# Playlists and concat scripts are left out, because they make FFmpeg open other files and addresses.
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf"
+# Playlists and concat scripts are left out, because they make FFmpeg open other files and addresses. So are formats
+# that archives seldom hold or that have no times (RealMedia, WTV, NUT, GXF, raw MPEG): each parser can be attacked.
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,dv"
 _MAX_PARTS = 100
 _CODEC_WARNING = "the video goes on with another codec on the same PID, where its frames are lost; split the file there"
 _PACKET_BYTES = 188
