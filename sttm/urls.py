@@ -18,6 +18,8 @@ from sttm.errors import CorpusError
 _NO_LISTING_CACHE = {"use_listings_cache": False, "skip_instance_cache": True}
 _LONE_SURROGATE, _ESCAPED_BYTE = re.compile(r"[\ud800-\udfff]"), re.compile(r"%u(DC[89A-F][0-9A-F])")
 _PERCENT_ESCAPES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
+# The version of an object in a versioned bucket of S3; a short text or one with a file ending belongs to the key.
+_VERSION = re.compile(r"\?versionId=(null|(?!.*\.\w{2,4}$)[\w.-]{20,})$")
 _CHAINED = re.compile(r"::(?=[A-Za-z0-9+]+://)")
 # Protocols whose URLs have no query, so that nothing after the host is secret.
 _WITHOUT_QUERY = (
@@ -40,11 +42,9 @@ def open_filesystem(url: str, storage_options: dict[str, Any] | None = None) -> 
     Raises:
         CorpusError: the protocol is unknown, or the package that serves it is not installed.
     """
-    import fsspec
-
     protocol, kind = _filesystem_class(url)
     cache = _NO_LISTING_CACHE if protocol in ("s3", "s3a") else {}
-    fs = fsspec.filesystem(protocol, **{**kind._get_kwargs_from_urls(url), **cache, **(storage_options or {})})
+    fs = kind(**{**kind._get_kwargs_from_urls(url), **cache, **(storage_options or {})})
     return fs, path_on(fs, url)
 
 
@@ -65,7 +65,26 @@ def _filesystem_class(url: str) -> tuple[str, Any]:
 def _class_of(protocol: str) -> Any:
     import fsspec
 
-    return fsspec.get_filesystem_class(protocol)
+    kind = fsspec.get_filesystem_class(protocol)
+    return _with_whole_keys(kind) if protocol in ("s3", "s3a") else kind
+
+
+def _with_whole_keys(kind: Any) -> Any:
+    """The filesystem class of s3fs, but `?versionId=` in a key is cut off only where the id of a version follows."""
+
+    class WholeKeys(kind):
+        @staticmethod
+        def _get_kwargs_from_urls(urlpath: str) -> dict[str, Any]:
+            return dict(kind._get_kwargs_from_urls(urlpath)) if _VERSION.search(urlpath) else {}
+
+        def split_path(self, path: str) -> tuple[str, str, str | None]:
+            bucket, key, version = super().split_path(path)
+            _, mark, rest = path.partition("?versionId=")
+            if not mark or not bucket or _VERSION.search(path):
+                return bucket, key, version
+            return bucket, key.rstrip("/") + mark + rest, None
+
+    return WholeKeys
 
 
 def path_on(fs: Any, url: str) -> str:

@@ -27,6 +27,7 @@ KEYS = (
     *("h#sh/f#1.mp4", "q?x=1/g?y=2&z.mp4", "p%20q/h%2Fi%zz.mp4", " sp ace / i .mp4", "tail /j.mp4", "a+b&c=d;e,f.mp4"),
     *("é/ü日本.mp4", "e\u0301/ü日本.mp4", "star*/m[1]?.mp4", "co::lon/n:o.mp4", "at@/p@q.mp4", "quote\"'`/p.mp4"),
     *("bs\\q.mp4", "~/r.mp4", "http://h/s?t.mp4", "s3://b/u.mp4", "v.mp4/w.mp4", "v.mp4"),
+    *("new/x.mp4?versionId=1.mp4", "new/x?versionId=.mp4", "new?versionId=/y.mp4", "new/x.mp4"),
 )
 
 
@@ -54,6 +55,16 @@ def test_an_object_is_found_and_read_by_exactly_what_is_shown(bucket: str, key: 
     (ref,) = list_corpus(uri)
     assert (ref.uri, absolute_uri(uri), ref.size_bytes) == (uri, uri, len(key.encode()))
     assert read_video_file(uri, 1000)[0].getvalue() == key.encode()
+
+
+def test_a_version_of_an_object_is_read_by_its_id(s3_server: S3Server) -> None:
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="versions")
+    client.put_bucket_versioning(Bucket="versions", VersioningConfiguration={"Status": "Enabled"})
+    ids = [client.put_object(Bucket="versions", Key="a.mp4", Body=body)["VersionId"] for body in (b"old", b"new")]
+    found = [read_video_file(f"s3://versions/a.mp4?versionId={version}", 1000)[0].getvalue() for version in ids]
+    assert found == [b"old", b"new"]
+    assert read_video_file("s3://versions/a.mp4", 1000)[0].getvalue() == b"new"
 
 
 def test_a_manifest_names_every_object_by_exactly_what_is_shown(bucket: str, tmp_path: Path) -> None:

@@ -105,6 +105,14 @@ def test_a_change_of_programme_gives_the_frames_of_both(tmp_path):
     assert numbers(frames)[:12] == numbers(frames)[20:32] == numbers(frames)[40:52] == list(range(12))
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_pid_that_changes_its_codec_is_warned_about(tmp_path, order):
+    kinds = [PART, {**PART, "codec": "mpeg2video", "rate": 25}][::order]
+    frames = read(tmp_path, b"".join(encode_video(**how) for how in kinds), fps=50)
+    assert any("another codec on the same PID" in w for w in frames.warnings)
+    assert not any("codec" in w for w in read(tmp_path, encode_video(**PART) * 2, fps=50).warnings)
+
+
 @pytest.mark.parametrize("how", [{}, {"container": "flv"}, {"movflags": "frag_keyframe+empty_moov"}])
 def test_files_joined_byte_by_byte_are_read_or_warned_about(tmp_path, how):
     frames = read(tmp_path, encode_video(**how) * 2)
@@ -194,6 +202,16 @@ def test_a_slow_stream_is_the_video_where_it_is_the_default(tmp_path, default):
     fast = {**SMALL, "count": 500, "rate": 25}
     frames = read(tmp_path, two_streams(slow, fast, default=default))
     assert frames.pixels.shape[1:] == [(64, 96, 3), (24, 32, 3)][default]
+
+
+# Tapes
+
+
+def test_a_raw_dv_stream_is_read(tmp_path):
+    data = encode_video(container="dv", codec="dvvideo", size=(720, 576), rate=25, count=10)
+    frames = read(tmp_path, data, fps=25)
+    np.testing.assert_allclose(frames.seconds, np.arange(10) / 25, atol=1e-6)
+    assert numbers(frames) == list(range(10))
 
 
 # AVI

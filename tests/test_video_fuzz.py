@@ -28,6 +28,17 @@ KINDS = {
     "hevc": {"codec": "libx265", "options": {"x265-params": "log-level=none"}},
 }
 
+MORE_KINDS = {
+    "dv": {"container": "dv", "codec": "dvvideo", "size": (720, 576), "count": 3},
+    "hevc with start codes": {
+        **{"codec": "libx265", "container": "mpegts", "count": 30},
+        "options": {"x265-params": "log-level=none:open-gop=1:keyint=8:bframes=2"},
+    },
+    "h264 of open groups": {"container": "mpegts", "count": 30, "options": {"x264-params": "open-gop=1:keyint=8"}},
+    "mpeg2 with start codes": {"container": "mpegts", "codec": "mpeg2video", "count": 30, "options": {"bf": "2"}},
+    "av1": {"codec": "libsvtav1", "options": {"preset": "12", "svtav1-params": "lp=1"}},
+}
+
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
     """The file with bytes changed, a piece cut out, doubled, zeroed or moved, or its end cut off."""
@@ -47,7 +58,7 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 
 def outcomes(kind: str, seeds: range) -> dict[str, int]:
     """How often reading a mutated file ended in which way; the keys are codes of errors, or `ok`."""
-    data, found = encode_video(**{**SHORT, **KINDS[kind]}), {}
+    data, found = encode_video(**{**SHORT, **{**KINDS, **MORE_KINDS}[kind]}), {}
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
             path = Path(folder, f"{kind} {seed}.bin")
@@ -77,6 +88,6 @@ def test_damaged_files_are_never_a_raw_exception(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", {**KINDS, **MORE_KINDS})
 def test_thousands_of_damaged_files_are_never_a_raw_exception(kind):
     check(kind, range(1000, 1170), 1200)

@@ -12,8 +12,11 @@ import av
 import numpy as np
 import pytest
 from field_coding import field_coded
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from media import encode_video, remuxed
 
+from sttm.errors import VideoError
 from sttm.video import segments
 from sttm.video.coded_picture import Entry
 from sttm.video.frame_buffer import FrameBuffer
@@ -88,7 +91,7 @@ MORE: dict[str, tuple[float, Callable[[], bytes]]] = {
     "MPEG-2 in Matroska": (0.25, lambda: other("mpeg2video", "matroska", 12, bf="2")),
     "MPEG-4": (0.75, lambda: other("mpeg4", "mp4", 24, bf="2")),
     "WMV": (1.0, lambda: other("wmv2", "asf", 24)),
-    "Motion JPEG": (1.0, lambda: encode_video(codec="mjpeg", container="avi", pixel_format="yuvj420p", count=COUNT)),
+    "Motion JPEG": (0.05, lambda: encode_video(codec="mjpeg", container="avi", pixel_format="yuvj420p", count=COUNT)),
 }
 
 
@@ -211,3 +214,29 @@ def test_damage_that_a_sampled_frame_needs_is_counted_as_a_plain_decode_counts_i
     assert warnings == plain[2]
     assert np.array_equal(pixels, plain[0])
     assert np.array_equal(seconds, plain[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in {**CASES, **MORE} if "transport stream" in kind])
+@given(st.floats(0.05, 0.6), st.data())
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_recording_that_begins_anywhere_is_like_a_plain_decode(
+    kind: str, kept_from: float, data: st.DataObject
+) -> None:
+    if kind not in _ENCODED:
+        _ENCODED[kind] = {**CASES, **MORE}[kind][1]()
+    whole = _ENCODED[kind]
+    cut = whole[int(len(whole) * kept_from / 188) * 188 :]
+    index = read_index(io.BytesIO(cut), "clip")
+    wanted = np.array(sorted(data.draw(st.sets(st.sampled_from(index.pts.tolist()), min_size=1))))
+    found = []
+    for one in (index, replace(index, is_selectable=False)):
+        try:
+            pixels, seconds, _ = decode(cut, one, wanted)
+            found.append((pixels.tobytes(), seconds.tolist()))
+        except VideoError as error:
+            found.append((error.code, []))
+    assert found[0] == found[1]
+
+
+_ENCODED: dict[str, bytes] = {}

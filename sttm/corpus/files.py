@@ -15,7 +15,7 @@ VIDEO_EXTENSIONS = (
     *(".m2t", ".m2ts", ".mts", ".tod", ".tp", ".trp", ".ts"),  # MPEG transport streams
     *(".evo", ".m2p", ".mod", ".mpe", ".mpeg", ".mpg", ".vob", ".vro"),  # MPEG programme streams
     *(".asf", ".dvr-ms", ".wm", ".wmv"),
-    *(".flv", ".mxf", ".ogm", ".ogv", ".ogx"),
+    *(".dv", ".flv", ".mxf", ".ogm", ".ogv", ".ogx"),
 )
 _WILDCARD = re.compile(r"[*?\[]")
 

@@ -1,9 +1,9 @@
 """Turn the bytes of a video into sampled frames.
 
 The bytes are read and hashed once, and decoded from memory. PyAV first lists the packets without decoding them, which
-gives the true time of every frame and chooses the stream. Then it decodes in order, and skips the groups of pictures
-(GOPs) without a sampled frame. It turns pictures by the whole display matrix, notices damage, and follows a video
-through changes of the clock and of the programme.
+gives the true time of every frame and chooses the stream. Then it decodes the packets that the sampled frames need
+(`selection.py`), in order. It turns pictures by the whole display matrix, notices damage in what it decodes, and
+follows a video through changes of the clock and of the programme.
 
 With `decoder: decord` decord decodes the videos that it is known to be right for: H.264, HEVC or VP9 in MP4 or
 Matroska, progressive 8-bit 4:2:0 with limited range and even sizes, closed GOPs, one video stream, no edit list, no

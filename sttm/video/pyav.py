@@ -2,17 +2,20 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from sttm.errors import VideoError
 from sttm.video.container import is_cut_off, is_protected
 from sttm.video.index import BROADCAST, VideoIndex, index_video
 from sttm.video.streams import VideoStream, choose_stream, read_streams, relay
-from sttm.video.transport_stream import is_scrambled, video_pids
+from sttm.video.transport_stream import changes_codec, is_scrambled, video_pids
 
-# Playlists and concat scripts are left out, because they make FFmpeg open other files and addresses.
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf"
+# Playlists and concat scripts are left out, because they make FFmpeg open other files and addresses. So are formats
+# that archives seldom hold or that have no times (RealMedia, WTV, NUT, GXF, raw MPEG): each parser can be attacked.
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,dv"
 _MAX_PARTS = 100
+_CODEC_WARNING = "the video goes on with another codec on the same PID, where its frames are lost; split the file there"
 _PACKET_BYTES = 188
 _SPARE_BYTES = 64 << 20
 
@@ -36,6 +39,8 @@ def read_index(source: io.BytesIO, where: str) -> VideoIndex:
             is_transport_stream = container.format.name == "mpegts"
         if found:
             index = index_video(*_followed(source, found))
+            if index is not None and is_transport_stream and changes_codec(source.getbuffer(), found[0].id):
+                index = replace(index, warnings=(*index.warnings, _CODEC_WARNING))
         if index is not None and not (is_transport_stream and is_scrambled(source.getbuffer(), found[0].id)):
             return index
         if is_transport_stream and is_scrambled(source.getbuffer()):

@@ -138,7 +138,8 @@ class _PacketList:
     def __init__(self, stream: Any, container: str) -> None:
         self.packets: list[Packet] = []
         self.is_encrypted = False
-        self._codec, self._keys_are_entries = stream.codec_context.name, container in (MP4, MATROSKA)
+        self._codec = stream.codec_context.name
+        self._keys_are_entries = container in (MP4, MATROSKA) or stream.codec_context.codec.intra_only
         self._reader = picture_reader(self._codec, bytes(stream.codec_context.extradata or b""), self._keys_are_entries)
         self._is_altered = False
 

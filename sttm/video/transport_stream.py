@@ -7,6 +7,7 @@ _SYNC = 0x47
 _STRIDES = (188, 192, 204)  # plain, with time codes (M2TS), with parity
 _MAX_PACKETS = 200_000  # enough to see whether a stream is scrambled
 _SCRAMBLED_RATIO = 0.05
+_PROGRAMME_TABLE = 2
 
 
 def video_pids(data: memoryview) -> set[int]:
@@ -20,6 +21,32 @@ def video_pids(data: memoryview) -> set[int]:
     code = starts[np.arange(len(starts))[:, None], at[:, None] + np.arange(4)]
     is_video = (code[:, :3] == (0, 0, 1)).all(1) & (code[:, 3] & 0xF0 == 0xE0)
     return set(_pids(starts[is_video]).tolist())
+
+
+def changes_codec(data: memoryview, pid: int) -> bool:
+    """Whether a table of a programme (PMT) gives a PID another codec than a table before.
+
+    Args:
+        data: the bytes of the file.
+        pid: of the stream.
+    """
+    packets = _packets(data)
+    has_table = (packets[:, 0] == _SYNC) & (packets[:, 1] & 0x40 != 0) & (packets[:, 3] & 0x30 == 0x10)
+    tables = packets[has_table & (packets[:, 4] == 0) & (packets[:, 5] == _PROGRAMME_TABLE)][:, 5:]
+    is_new = np.append(True, (tables[1:] != tables[:-1]).any(1))[: len(tables)]
+    kinds = {_stream_type(bytes(table), pid) for table in np.unique(tables[is_new], axis=0)}
+    return len(kinds - {None}) > 1
+
+
+def _stream_type(table: bytes, pid: int) -> int | None:
+    """What a table of a programme says about the codec of a PID (ISO/IEC 13818-1, 2.4.4.8); None if it has none."""
+    end = min(len(table), 3 + (int.from_bytes(table[1:3], "big") & 0xFFF) - 4)
+    at = 12 + (int.from_bytes(table[10:12], "big") & 0xFFF)
+    while at + 5 <= end:
+        if int.from_bytes(table[at + 1 : at + 3], "big") & 0x1FFF == pid:
+            return table[at]
+        at += 5 + (int.from_bytes(table[at + 3 : at + 5], "big") & 0xFFF)
+    return None
 
 
 def is_scrambled(data: memoryview, pid: int | None = None) -> bool:
