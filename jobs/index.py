@@ -42,6 +42,7 @@ from jobs.indexing.results import exit_code, print_results
 from jobs.indexing.run_record import RunRecord
 from sttm.config import index_recipe, load_config
 from sttm.corpus.listing import scan_corpus
+from sttm.engine.prefill import require_possible
 from sttm.errors import StoreError
 from sttm.index_plan import make_plan
 from sttm.models.checkpoint import Checkpoint
@@ -66,7 +67,9 @@ def index(
     _say(f"opening the model {job.model.path or 'tiny'}")
     checkpoint = Checkpoint.open(job.model)
     recipe = index_recipe(job.index, checkpoint)
-    _ = checkpoint.family_class  # an unsupported model is an error before any work
+    # What fits no model or no video is an error before any work.
+    _ = checkpoint.family_class
+    require_possible(checkpoint.config.get_text_config(), job.merge, job.prefill)
     _say(f"listing the videos of {redact_url(corpus)}")
     listing = scan_corpus(corpus, limit=limit)
     if listing.left_out:

@@ -176,8 +176,9 @@ def test_settings_that_fit_no_video_end_the_job_with_their_own_message(
     corpus: Path, tmp_path: Path, qwen2_vl_folder: Path
 ) -> None:
     options = ["--corpus", str(corpus), "--store", str(tmp_path / "store"), "--set", f"model.path={qwen2_vl_folder}"]
-    done = on_ray("index", *options, "--set", "merge.head_dim=7", code=1)
+    done = job("index", *options, "--set", "merge.head_dim=7", code=1)
     assert "merge.head_dim=7 does not divide" in done.stderr
+    assert "starting Ray" not in done.stdout, "it is known before"
     assert "Traceback" not in done.stderr
 
 

@@ -43,6 +43,7 @@ from sttm.store.key import make_recipe, recipe_digest
 from sttm.store.store import Store
 
 _RECIPE = make_recipe(model={"id": "none"})
+_RECIPE_DIGEST = recipe_digest(_RECIPE)
 _RUN_ID = "night"
 _PROCESSES = 2  # that stand for the actors on Ray
 
@@ -79,7 +80,13 @@ def bench_night(
         bool, typer.Option("--on-ray", help="decode and prefill in other processes, which do nothing")
     ] = False,
 ) -> None:
-    """Measure how many videos a CPU second of the index job's driver takes, if all other work is done at once."""
+    """Measure how many videos a CPU second of the index job's driver takes, if all other work is done at once.
+
+    Examples:
+
+        python -m jobs.bench night
+        python -m jobs.bench night --videos 5000 --actors 8,256 --on-ray
+    """
     rows = []
     with ExitStack() as stack:
         if on_ray:
@@ -229,7 +236,7 @@ def _indexed(ref: VideoRef) -> Indexed:
         uri=ref.uri,
         name=ref.name,
         status="ok",
-        recipe_digest=recipe_digest(_RECIPE),
+        recipe_digest=_RECIPE_DIGEST,
         source_key=ref.version.rjust(64, "0"),
         identity=ref.version.rjust(64, "1"),
         content_digest=ref.version.rjust(64, "2"),

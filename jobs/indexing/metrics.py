@@ -6,6 +6,7 @@ every node's metrics port, a few seconds late, under the names `Metric.series`. 
 """
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -122,6 +123,7 @@ class RunMetrics:
 
     def __init__(self) -> None:
         self._metrics = {metric.name: metric.register() for metric in METRICS}
+        self._counted: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
 
     def stored(self, row: CatalogRow) -> None:
         """Count an artifact that this run has committed."""
@@ -147,7 +149,11 @@ class RunMetrics:
         self._count("sttm_frames", frames)
 
     def observe(self, pipeline: Pipeline) -> None:
-        """Set the gauges to the present state of the run."""
+        """Set the gauges to the present state of the run, and pass on what was counted since the last time."""
+        for (name, labels), value in self._counted.items():
+            if value > 0:  # Ray refuses to count nothing
+                self._metrics[name].inc(value, tags=dict(labels))
+        self._counted.clear()
         for place, videos in pipeline.places.items():
             self._metrics["sttm_videos_waiting"].set(videos, tags={"place": place})
         for number, (ready_s, idle_s) in enumerate(zip(pipeline.ready_s, pipeline.idle_s, strict=True)):
@@ -155,5 +161,4 @@ class RunMetrics:
                 self._metrics["sttm_gpu_idle_share"].set(idle_s / ready_s, tags={"actor": str(number)})
 
     def _count(self, name: str, value: int, **labels: str) -> None:
-        if value > 0:  # Ray refuses to count nothing
-            self._metrics[name].inc(value, tags=labels)
+        self._counted[name, tuple(labels.items())] += value

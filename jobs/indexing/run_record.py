@@ -107,7 +107,8 @@ class RunRecord:
         """
         self.progress.show()
         self._gpu_idle_share = pipeline.gpu_idle_share
-        if time.monotonic() - self._observed >= OBSERVE_EVERY_S:
+        may_be_last = not pipeline.places.get("gpu")
+        if may_be_last or time.monotonic() - self._observed >= OBSERVE_EVERY_S:
             self._metrics.observe(pipeline)
             self._observed = time.monotonic()
         if self._flush is not None and self._flush.done():

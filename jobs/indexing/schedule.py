@@ -7,6 +7,7 @@ an actor can decode, an actor may also be given a video that is not decoded yet.
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 from jobs.cluster.nodes import TaskNeeds
@@ -84,10 +85,10 @@ class ExpectedNeeds:
     def add(self, needs: TaskNeeds) -> None:
         """Note what a decode has taken."""
         self._recent.append(needs)
-        memory = max(taken.memory_bytes for taken in self._recent)
+        memory = max(map(attrgetter("memory_bytes"), self._recent))
         self.needs = TaskNeeds(
             memory_bytes=-(-memory // _MEMORY_STEP) * _MEMORY_STEP,
-            returned_bytes=max(taken.returned_bytes for taken in self._recent),
+            returned_bytes=max(map(attrgetter("returned_bytes"), self._recent)),
         )
 
 
