@@ -30,6 +30,7 @@ def bench_frames(
     fps: Annotated[float, typer.Option(min=0.01, help="sampled frames per second")] = 1.0,
     max_frames: Annotated[int, typer.Option(min=1, help="the most sampled frames")] = 128,
     seconds: Annotated[int, typer.Option(min=1, help="length of the generated videos")] = 120,
+    resizing: Annotated[bool, typer.Option(help="also measure both ways of resizing, each in a new process")] = True,
 ) -> None:
     """Decode and resize videos for Qwen2-VL, frame by frame and all at once, and count frames that look alike.
 
@@ -40,7 +41,7 @@ def bench_frames(
     config = VideoConfig(fps=fps, max_frames=max_frames)
     with tempfile.TemporaryDirectory() as folder:
         files = videos or [_generated(Path(folder), kind, seconds) for kind in STILL_FILMS]
-        rows = [_row(file, config) for file in files]
+        rows = [_alike(file, config) | (_costs(file, config) if resizing else {}) for file in files]
     show(rows)
     print(json.dumps({"fps": fps, "max_frames": max_frames, "videos": rows}))
 
@@ -50,7 +51,8 @@ def _generated(folder: Path, kind: str, seconds: int) -> Path:
     return folder / f"{kind}.mp4"
 
 
-def _row(file: Path, config: VideoConfig) -> dict[str, Any]:
+def _alike(file: Path, config: VideoConfig) -> dict[str, Any]:
+    """Which shares of the grid frames take the features of others, and the CPU time of finding them."""
     frames = read_video(str(file), config, resizer=_family().resizing)
     costs, alike = {}, {}
     for levels in LEVELS:
@@ -59,7 +61,6 @@ def _row(file: Path, config: VideoConfig) -> dict[str, Any]:
         costs[levels] = time.process_time() - started
         alike[f"reused at {levels:g}"] = 1 - len(np.unique(first)) / len(first)
     count, size = len(frames.pixels), frames.pixels.shape
-    before, now = (_in_fresh_process(way, file, config) for way in (_all_at_once, _one_by_one))
     return {
         "video": file.name,
         "frames": count,
@@ -67,6 +68,12 @@ def _row(file: Path, config: VideoConfig) -> dict[str, Any]:
         **alike,
         "compare ms a frame": 1000 * costs[0.0] / count,
         "at 1 level": 1000 * costs[1.0] / count,
+    }
+
+
+def _costs(file: Path, config: VideoConfig) -> dict[str, float]:
+    before, now = (_in_fresh_process(way, file, config) for way in (_all_at_once, _one_by_one))
+    return {
         "cpu s before": before["cpu_s"],
         "cpu s now": now["cpu_s"],
         "MB before": before["mb"],

@@ -10,7 +10,7 @@ frame would have the same feature up to the rounding of sums: a matrix product o
 A grid frame is one sampled frame, or two for Qwen models, which is the unit that the vision tower encodes.
 """
 
-from itertools import pairwise
+from collections.abc import Sequence
 
 import blake3
 import numpy as np
@@ -26,8 +26,6 @@ def first_alike(pixels: NDArray[np.uint8] | Tensor, frames_a_token: int, levels:
 
         pictures a a b b a c, one in a grid frame -> 0 0 2 2 0 5
 
-    Frames on a GPU are compared with the grid frame before them only. Arrays are compared with all earlier ones.
-
     Args:
         pixels: uint8 [F, H', W', 3], resized frames.
         frames_a_token: sampled frames in one grid frame. The last frame is repeated if it lacks others.
@@ -40,23 +38,35 @@ def first_alike(pixels: NDArray[np.uint8] | Tensor, frames_a_token: int, levels:
     """
     last = len(pixels) - 1
     groups = np.minimum(np.arange(0, len(pixels), frames_a_token)[:, None] + np.arange(frames_a_token), last)
-    equal = _equal_to_previous(pixels, groups) if isinstance(pixels, Tensor) else _equal_to_any(pixels, groups)
+    equal = _equal_on_gpu(pixels, groups) if isinstance(pixels, Tensor) else _equal_on_cpu(pixels, groups)
     return equal if levels <= 0 else _nearly_equal(torch.as_tensor(pixels), groups, equal, levels)
 
 
-def _equal_to_any(pixels: NDArray[np.uint8], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+def _equal_on_cpu(pixels: NDArray[np.uint8], groups: NDArray[np.int64]) -> NDArray[np.int64]:
     """The first grid frame with the same digests of its frames, for each grid frame."""
-    digests = [blake3.blake3(np.ascontiguousarray(frame).data).digest() for frame in pixels]
-    seen: dict[bytes, int] = {}
-    keys = (b"".join(digests[frame] for frame in group) for group in groups.tolist())
+    return _first_of_each([blake3.blake3(np.ascontiguousarray(frame).data).digest() for frame in pixels], groups)
+
+
+def _equal_on_gpu(pixels: Tensor, groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first equal grid frame for each grid frame; waits twice for the GPU.
+
+    Random sums of the pixels find candidates, whose pixels are then compared.
+    """
+    generator = torch.Generator(pixels.device).manual_seed(0)
+    factors = torch.randint(-(1 << 62), 1 << 62, pixels.shape[1:], generator=generator, device=pixels.device)
+    first = _first_of_each(torch.stack([(frame * factors).sum() for frame in pixels]).tolist(), groups)
+    if (repeated := np.flatnonzero(first < np.arange(len(first)))).size:
+        pairs = ((groups[number].tolist(), groups[first[number]].tolist()) for number in repeated)
+        differs = torch.stack([(pixels[ours] != pixels[theirs]).any() for ours, theirs in pairs]).cpu().numpy()
+        first[repeated[differs]] = repeated[differs]
+    return first
+
+
+def _first_of_each(signatures: Sequence[bytes] | Sequence[int], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first grid frame whose frames have the same signatures, for each grid frame."""
+    seen: dict[tuple[bytes | int, ...], int] = {}
+    keys = (tuple(signatures[frame] for frame in group) for group in groups.tolist())
     return np.array([seen.setdefault(key, number) for number, key in enumerate(keys)], np.int64)
-
-
-def _equal_to_previous(pixels: Tensor, groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The first of the equal grid frames that follow one another, for each grid frame; waits once for the GPU."""
-    differs = [(pixels[before] != pixels[group]).any() for before, group in pairwise(groups.tolist())]
-    is_new = np.append(True, torch.stack(differs).cpu().numpy() if differs else [])
-    return np.maximum.accumulate(np.where(is_new, np.arange(len(groups)), 0))
 
 
 def _nearly_equal(
