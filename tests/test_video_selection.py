@@ -146,7 +146,7 @@ def assert_like_a_plain_decode(data: bytes, max_share: float, decoded: list[int]
 @pytest.mark.parametrize("kind", CASES)
 def test_frames_and_times_are_those_of_a_plain_decode(kind: str, decoded_packets: list[int]) -> None:
     max_share, make = CASES[kind]
-    assert_like_a_plain_decode(make(), max_share, decoded_packets, trials=3)
+    assert_like_a_plain_decode(make(), max_share, decoded_packets, trials=2)
 
 
 @pytest.mark.slow
