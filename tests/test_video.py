@@ -3,6 +3,7 @@
 The reference is a plain PyAV loop that decodes every frame in order and keeps all of them.
 """
 
+import gc
 import io
 import multiprocessing
 import os
@@ -178,6 +179,22 @@ def test_digest_and_size_are_of_the_file(write):
     data = encode_video(count=3)
     frames = read_video(write(data), VideoConfig())
     assert (frames.content_digest, frames.size_bytes) == (blake3(data).hexdigest(), len(data))
+
+
+def test_no_decoded_frame_outlives_the_next(write):
+    """Frames in a cycle of references would live on: their pictures and their scaler's threads fill the memory."""
+    path = write(encode_video(count=30))
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        read_video(str(path), VideoConfig(fps=10))
+        gc.collect()
+        assert not [found for found in gc.garbage if isinstance(found, av.VideoFrame)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 def test_two_readings_are_equal(write):

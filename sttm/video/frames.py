@@ -16,6 +16,7 @@ from sttm.video.frame_buffer import FrameBuffer, Pixels
 from sttm.video.index import VideoIndex
 from sttm.video.keyframes import TimeShift
 from sttm.video.orientation import Orientation, read_display_matrix
+from sttm.video.pyav import display_matrix
 
 _MIN_SOUND_RATIO = 0.5
 _GAP_S, _GAP_RATIO = 10.0, 20  # a gap is longer than this, and than this many times the usual distance of frames
@@ -148,7 +149,8 @@ Picture = Callable[[Any, tuple[int, int], Orientation], Pixels]
 
 def picture_on_cpu(frame: Any, size: tuple[int, int], orientation: Orientation) -> NDArray[np.uint8]:
     """The picture of a frame of PyAV, as swscale makes it."""
-    return orientation.upright(frame.to_ndarray(format="rgb24", width=size[0], height=size[1]))
+    # One thread: swscale keeps its threads, and their stacks, as long as the frame lives.
+    return orientation.upright(frame.to_ndarray(format="rgb24", width=size[0], height=size[1], threads=1))
 
 
 class FrameKeeper:
@@ -216,8 +218,8 @@ class FrameKeeper:
         # A message inside an H.264 or HEVC stream turns its own frame and those after it; FFmpeg names it only once.
         # Reading the side data of every frame would cost as much as listing its packet.
         may_turn = is_wanted or frame.key_frame or frame.rotation
-        if may_turn and (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
-            self.orientation = read_display_matrix(bytes(matrix))
+        if may_turn and (matrix := display_matrix(frame)) is not None:
+            self.orientation = read_display_matrix(matrix)
         self.bad_frames += frame.is_corrupt
         if frame.is_corrupt:
             self.is_suspect = True

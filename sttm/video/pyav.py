@@ -71,11 +71,23 @@ def starts_plain(source: io.BytesIO, index: VideoIndex) -> bool:
     try:
         with open_container(source) as container:
             frame = next(container.decode(container.streams[index.parts[0].stream]), None)
-            return frame is not None and not frame.interlaced_frame and "DISPLAYMATRIX" not in frame.side_data
+            return frame is not None and not frame.interlaced_frame and display_matrix(frame) is None
     except MemoryError:
         raise
     except av.error.FFmpegError:
         return False
+
+
+def display_matrix(frame: Any) -> bytes | None:
+    """The display matrix of a frame of PyAV, None if it has none.
+
+    `frame.side_data` would put the frame into a cycle of references. The frame would then live, with its pictures and
+    the threads of its scaler, until Python next looks for such cycles: for more than a hundred frames.
+    """
+    from av.sidedata.sidedata import SideDataContainer
+
+    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
+    return None if matrix is None else bytes(matrix)
 
 
 def open_container(source: io.BytesIO, offset: int = 0, hardware: Any = None) -> Any:
