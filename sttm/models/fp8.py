@@ -58,7 +58,8 @@ def quantise_rows(x: Tensor) -> Fp8Rows:
         return Fp8Rows(codes, scales, x.shape[:-1])
     wide = x.flatten(0, -2).float()
     largest = wide.abs().amax(-1, keepdim=True).clamp_min(_FAINTEST)
-    codes = (wide * (_LARGEST / largest)).to(FP8)
+    # A number divided by a tensor would be its reciprocal times the number, which is rounded twice.
+    codes = (wide * (torch.full_like(largest, _LARGEST) / largest)).to(FP8)
     return Fp8Rows(pad_channels(codes), largest / _LARGEST, x.shape[:-1])
 
 
@@ -102,7 +103,7 @@ def product(rows: Fp8Rows, weight: Fp8Rows, bias: Tensor | None) -> Tensor:
             scale_b=weight.scales.t(),
             bias=bias,
             out_dtype=torch.bfloat16,
-            use_fast_accum=True,
+            use_fast_accum=False,  # with it, sums over 18,944 channels were off by more than 3 % on an H200
         )
     out = (rows.codes.float() @ weight.codes.float().t()) * rows.scales * weight.scales.t()
     return (out if bias is None else out + bias.float()).to(torch.bfloat16)

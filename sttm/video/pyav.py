@@ -86,7 +86,7 @@ def display_matrix(frame: Any) -> bytes | None:
     """
     from av.sidedata.sidedata import SideDataContainer
 
-    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
+    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]
     return None if matrix is None else bytes(matrix)
 
 
