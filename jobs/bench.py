@@ -5,6 +5,7 @@
     python -m jobs.bench pipeline                           videos per second of the index job
     python -m jobs.bench store --store URL                  writing and reading a stored cache
     python -m jobs.bench schemes                            what each KV scheme loses
+    python -m jobs.bench scale                              what a store of very many videos costs
 
 Times can be compared only if the machine had no other work. jobs/benchmark/RESULTS.md has measured results and explains
 the columns.
@@ -13,6 +14,7 @@ the columns.
 from jobs.benchmark.answer import bench_answer
 from jobs.benchmark.pipeline import bench_pipeline
 from jobs.benchmark.prefill import bench_prefill
+from jobs.benchmark.scale import bench_scale
 from jobs.benchmark.schemes import bench_schemes
 from jobs.benchmark.store import bench_store
 from jobs.command import run
@@ -27,6 +29,7 @@ def command() -> None:
         answer=bench_answer,
         store=bench_store,
         schemes=bench_schemes,
+        scale=bench_scale,
     )
 
 

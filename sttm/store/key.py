@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 FORMAT_VERSION = 1
 ABSENT = "(absent)"
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 Recipe = dict[str, Any]
 
@@ -45,7 +46,7 @@ def canonical_json(value: Any) -> bytes:
         ValueError: a value has no exact JSON form.
     """
     _require_plain(value, "")
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    return _compact_json(value)
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -73,7 +74,19 @@ def source_key(uri: str, size_bytes: int, version: str, recipe: Recipe) -> str:
         version: ETag or modification time of the file, as text.
         recipe: the recipe.
     """
-    return hashlib.sha256(canonical_json(["source", uri, size_bytes, version, recipe_digest(recipe)])).hexdigest()
+    return source_key_of(uri, size_bytes, version, recipe_digest(recipe))
+
+
+def source_key_of(uri: str, size_bytes: int, version: str, digest: str) -> str:
+    """The source key under a recipe whose digest is known already, for many files.
+
+    Args:
+        uri: absolute URI of the video file.
+        size_bytes: size of the file.
+        version: ETag or modification time of the file, as text.
+        digest: sha256 of the recipe.
+    """
+    return hashlib.sha256(_compact_json(["source", uri, size_bytes, version, digest])).hexdigest()
 
 
 def differences(left: Any, right: Any, path: str = "") -> list[Difference]:
@@ -91,6 +104,10 @@ def differences(left: Any, right: Any, path: str = "") -> list[Difference]:
         return found
     same = canonical_json(left) == canonical_json(right)
     return [] if same else [Difference(path, left, right)]
+
+
+def _compact_json(value: Any) -> bytes:
+    return _ENCODER.encode(value).encode()
 
 
 def _require_plain(value: Any, path: str) -> None:
