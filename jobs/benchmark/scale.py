@@ -165,7 +165,7 @@ def _beside(store: Store, videos: int) -> None:
     for rows in flushes:
         store.catalog.append(rows)
         reader = store.catalog.reader()
-        reader.added_since(seen)
+        reader.added_since(seen, ("source_key", "status", "run_id"))
         seen = reader.snapshot.version
 
 

@@ -180,7 +180,7 @@ class RunRecord:
         self._name_others()
         if self.others.at_work:
             reader = self.store.catalog.reader()
-            rows = reader.added_since(self._seen_version)
+            rows = reader.added_since(self._seen_version, ("source_key", "status", "run_id"))
             self._stored_elsewhere |= {r.source_key for r in rows if r.status == "ok" and r.run_id != self.run_id}
             self._seen_version = reader.snapshot.version
 

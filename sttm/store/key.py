@@ -7,11 +7,11 @@ same identity exactly if their recipes and the contents of their videos are the 
 import hashlib
 import json
 from collections.abc import Mapping
+from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple
 
 FORMAT_VERSION = 1
 ABSENT = "(absent)"
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 Recipe = dict[str, Any]
 
@@ -46,7 +46,7 @@ def canonical_json(value: Any) -> bytes:
         ValueError: a value has no exact JSON form.
     """
     _require_plain(value, "")
-    return _compact_json(value)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -86,7 +86,10 @@ def source_key_of(uri: str, size_bytes: int, version: str, digest: str) -> str:
         version: ETag or modification time of the file, as text.
         digest: sha256 of the recipe.
     """
-    return hashlib.sha256(_compact_json(["source", uri, size_bytes, version, digest])).hexdigest()
+    # The canonical JSON of a list, written out: of millions of files, an encoder takes twice as long.
+    quoted = encode_basestring_ascii
+    text = f'["source",{quoted(uri)},{size_bytes},{quoted(version)},{quoted(digest)}]'
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(left: Any, right: Any, path: str = "") -> list[Difference]:
@@ -104,10 +107,6 @@ def differences(left: Any, right: Any, path: str = "") -> list[Difference]:
         return found
     same = canonical_json(left) == canonical_json(right)
     return [] if same else [Difference(path, left, right)]
-
-
-def _compact_json(value: Any) -> bytes:
-    return _ENCODER.encode(value).encode()
 
 
 def _require_plain(value: Any, path: str) -> None:

@@ -103,7 +103,8 @@ class Catalog:
         """
         snapshot = self.log.newest()
         kept, merged = (0, snapshot.generations) if everything else _worth_merging(snapshot)
-        if len(merged) + len(snapshot.tail) < 2 and not snapshot.is_old:
+        is_small = sum(part.rows for part in snapshot.tail) < MERGE_AT_ROWS
+        if len(merged) + len(snapshot.tail) < 2 and is_small and not snapshot.is_old:
             return False
         generation = self._write(replace(snapshot, generations=merged))
         replaced = (*(g.folder for g in merged), *(part.key for part in snapshot.tail))

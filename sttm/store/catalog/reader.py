@@ -55,15 +55,15 @@ class Reader:
         self._parts: dict[tuple[str, bool], pa.Table] = {
             key: table for key, table in kept.items() if key[0] in snapshot.places
         }
-        self._reusable = {reader.generation.folder: reader for reader in (earlier.generations if earlier else ())}
+        self._opened: dict[str, GenerationReader] = dict(earlier._opened) if earlier else {}
 
     @cached_property
     def generations(self) -> list[GenerationReader]:
         """The generations, opened, oldest first."""
-        return [
-            self._reusable.get(generation.folder) or GenerationReader(self._storage, generation)
-            for generation in self.snapshot.generations
-        ]
+        known, needed = self._opened, self.snapshot.generations
+        readers = [known.get(g.folder) or GenerationReader(self._storage, g) for g in needed]
+        self._opened = {reader.generation.folder: reader for reader in readers}
+        return readers
 
     @cached_property
     def bits(self) -> int:
@@ -181,15 +181,21 @@ class Reader:
         asked = set(identities)
         return asked & {row.identity for row in judge(self.history_of(asked))[0]}
 
-    def added_since(self, version: int) -> list[CatalogRow]:
-        """The rows that later versions added, in order. Older rows are read only where they lie among newer ones."""
-        tables = [self._part(part) for part in self.snapshot.tail if part.version > version]
+    def added_since(self, version: int, columns: Sequence[str]) -> list[CatalogRow]:
+        """The rows that later versions added, in order. Older rows are read only where they lie among newer ones.
+
+        Args:
+            version: a version of the catalog.
+            columns: columns to read; other fields of the rows have their defaults.
+        """
+        schema = stored_schema(columns)
+        tables = [self._part(part).select(schema.names) for part in self.snapshot.tail if part.version > version]
         for reader in self.generations:
             if reader.generation.last_version > version:
                 shards = range(1 << reader.generation.row_bits)
-                found = (reader.rows_between(shard, reader.generation.row_bits, STORED_SCHEMA) for shard in shards)
+                found = (reader.rows_between(shard, reader.generation.row_bits, schema) for shard in shards)
                 tables += [table.filter(versions(table) > version) for table in found]
-        return _rows_in_order(tables)
+        return _rows_in_order(tables, schema)
 
     def suggestion(self, text: str) -> str:
         """What to say about a text that names no video: names that resemble it, or how many videos there are.
@@ -222,7 +228,7 @@ class Reader:
         for part in self.snapshot.tail:
             if is_among(self._part(part, _NAMING)["video_hash"].to_numpy(), videos).any():
                 tables.append(of_videos(self._part(part), videos))
-        return _rows_in_order(tables)
+        return _rows_in_order(tables, STORED_SCHEMA)
 
     @cached_property
     def _tail_names(self) -> list["np.ndarray[Any, Any]"]:
@@ -257,6 +263,6 @@ class Reader:
         return {key: table.select(schema.names) for key, table in zip(keys, dated, strict=True)}
 
 
-def _rows_in_order(tables: list[pa.Table]) -> list[CatalogRow]:
-    complete_tables = [STORED_SCHEMA.empty_table(), *(complete(table, STORED_SCHEMA) for table in tables)]
+def _rows_in_order(tables: list[pa.Table], schema: pa.Schema) -> list[CatalogRow]:
+    complete_tables = [schema.empty_table(), *(complete(table, schema) for table in tables)]
     return rows_of(in_order(pa.concat_tables(complete_tables)))

@@ -105,7 +105,7 @@ class CatalogView:
 
     def _with_added(self, reader: Reader, version: int, listed: pa.Table) -> pa.Table:
         """The listing of an earlier version, brought up to date with the videos that have new rows."""
-        changed = dict.fromkeys(row.video_id for row in reader.added_since(version))
+        changed = dict.fromkeys(row.video_id for row in reader.added_since(version, ("video_id",)))
         newest = {row.video_id: row for row in self._usable(judge(reader.history_of(changed))[0])}
         added = table_of([newest[video_id] for video_id in changed if video_id in newest])
         hashes = distinct(text_hashes(changed))
