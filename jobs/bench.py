@@ -9,6 +9,7 @@
     python -m jobs.bench frames                             resizing frames, and finding those that look alike
     python -m jobs.bench store --store URL                  writing and reading a stored cache
     python -m jobs.bench schemes                            what each KV scheme loses
+    python -m jobs.bench scale                              what a store of very many videos costs
 
 Times can be compared only if the machine had no other work. jobs/benchmark/RESULTS.md has measured results and explains
 the columns.
@@ -21,6 +22,7 @@ from jobs.benchmark.frames import bench_frames
 from jobs.benchmark.night import bench_night
 from jobs.benchmark.pipeline import bench_pipeline
 from jobs.benchmark.prefill import bench_prefill
+from jobs.benchmark.scale import bench_scale
 from jobs.benchmark.schemes import bench_schemes
 from jobs.benchmark.store import bench_store
 from jobs.command import run
@@ -39,6 +41,7 @@ def command() -> None:
         frames=bench_frames,
         store=bench_store,
         schemes=bench_schemes,
+        scale=bench_scale,
     )
 
 

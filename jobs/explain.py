@@ -23,6 +23,7 @@ Exit code 0 for a hit, 1 for everything else and after an error.
 """
 
 import json
+from itertools import chain
 from typing import Annotated
 
 import typer
@@ -34,11 +35,11 @@ from sttm.corpus.listing import VideoRef, list_corpus, look_again
 from sttm.errors import CorpusError, VideoError
 from sttm.models.checkpoint import Checkpoint
 from sttm.store.catalog.frame_counts import FrameCounts, frames_text
-from sttm.store.catalog.lookup import named, rows_of
+from sttm.store.catalog.history import Superseded, judge
+from sttm.store.catalog.lookup import NamedRows, spellings_asked
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.facts import Sampling
 from sttm.store.key import Recipe, differences, identity, recipe_digest
-from sttm.store.maintenance import superseded
 from sttm.store.sources import Absence, absence
 from sttm.store.store import Store
 from sttm.urls import absolute_uri, is_http, redact_url
@@ -66,15 +67,15 @@ def explain(
 
 def _explain_file(store: Store, ref: VideoRef, recipe: Recipe, max_bytes: int) -> int:
     """Compare a file with what the store has of it or of files with its name."""
-    history = store.catalog.history()
-    rows = [row for row in store.catalog.rows() if {row.video_id, row.uri, row.name} & {ref.uri, ref.name}]
+    history = store.catalog.reader().history_of((ref.uri, ref.name))
+    rows = [row for row in judge(history)[0] if {row.video_id, row.uri, row.name} & {ref.uri, ref.name}]
     try:
         _, digest = read_video_file(ref.uri, max_bytes)
     except (VideoError, OSError) as error:
         return _explain_rows(store, ref.uri, rows, recipe, Absence(False, str(error)))
     name = identity(recipe, digest)
     print(f"video     {redact_url(ref.uri)}\ncontent   {digest}\nrecipe    {recipe_digest(recipe)}\nidentity  {name}")
-    for old in superseded(store):
+    for old in _superseded(store, history):
         if old.row.uri == ref.uri:
             by = old.by.identity[:12] or f"an error, {old.by.error_code}"
             print(f"superseded: {old.row.identity[:12]} of {old.row.created_at}, by {by} of {old.by.created_at}")
@@ -101,16 +102,17 @@ def _explain_unlisted(store: Store, video: str, recipe: Recipe, max_bytes: int, 
         StoreError: several videos of the store have this name.
         CorpusError: there is a file, but no video can be listed from it.
     """
-    rows, texts = store.catalog.rows(), (video, absolute_uri(video))
+    reader, texts = store.catalog.reader(), (video, absolute_uri(video))
     for text in texts:
-        if named(text, rows):
-            found = rows_of(text, rows, store.storage.url)
+        rows = NamedRows(reader.candidates(text), store.storage.url)
+        if rows.named(text):
+            found = rows.rows_of(text)
             uri = found[0].uri
             missing = absence(uri)
             if missing is None:
                 return _explain_file(store, look_again([uri])[0], recipe, max_bytes)
             return _explain_rows(store, uri, found, recipe, missing)
-    history = store.catalog.history()
+    history = reader.history_of({*texts, *chain.from_iterable(map(spellings_asked, texts))})
     if any(_print_removal(text, history) for text in texts):
         return EXIT_ERROR
     missing = absence(texts[1])
@@ -144,6 +146,13 @@ def _explain_rows(store: Store, uri: str, rows: list[CatalogRow], recipe: Recipe
     return 0 if is_hit else EXIT_ERROR
 
 
+def _superseded(store: Store, history: list[CatalogRow]) -> list[Superseded]:
+    """Artifacts of a video's history that wait for `gc`."""
+    found = [s for s in judge(history)[1] if s.by.status != "removed"]
+    needed = store.catalog.reader().needed(s.row.identity for s in found)
+    return [s for s in found if s.row.identity not in needed and store.has(s.row.identity)]
+
+
 def _print_frames(row: CatalogRow, recipe: Recipe | None = None) -> None:
     """Say how many frames an artifact was made of, if that is known, and which settings would thin the video no more.
 
@@ -169,7 +178,7 @@ def _print_shift(sampling: Sampling) -> None:
 
 def _print_removal(text: str, history: list[CatalogRow]) -> bool:
     """Say when the video of a text was removed from the store, if its last row says so; returns whether it was."""
-    found = named(text, history)
+    found = NamedRows(history, "").named(text)
     if not found or found[-1].status != "removed":
         return False
     row = found[-1]

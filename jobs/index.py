@@ -37,6 +37,7 @@ from jobs.command import EXIT_INTERRUPTED, AddressOption, ConfigOption, SetOptio
 from jobs.config import JobConfig
 from jobs.indexing.driver import Driver
 from jobs.indexing.dry_run import print_plan
+from jobs.indexing.heartbeat import FOLDER as HEARTBEATS
 from jobs.indexing.launch import Launch
 from jobs.indexing.results import exit_code, print_results
 from jobs.indexing.run_record import RunRecord
@@ -77,7 +78,7 @@ def index(
     _say(f"reading the catalog of {redact_url(store)}")
     opened = None if dry_run and not Storage(store).exists("format.json") else Store.open(store, create=not dry_run)
     if opened is not None and not dry_run:
-        opened.catalog.repair()  # adds the rows that a killed run could not write
+        _add_rows_of_killed_runs(opened)
     plan = make_plan(listing.refs, recipe, opened, retry_errors)
     _say(str(plan))
     if plan.todo and checkpoint.notice:
@@ -93,6 +94,12 @@ def index(
     stopped = _index_all(job, record, store, address) if plan.todo else 0
     print_results(record, was_stopped=bool(stopped))
     return stopped or exit_code(record, job.run.max_failed_share)
+
+
+def _add_rows_of_killed_runs(store: Store) -> None:
+    """Add the rows that killed runs could not write; their heartbeats stay until a later run finds them out."""
+    if store.storage.keys(HEARTBEATS) or not store.catalog.log.newest().version:
+        store.catalog.repair()
 
 
 def _index_all(job: JobConfig, record: RunRecord, store_url: str, address: str | None) -> int:

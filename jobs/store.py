@@ -4,7 +4,8 @@
     python -m jobs.store stat --store URL               sizes, and how long loading a cache will take
     python -m jobs.store verify --store URL             every byte against its digest; exit code 1 if something is wrong
     python -m jobs.store gc --store URL [--delete]      what no reader needs any more; deletes only when told to
-    python -m jobs.store compact --store URL            join the catalog's parts
+    python -m jobs.store compact --store URL            join the catalog's parts; carries over one of an older program
+    python -m jobs.store repair --store URL             rows for artifacts that have none
     python -m jobs.store requantise VIDEO --scheme int8 --store URL   from an exact artifact; needs no model
     python -m jobs.store export VIDEO FILE --store URL [--recipe NAME]   the token table as float16 tensors
     python -m jobs.store rm VIDEO --store URL [--yes]   a video with all its artifacts and rows, verified gone
@@ -19,6 +20,7 @@ import sys
 import time
 from dataclasses import asdict
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -30,7 +32,7 @@ from jobs.command import EXIT_ERROR, RecipeOption, StoreOption, print_table, run
 from sttm.errors import StoreError
 from sttm.store import maintenance
 from sttm.store.catalog.frame_counts import frames_record, frames_text
-from sttm.store.catalog.lookup import rows_of
+from sttm.store.catalog.lookup import NamedRows
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.kv.scheme import KVScheme
 from sttm.store.recipes import SHORT_NAME_DIGITS, StoredRecipe, choose_recipe, stored_recipes
@@ -91,7 +93,7 @@ def _recipe_table(recipes: list[StoredRecipe]) -> Table:
         rate = "" if recipe.fps is None else f", {recipe.fps:g} a second"
         frames = "" if recipe.max_frames is None else f"at most {recipe.max_frames}{rate}"
         layer = "" if recipe.merge_layer is None else str(recipe.merge_layer)
-        counts = (str(recipe.videos), f"{recipe.size_bytes / 1e6:.1f} MB", recipe.created_at[:16])
+        counts = (str(recipe.videos), f"{(recipe.size_bytes or 0) / 1e6:.1f} MB", recipe.created_at[:16])
         cells = (recipe.name, recipe.model or "unknown model", frames, recipe.kept, layer, recipe.scheme, *counts)
         table.add_row(*map(Text, cells))
     return table
@@ -151,11 +153,17 @@ def gc(
 
 
 def compact(store: StoreOption) -> None:
-    """Join the catalog's parts into one."""
+    """Join the catalog's parts into one; a catalog that an older program wrote is carried over."""
     catalog = Store.open(store).catalog
-    before = len(catalog.snapshot().parts)
+    before = len(catalog.log.newest().holders)
     catalog.compact()
-    print(f"{before} parts joined into {len(catalog.snapshot().parts)}")
+    print(f"{before} parts joined into {len(catalog.log.newest().holders)}")
+
+
+def repair(store: StoreOption) -> None:
+    """Add rows for artifacts that have none, as a killed run leaves them; without a catalog, write it anew."""
+    recovered = Store.open(store).catalog.repair()
+    print(f"{len(recovered)} rows added")
 
 
 def requantise(
@@ -166,7 +174,8 @@ def requantise(
         raise StoreError(f"no KV scheme {scheme!r}; known: {', '.join(get_args(KVScheme))}")
     opened = Store.open(store)
     found = opened.find(video)
-    artifacts = [row for row in opened.catalog.rows() if row.video_id == found.video_id and row.status == "ok"]
+    same_name = opened.catalog.reader().candidates(found.video_id)
+    artifacts = [row for row in same_name if row.video_id == found.video_id and row.status == "ok"]
     exact = [r for r in artifacts if opened.manifest(r.identity).recipe["store"]["kv_scheme"] == "exact"]
     from sttm.store.requantise import requantise as derive  # imports torch, which takes seconds
 
@@ -200,7 +209,9 @@ def rm(
 ) -> int:
     """Remove a video with all its artifacts and rows, and check that nothing of it is left."""
     opened = Store.open(store)
-    if not yes and not _agrees(rows_of(video, opened.catalog.rows(), opened.storage.url), opened.storage.url):
+    reader, url = opened.catalog.reader(), opened.storage.url
+    named = NamedRows(reader.candidates(video), url, reader.suggestion)
+    if not yes and not _agrees(named.rows_of(video), url):
         print("nothing was removed")
         return EXIT_ERROR
     gone = maintenance.remove(opened, video)
@@ -247,10 +258,12 @@ def _write(url: str, data: bytes) -> None:
 
 def _bytes_per_second(store: Store) -> float:
     """Rate at which the largest KV file is read; 0 for an empty store."""
-    rows = [row for row in store.catalog.rows() if row.status == "ok"]
-    if not rows:
+    tables = store.catalog.reader().counting(("kv_bytes",))
+    sizes = (zip(table["kv_bytes"].to_pylist(), table["identity"].to_pylist(), strict=True) for table in tables)
+    size, identity = max(chain.from_iterable(sizes), default=(0, ""))
+    if not identity:  # no video, or none that was indexed
         return 0.0
-    file = store.manifest(max(rows, key=lambda row: row.kv_bytes).identity).kv
+    file = store.manifest(identity).kv
     size = min(file.size_bytes, PROBE_BYTES)
     started = time.perf_counter()
     store.storage.read_into(file.key, [(0, memoryview(bytearray(size)))])
@@ -259,7 +272,8 @@ def _bytes_per_second(store: Store) -> float:
 
 def command() -> None:
     """Entry point."""
-    run(__doc__, ls=ls, stat=stat, verify=verify, gc=gc, compact=compact, requantise=requantise, export=export, rm=rm)
+    verbs = (ls, stat, verify, gc, compact, repair, requantise, export, rm)
+    run(__doc__, **{verb.__name__: verb for verb in verbs})
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ class Archive:
         return cls(opened, choose_recipe(opened, recipe), model, devices, cache)
 
     def videos(self) -> list[CatalogRow]:
-        """The videos that can be asked about, oldest first. Reads the catalog, at most every few seconds."""
+        """The videos that can be asked about, in the order in which they were indexed. Reads the whole catalog."""
         return [row for row in self._view.rows() if row.status == "ok"]
 
     def find(self, video: str) -> CatalogRow:
@@ -232,12 +232,12 @@ class Archive:
 
         with self._lock:
             if self._worker is None:
-                rows = self.videos()
-                if not rows:
+                newest = self._view.newest()
+                if newest is None:
                     raise StoreError(
                         f"{self.store.storage.url} holds no video that can be asked about; index some first"
                     )
-                checkpoint = open_checkpoint(self.store.manifest(rows[-1].identity), self._model)
+                checkpoint = open_checkpoint(self.store.manifest(newest.identity), self._model)
                 self._worker = QueryWorker(self.store, checkpoint, self._devices, self._cache)
             return self._worker
 

@@ -15,6 +15,7 @@ from sttm.indexer import DecodedVideo, Indexer, VideoReader
 from sttm.models.checkpoint import Checkpoint
 from sttm.models.placement import is_gpu_lost
 from sttm.store.catalog.frame_counts import FrameCounts
+from sttm.store.catalog.history import judge
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe
 from sttm.store.store import Store
@@ -66,7 +67,7 @@ def index(
     opened = Store.open(str(store), create=True)
     opened.catalog.repair()
     plan = make_plan(refs, recipe, opened, retry_errors)
-    known = {row.source_key: row for row in opened.catalog.rows()}
+    before = opened.catalog.reader()
     new: dict[VideoRef, CatalogRow] = {}
     counts = FrameCounts()
     if plan.todo:
@@ -80,6 +81,8 @@ def index(
                 counts.add(new[ref])
     if cure := counts.cure(recipe):
         _log.warning(cure)
+    skipped = [ref for ref in refs if ref not in new]
+    known = {row.source_key: row for row in judge(before.history_of(ref.uri for ref in skipped))[0]}
     return [new[ref] if ref in new else known[key_of(ref, recipe)] for ref in refs]
 
 

@@ -12,7 +12,7 @@ from store_samples import make_cache
 
 from sttm.certificate import ArithmeticCertificate, Certificate
 from sttm.store.artifact import Manifest, Source, StoredFile
-from sttm.store.catalog.row import REQUIRED, SCHEMA
+from sttm.store.catalog.arrow_rows import REQUIRED, SCHEMA
 from sttm.store.facts import _DETAILS, Facts, Provenance, Sampling
 from sttm.store.kv.file import encode_kv
 from sttm.store.kv.scheme import SCHEMES

@@ -1,9 +1,20 @@
 """Names follow from what shaped the bytes, and from nothing else."""
 
+import hashlib
+
 import pytest
 import torch
 
-from sttm.store.key import ABSENT, Difference, differences, identity, make_recipe, recipe_digest, source_key
+from sttm.store.key import (
+    ABSENT,
+    Difference,
+    canonical_json,
+    differences,
+    identity,
+    make_recipe,
+    recipe_digest,
+    source_key,
+)
 
 
 def test_identity_is_stable_across_runs_and_versions() -> None:
@@ -54,3 +65,10 @@ def test_what_has_no_exact_json_form_is_refused(value: object) -> None:
 def test_a_recipe_without_format_version_is_refused() -> None:
     with pytest.raises(ValueError, match="make_recipe"):
         recipe_digest({"model": {}})
+
+
+def test_a_source_key_is_the_digest_of_canonical_json() -> None:
+    recipe = make_recipe(model={"id": "tiny"})
+    for uri in ("s3://b/a.mp4", 's3://b/"quoted"\\ \n\x00.mp4', "file:///ä \U0001f600 \udcff.mp4"):
+        text = canonical_json(["source", uri, 1 << 40, 'etag:"x"', recipe_digest(recipe)])
+        assert source_key(uri, 1 << 40, 'etag:"x"', recipe) == hashlib.sha256(text).hexdigest()

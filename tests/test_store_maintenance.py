@@ -84,7 +84,7 @@ def test_verify_beside_an_index_job_raises_no_alarm(store: Store, monkeypatch: p
 
 def test_verify_tells_of_a_lost_row_and_a_damaged_catalog(store: Store) -> None:
     row = publish(store)
-    key = store.catalog.snapshot().parts[0]["key"]
+    key = store.catalog.log.newest().tail[0].key
     whole = store.storage.read(key)
     store.storage.put(key, whole[:-1])
     assert [p.message.startswith("catalog: ") for p in verify(store)] == [True]

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from sttm.errors import ArtifactError
 from sttm.store.artifact import utc_now
-from sttm.store.catalog.row import storable
+from sttm.store.catalog.arrow_rows import storable
 from sttm.store.storage import Storage
 
 _ROWS_PER_GROUP = 10_000

@@ -8,7 +8,7 @@ crashes stands alone; that question becomes an error row.
 import itertools
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -73,7 +73,8 @@ class AnswerDriver:
         self._run, self._workers = settings.run, settings.answer.workers
         self._limits = RetryLimits(settings.run.crash_tries, settings.run.lost_tries, CRASHES_PER_VIDEO)
         self._run_id, self._on_rows = run_id, on_rows
-        self._waiting: dict[str, deque[_Chunk]] = {}
+        # A plain dict whose first entries were deleted is slow to find the first one that is left.
+        self._waiting: OrderedDict[str, deque[_Chunk]] = OrderedDict()
         self._crashes: Counter[str] = Counter()
         self._calls = Calls()
         self._pool: ActorPool[_Chunk]

@@ -9,9 +9,11 @@ from jobs.answering.question_task import QuestionTask
 from jobs.answering.questions import Question
 from sttm.engine.sampling import SamplingConfig
 from sttm.errors import StoreError
-from sttm.store.catalog.view import CatalogView
+from sttm.store.catalog.lookup import NamedRows
 from sttm.store.key import canonical_json
 from sttm.store.store import Store
+
+_PLACE = "the store"  # for messages, which go into a table
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def make_plan(
         retry_errors: whether questions that failed in an earlier run are asked again. Those that were `lost` always
             are, because an outage says nothing about the question.
     """
-    catalog = CatalogView(store.storage, max_age_s=float("inf"))
+    named = store.catalog.reader().named_any((question.video for question in questions if not question.fault), _PLACE)
     stored = {
         key: row
         for key, row in table.rows().items()
@@ -66,7 +68,7 @@ def make_plan(
     keys: list[str] = []
     todo: dict[str, QuestionTask] = {}
     for question in questions:
-        task, fault = _resolve(question, catalog, sampling, recipe_digest)
+        task, fault = _resolve(question, named, sampling, recipe_digest)
         keys.append(task.key)
         if fault is not None:
             stored[task.key] = task.error_row(*fault, run_id)
@@ -76,14 +78,14 @@ def make_plan(
 
 
 def _resolve(
-    question: Question, catalog: CatalogView, sampling: SamplingConfig, recipe_digest: str | None
+    question: Question, named: NamedRows, sampling: SamplingConfig, recipe_digest: str | None
 ) -> tuple[QuestionTask, tuple[str, str] | None]:
     """The question with its artifact, or with the code and message that say why there is none."""
     video_id = identity = ""
     fault = ("bad_row", question.fault) if question.fault else None
     if fault is None:
         try:
-            found = catalog.find(question.video, recipe_digest)
+            found = named.find(question.video, recipe_digest)
             video_id, identity = found.video_id, found.identity
         except StoreError as error:
             under = f" (asked under recipe {recipe_digest[:12]})" if recipe_digest else ""

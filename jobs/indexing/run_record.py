@@ -68,6 +68,7 @@ class RunRecord:
         self._observed = float("-inf")
         self._made: set[str] = set()
         self._stored_elsewhere: set[str] = set()
+        self._seen_version = plan.catalog_version
         self._named_others: set[str] = set()
         self._gpu_idle_share: float | None = None
         beat = Beat.of_this_process(run_id, self._digest)
@@ -196,8 +197,10 @@ class RunRecord:
         self.others.look()
         self._name_others()
         if self.others.at_work:
-            rows = self.store.catalog.rows()
-            self._stored_elsewhere = {r.source_key for r in rows if r.status == "ok" and r.run_id != self.run_id}
+            reader = self.store.catalog.reader()
+            rows = reader.added_since(self._seen_version, ("source_key", "status", "run_id"))
+            self._stored_elsewhere |= {r.source_key for r in rows if r.status == "ok" and r.run_id != self.run_id}
+            self._seen_version = reader.snapshot.version
 
     def _name_others(self) -> None:
         for run_id in sorted(set(self.others.at_work) - self._named_others):

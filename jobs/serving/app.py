@@ -30,8 +30,9 @@ from jobs.serving.settings import ServeConfig
 from sttm.errors import SttmError
 from sttm.query.request import Ended, Piece
 from sttm.store.catalog.frame_counts import frames_record
+from sttm.store.catalog.lookup import UnknownVideoError
 from sttm.store.catalog.row import CatalogRow
-from sttm.store.catalog.view import CatalogView, UnknownVideoError
+from sttm.store.catalog.view import CatalogView
 from sttm.store.storage import public_url
 from sttm.store.store import Store
 

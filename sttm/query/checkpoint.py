@@ -81,8 +81,8 @@ def newest_checkpoint(store: Store, model: str | None = None, recipe_digest: str
         StoreError: the store holds no video that can be asked about.
         ModelError: the checkpoint did not make the newest artifact.
     """
-    rows = [row for row in store.catalog.rows() if recipe_digest in (None, row.recipe_digest)]
-    usable = [row for row in rows if row.status == "ok"]
+    newest = store.catalog.reader().newest_usable()
+    usable = [row for digest, row in newest.items() if recipe_digest in (None, digest)]
     if not usable:
         raise StoreError(f"{store.storage.url} holds no video that can be asked about; index some first")
     return open_checkpoint(store.manifest(usable[-1].identity), model)

@@ -7,6 +7,7 @@ same identity exactly if their recipes and the contents of their videos are the 
 import hashlib
 import json
 from collections.abc import Mapping
+from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple
 
 FORMAT_VERSION = 1
@@ -73,7 +74,22 @@ def source_key(uri: str, size_bytes: int, version: str, recipe: Recipe) -> str:
         version: ETag or modification time of the file, as text.
         recipe: the recipe.
     """
-    return hashlib.sha256(canonical_json(["source", uri, size_bytes, version, recipe_digest(recipe)])).hexdigest()
+    return source_key_of(uri, size_bytes, version, recipe_digest(recipe))
+
+
+def source_key_of(uri: str, size_bytes: int, version: str, digest: str) -> str:
+    """The source key under a recipe whose digest is known already, for many files.
+
+    Args:
+        uri: absolute URI of the video file.
+        size_bytes: size of the file.
+        version: ETag or modification time of the file, as text.
+        digest: sha256 of the recipe.
+    """
+    # The canonical JSON of a list, written out: of millions of files, an encoder takes twice as long.
+    quoted = encode_basestring_ascii
+    text = f'["source",{quoted(uri)},{size_bytes},{quoted(version)},{quoted(digest)}]'
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(left: Any, right: Any, path: str = "") -> list[Difference]:

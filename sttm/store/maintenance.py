@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import groupby, pairwise
 
 from sttm.errors import StoreError
 from sttm.store.artifact import (
-    Manifest,
     committed,
     load_manifest,
     manifest_key,
@@ -19,10 +19,16 @@ from sttm.store.artifact import (
     require_size,
     utc_now,
 )
-from sttm.store.catalog.history import Superseded, split_history
-from sttm.store.catalog.lookup import rows_of
+from sttm.store.catalog.arrow_rows import rows_of
+from sttm.store.catalog.counting import JUDGED_COLUMNS, counts
+from sttm.store.catalog.history import Superseded, judge, split_history
+from sttm.store.catalog.lookup import NamedRows
+from sttm.store.catalog.row import CatalogRow
 from sttm.store.storage import INDEX_AGAIN, Entry, MissingObjectError
 from sttm.store.store import Store
+
+_FILE_NAMES = {"kv.safetensors", "tokens.parquet"}
+_COUNTED = ("kv_bytes", "tokens_bytes", "tokens_before", "tokens_after")
 
 
 @dataclass(frozen=True)
@@ -126,13 +132,13 @@ def verify(store: Store) -> Iterator[Problem]:
             message = f"video {row.video_id} has a row but no artifact; {INDEX_AGAIN}"
             yield Problem(row.identity, message, (row.video_id,))
     for identity in sorted(identities - damaged - {row.identity for row in history}):
-        yield Problem(identity, "committed, but without a row in the catalog; the next index run repairs that")
+        yield Problem(identity, "committed, but without a row in the catalog; `python -m jobs.store repair` adds it")
 
 
 def count(store: Store) -> StoreCounts:
     """Count videos, artifacts and bytes by the catalog; reads no artifact."""
     old = {s.row.identity: s.row for s in superseded(store)}.values()
-    rows = store.catalog.rows()
+    rows = [row for table in store.catalog.reader().counting(_COUNTED) for row in rows_of(table)]
     usable = [row for row in rows if row.status == "ok"]
     artifacts = {row.identity: row for row in usable}.values()
     return StoreCounts(
@@ -151,9 +157,8 @@ def count(store: Store) -> StoreCounts:
 
 def superseded(store: Store) -> list[Superseded]:
     """Artifacts replaced by newer artifacts of their videos, or by errors of changed files; `gc` deletes them."""
-    found = [s for s in split_history(store.catalog.history())[1] if s.by.status != "removed"]
-    there = set(committed(store.storage)) if found else set()  # a listing of many artifacts takes seconds
-    return [s for s in found if s.row.identity in there]
+    found = [s for s in store.catalog.reader().superseded() if s.by.status != "removed"]
+    return [s for s in found if store.has(s.row.identity)]
 
 
 def remove(store: Store, video: str) -> Removed:
@@ -169,16 +174,17 @@ def remove(store: Store, video: str) -> Removed:
         StoreError: no video or several go by this name.
     """
     store.catalog.repair()  # otherwise the next index run would bring back artifacts that have no row yet
-    history = store.catalog.history()
-    rows = split_history(history)[0]
-    video_id = rows_of(video, rows, store.storage.url)[0].video_id
-    last = {row.recipe_digest: row for row in history if row.video_id == video_id}
+    reader = store.catalog.reader()
+    named = NamedRows(reader.candidates(video), store.storage.url, reader.suggestion).rows_of(video)
+    video_id = named[0].video_id
+    history = [row for row in reader.history_of([video_id]) if row.video_id == video_id]
+    last = {row.recipe_digest: row for row in history}
     store.catalog.append([replace(row, status="removed", created_at=utc_now()) for row in last.values()])
-    ours = {row.identity for row in history if row.video_id == video_id and row.identity}
-    shared = ours & {row.identity for row in rows if row.video_id != video_id}
+    ours = {row.identity for row in history if row.identity}
+    shared = store.catalog.reader().needed(ours)
     for identity in ours - shared:
         _delete_artifact(store, identity)
-    count = sum(row.video_id == video_id for row in rows)
+    count = sum(row.video_id == video_id for row in judge(history)[0])
     return Removed(video_id, count, tuple(sorted(ours - shared)), tuple(sorted(shared)))
 
 
@@ -194,27 +200,18 @@ def find_garbage(store: Store, min_age: timedelta = timedelta(days=1)) -> Garbag
         min_age: must exceed the longest time between a writer's first file and its commit, and the longest time that
             a reader works with one snapshot of the catalog.
     """
-    cutoff = datetime.now(UTC) - min_age
-    cutoff_text = cutoff.isoformat(
-        timespec="microseconds"
-    )  # in the form of `created_at`, so that texts compare as times
-    manifests, damaged = _manifests(store)
-    replaced = [identity for identity in _replaced(store, cutoff_text) if identity in manifests]
-    needed = {
-        file.key for name, manifest in manifests.items() if name not in replaced
-        for file in (manifest.kv, manifest.tokens)
-    }  # fmt: skip
-    storage = store.storage
-    loose = [
-        entry
-        for entry in storage.entries("kv")
-        if entry.key not in needed
-        and _identity_of(entry.key) not in damaged
-        and (entry.modified < cutoff or _identity_of(entry.key) in replaced)
-    ]
+    cutoff, storage = datetime.now(UTC) - min_age, store.storage
+    commits = {entry.key[-69:-5]: entry for entry in storage.entries("commit")}
+    replaced = [identity for identity in _replaced(store, cutoff) if identity in commits]
+    loose: list[Entry] = []
+    for identity, entries in groupby(storage.entries("kv"), key=lambda entry: _identity_of(entry.key)):
+        files = list(entries)
+        needed = _needed_files(store, identity, files) if identity in commits else set()
+        is_replaced = identity in replaced
+        loose += [e for e in files if is_replaced or (e.key not in needed and e.modified < cutoff)]
     old = [entry for entry in storage.entries("tmp") if entry.modified < cutoff]
-    commits = [entry for entry in storage.entries("commit") if entry.key in {manifest_key(name) for name in replaced}]
-    return Garbage(tuple(replaced), (*commits, *loose, *old, *_old_catalog(store, cutoff)))
+    manifests = [commits[identity] for identity in replaced]
+    return Garbage(tuple(replaced), (*manifests, *loose, *old, *_old_catalog(store, cutoff)))
 
 
 def collect_garbage(store: Store, garbage: Garbage) -> None:
@@ -244,34 +241,44 @@ def _identity_of(key: str) -> str:
     return "".join(key.split("/")[2:3])
 
 
-def _manifests(store: Store) -> tuple[dict[str, Manifest], set[str]]:
-    """All readable manifests by identity, and the identities of the others."""
-    manifests, damaged = {}, set()
-    for identity in committed(store.storage):
-        with suppress(MissingObjectError):
-            try:
-                manifests[identity] = load_manifest(store.storage, identity)
-            except MissingObjectError:
-                raise
-            except StoreError:
-                damaged.add(identity)
-    return manifests, damaged
+def _needed_files(store: Store, identity: str, files: list[Entry]) -> set[str]:
+    """Keys of the files that a committed artifact needs. The manifest is read only where several attempts left files,
+    so that the reads do not grow with what is kept. If it is damaged, all files stay.
+    """
+    every = {entry.key for entry in files}
+    if {key.rsplit("/", 1)[1] for key in every} <= _FILE_NAMES and len({key.rsplit("/", 1)[0] for key in every}) == 1:
+        return every
+    try:
+        manifest = load_manifest(store.storage, identity)
+    except MissingObjectError:
+        return set()
+    except StoreError:
+        return every
+    return {manifest.kv.key, manifest.tokens.key}
 
 
-def _replaced(store: Store, cutoff: str) -> list[str]:
+def _replaced(store: Store, cutoff: datetime) -> set[str]:
     """Identities of artifacts that no counting row names, and that were superseded or removed before `cutoff`."""
-    history = store.catalog.history()
-    counting, superseded = split_history(history)
-    recent = {s.row.identity for s in superseded if s.by.created_at >= cutoff}
-    recent |= {row.identity for row in history if row.created_at >= cutoff}
-    return sorted({row.identity for row in history if row.identity} - {row.identity for row in counting} - recent)
+    reader = store.catalog.reader()
+    found: set[str] = set()
+    for table in reader.partitions(JUDGED_COLUMNS):
+        found |= set(table.filter(~counts(table))["identity"].to_pylist())
+    found -= {""} | reader.needed(found)
+    history = reader.history_of(found)
+    recent = {s.row.identity for s in judge(history)[1] if _is_recent(s.by, cutoff)}
+    return found - recent - {row.identity for row in history if _is_recent(row, cutoff)}
+
+
+def _is_recent(row: CatalogRow, cutoff: datetime) -> bool:
+    # Both in the form of `created_at`, so that texts compare as times.
+    return row.created_at >= cutoff.isoformat(timespec="microseconds")
 
 
 def _old_catalog(store: Store, cutoff: datetime) -> list[Entry]:
-    """Catalog versions that are older than `cutoff` and not the newest, and the parts that only they name."""
-    versions = store.catalog.versions()
-    old = [entry for entry in versions[:-1] if entry.modified < cutoff]
-    kept = [entry for entry in versions if entry not in old]
-    named = {part["key"] for entry in kept for part in store.catalog.read_snapshot(entry.key).parts}
-    parts = store.storage.entries("catalog/parts")
-    return old + [entry for entry in parts if entry.key not in named and entry.modified < cutoff]
+    """Catalog versions that were followed by others before `cutoff`, and the objects with rows that only they name."""
+    log = store.catalog.log
+    versions = log.entries()
+    old = [entry for entry, following in pairwise(versions) if following.modified < cutoff]
+    named = {place for entry in versions[len(old) :] for place in log.read(entry.key).places}
+    parts = [entry for entry in store.storage.entries("catalog/parts") if entry.modified < cutoff]
+    return old + [entry for entry in parts if named.isdisjoint((entry.key, entry.key.rpartition("/")[0]))]

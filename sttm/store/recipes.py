@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
 from sttm.errors import ArtifactError, StoreError
 from sttm.store.artifact import Manifest
-from sttm.store.catalog.lookup import find_row
+from sttm.store.catalog.lookup import NamedRows
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.storage import MissingObjectError
 from sttm.store.store import Store
@@ -35,9 +35,9 @@ class StoredRecipe:
         merge_layer: decoder layer before which tokens are merged.
         kv_scheme: KV scheme of the layers from `merge_layer` on.
         kv_scheme_below: KV scheme of the layers below `merge_layer`; None if it is the same.
-        videos: number of videos with a usable artifact of this recipe.
-        size_bytes: size of these artifacts' files; an artifact that several videos share counts once.
         created_at: when the newest artifact was made; UTC, ISO 8601.
+        videos: number of videos with a usable artifact of this recipe; None where nobody counted them.
+        size_bytes: size of these artifacts' files; an artifact that several videos share counts once.
     """
 
     digest: str
@@ -52,9 +52,9 @@ class StoredRecipe:
     merge_layer: int | None
     kv_scheme: str | None
     kv_scheme_below: str | None
-    videos: int
-    size_bytes: int
     created_at: str
+    videos: int | None = None
+    size_bytes: int | None = None
 
     @property
     def name(self) -> str:
@@ -122,18 +122,18 @@ class ChosenRecipe:
 
 
 def stored_recipes(store: Store, rows: list[CatalogRow] | None = None) -> list[StoredRecipe]:
-    """The recipes of a store's usable artifacts, newest first; reads the catalog and one manifest a recipe.
+    """The recipes of a store's usable artifacts with their videos counted, newest first; reads the whole catalog.
 
     Args:
         store: the store.
-        rows: catalog rows to look at; None reads the store's own.
+        rows: counting catalog rows to look at, the newest last; None reads the store's own.
     """
-    grouped: dict[str, list[CatalogRow]] = {}
-    for row in store.catalog.rows() if rows is None else rows:
-        if row.status == "ok":
-            grouped.setdefault(row.recipe_digest, []).append(row)
-    found = [_described(store, digest, of_recipe) for digest, of_recipe in grouped.items()]
-    return sorted(found, key=lambda recipe: (recipe.created_at, recipe.digest), reverse=True)
+    usable = [row for row in (store.catalog.rows() if rows is None else rows) if row.status == "ok"]
+    newest = dict.fromkeys(row.recipe_digest for row in reversed(usable))
+    grouped: dict[str, list[CatalogRow]] = {digest: [] for digest in newest}
+    for row in usable:
+        grouped[row.recipe_digest].append(row)
+    return [_counted(_described(store, of_recipe), of_recipe) for of_recipe in grouped.values()]
 
 
 def choose_recipe(store: Store, prefix: str | None = None, video: str | None = None) -> ChosenRecipe:
@@ -148,16 +148,19 @@ def choose_recipe(store: Store, prefix: str | None = None, video: str | None = N
         StoreError: the store holds no usable artifact, no recipe or several begin with the prefix, or the video is
             unknown, its name ambiguous, or indexing it failed.
     """
-    rows, place = store.catalog.rows(), store.storage.url
-    if not any(row.status == "ok" for row in rows):
+    reader, place = store.catalog.reader(), store.storage.url
+    newest = reader.newest_usable()
+    if not newest:
         raise StoreError(f"{place} holds no indexed video; index some into it first")
     if video is not None:
-        found = find_row(video, rows, place)
-        rows = [row for row in rows if row.status == "ok"]
-        of_video = [row for row in rows if row.video_id == found.video_id]
-        has_all = {row.recipe_digest for row in of_video} == {row.recipe_digest for row in rows}
-        rows, place, video = of_video, f"{place} for {video}", None if has_all else video
-    recipes = stored_recipes(store, rows)
+        candidates = reader.candidates(video)
+        found = NamedRows(candidates, place, reader.suggestion).find(video)
+        usable = [row for row in candidates if row.status == "ok" and row.video_id == found.video_id]
+        of_video = {row.recipe_digest: row for row in usable}
+        has_all = of_video.keys() == newest.keys()
+        place, video = f"{place} for {video}", None if has_all else video
+        newest = {digest: of_video[digest] for digest in newest if digest in of_video}
+    recipes = [_described(store, [row]) for row in reversed(newest.values())]
     if prefix is None:
         return ChosenRecipe(recipes[0], tuple(recipes[1:]), False, video)
     fitting = [recipe for recipe in recipes if prefix and recipe.digest.startswith(prefix.lower())]
@@ -175,15 +178,20 @@ def _listed(recipes: list[StoredRecipe]) -> str:
     return "; ".join(shown + more)
 
 
-def _described(store: Store, digest: str, rows: list[CatalogRow]) -> StoredRecipe:
-    """The description of one recipe by its rows, oldest first, of which there is at least one."""
+def _counted(recipe: StoredRecipe, rows: list[CatalogRow]) -> StoredRecipe:
+    """The recipe with the numbers of all its usable rows."""
+    sizes = {row.identity: row.kv_bytes + row.tokens_bytes for row in rows}
+    return replace(recipe, videos=len({row.video_id for row in rows}), size_bytes=sum(sizes.values()))
+
+
+def _described(store: Store, rows: list[CatalogRow]) -> StoredRecipe:
+    """The description of one recipe by some of its usable rows, the newest last; nothing is counted."""
     manifest = _a_manifest(store, rows)
     recipe = manifest.recipe if manifest else {}
     video, merge, prefill, stored = (_section(recipe, name) for name in ("video", "merge", "prefill", "store"))
     model = manifest.facts.provenance.model if manifest else ""
-    sizes = {row.identity: row.kv_bytes + row.tokens_bytes for row in rows}
     return StoredRecipe(
-        digest=digest,
+        digest=rows[-1].recipe_digest,
         model=model or _section(recipe, "model").get("id"),
         fps=video.get("fps"),
         max_frames=video.get("max_frames"),
@@ -195,8 +203,6 @@ def _described(store: Store, digest: str, rows: list[CatalogRow]) -> StoredRecip
         merge_layer=prefill.get("merge_layer"),
         kv_scheme=stored.get("kv_scheme"),
         kv_scheme_below=stored.get("kv_scheme_below"),
-        videos=len({row.video_id for row in rows}),
-        size_bytes=sum(sizes.values()),
         created_at=rows[-1].created_at,
     )
 

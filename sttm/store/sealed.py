@@ -11,6 +11,7 @@ from sttm.store.key import canonical_json
 from sttm.store.storage import Storage
 
 MAX_BYTES = 8 << 20
+_BYTES_FOR_THREADS = 1 << 20  # for fewer, starting threads costs more than the digest
 
 
 def seal(body: Mapping[str, Any]) -> bytes:
@@ -80,5 +81,6 @@ def _no_constant(text: str) -> None:
 
 
 def digest_of(data: bytes | bytearray | memoryview) -> str:
-    """The blake3 of some bytes, 64 hex digits; computed on all cores."""
-    return str(blake3(data, max_threads=blake3.AUTO).hexdigest())
+    """The blake3 of some bytes, 64 hex digits; of many bytes it is computed on all cores."""
+    threads = blake3.AUTO if len(data) >= _BYTES_FOR_THREADS else 1
+    return str(blake3(data, max_threads=threads).hexdigest())

@@ -214,14 +214,17 @@ class _LocalFolder:
         (self.root / key).unlink()
 
     def entries(self, prefix: str) -> list[Entry]:
-        found = []
-        for folder, _, names in os.walk(self.root / prefix):
-            for name in names:
-                path = Path(folder, name)
-                with suppress(FileNotFoundError):  # removed by another process since the folder was read
-                    stat = path.stat()
-                    modified = datetime.fromtimestamp(stat.st_mtime, UTC)
-                    found.append(Entry(path.relative_to(self.root).as_posix(), stat.st_size, modified))
+        found, folders, root_length = [], [str(self.root / prefix)], len(str(self.root / "_")) - 1
+        while folders:
+            with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folders.pop()) as children:
+                for child in children:
+                    if child.is_dir():
+                        folders += [] if child.is_symlink() else [child.path]
+                        continue
+                    with suppress(FileNotFoundError):  # removed by another process since the folder was read
+                        stat = child.stat()
+                        modified = datetime.fromtimestamp(stat.st_mtime, UTC)
+                        found.append(Entry(child.path[root_length:].replace(os.sep, "/"), stat.st_size, modified))
         return found
 
     @contextmanager

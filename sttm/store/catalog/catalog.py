@@ -1,117 +1,72 @@
 """The catalog: rows that say which video has which artifact, for finding and skipping; rebuilt from the manifests.
 
-    catalog/parts/<random>.parquet          rows, never changed
-    catalog/log/<version, 20 digits>.json   a snapshot, never changed: the parts that make up this version
+    catalog/log/<version>.json     the objects that make up this version (`log.py`)
+    catalog/parts/<random>.parquet     rows as they were appended (`part.py`)
+    catalog/parts/<random>/…           rows sorted by video, with an index (`generation.py`)
 
-The newest snapshot is the catalog, so a reader never sees half of a write. A writer creates the next version. If
-another writer was first, it reads that writer's snapshot and tries again on top of it.
+An append writes its rows as one part, and the next version names it. From time to time a writer merges the parts, with
+the generations that are not much larger, into one generation: each generation has more than `_GROWTH` times the rows of
+the next one, so that there are few, and each row is written again only a few times. Readers never write.
 """
 
-import io
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from sttm.errors import StoreError
+from sttm.store.artifact import load_manifest
+from sttm.store.catalog.arrow_rows import last_usable, table_of
+from sttm.store.catalog.counting import drop_repeats
+from sttm.store.catalog.generation import write_generation
+from sttm.store.catalog.log import Generation, Log, Snapshot, delete_place
+from sttm.store.catalog.lookup import NamedRows
+from sttm.store.catalog.part import Part, write_table
+from sttm.store.catalog.reader import Reader
+from sttm.store.catalog.row import CatalogRow
+from sttm.store.storage import Storage
 
-from sttm.errors import ArtifactError, StoreError
-from sttm.store.artifact import committed, load_manifest
-from sttm.store.catalog.history import split_history, without_repeats
-from sttm.store.catalog.lookup import find_row
-from sttm.store.catalog.row import NULLABLE, REQUIRED, SCHEMA, CatalogRow, storable
-from sttm.store.sealed import digest_of, read_sealed, seal
-from sttm.store.storage import Entry, Storage
-
-COMPACT_AT = 32
+MERGE_AT_PARTS, MERGE_AT_ROWS = 16, 2048  # of the tail; a look-up reads all of it
+_GROWTH = 2
+_ROWS_PER_PART = 50_000
 _MAX_RACES = 1000
-_PARALLEL_READS = 16  # a request to an object store takes tens of milliseconds
-_LOG_KEY = re.compile(r"catalog/log/(\d{20})\.json")
-_CURE = "delete the catalog folder; the next index run writes it again from the manifests"
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """One version of the catalog.
-
-    Attributes:
-        version: number of the version; 0 is the empty catalog.
-        parts: key, size, digest and number of rows of each part, oldest first.
-    """
-
-    version: int
-    parts: tuple[Mapping[str, Any], ...]
+_COMMIT_KEY = re.compile(r"commit/[0-9a-f]{2}/([0-9a-f]{64})\.json")
+_REQUESTS_AT_ONCE = 16  # a request to an object store takes tens of milliseconds
 
 
 class Catalog:
-    """The rows of one store."""
+    """The rows of one store.
+
+    Attributes:
+        log: the versions.
+    """
 
     def __init__(self, storage: Storage) -> None:
-        self.storage = storage
+        self.storage, self.log = storage, Log(storage)
+        self._reader: Reader | None = None
 
-    def snapshot(self) -> Snapshot:
-        """The newest version of the catalog.
-
-        Raises:
-            ArtifactError: the record of the version is damaged.
-        """
-        versions = self.versions()
-        return self.read_snapshot(versions[-1].key) if versions else Snapshot(0, ())
-
-    def versions(self) -> list[Entry]:
-        """The objects of all versions that still exist, oldest first."""
-        return [entry for entry in self.storage.entries("catalog/log") if _LOG_KEY.fullmatch(entry.key)]
-
-    def read_snapshot(self, key: str) -> Snapshot:
-        """The version that one object records.
+    def reader(self) -> Reader:
+        """The newest version, opened for reading. What it has in common with the version read before is not read again.
 
         Raises:
-            ArtifactError: the record is damaged.
+            StoreError: the record of the version is damaged or cannot be read.
         """
-        parts = read_sealed(self.storage, key, _CURE).get("parts")
-        if not (isinstance(parts, list) and all(map(_is_part, parts))):
-            raise ArtifactError(f"{self.storage.url}/{key} is malformed: it lists no parts; {_CURE}")
-        return Snapshot(int(key[-25:-5]), tuple(parts))
+        snapshot, reader = self.log.newest(), self._reader
+        if reader is None or reader.snapshot != snapshot:
+            reader = self._reader = Reader(self.storage, snapshot, reader)
+        return reader
 
-    def append(self, rows: Iterable[CatalogRow]) -> None:
-        """Add rows. A new row supersedes older rows of its video and recipe; rows of other writers are never lost.
-
-        Raises:
-            StoreError: the storage refuses a write, or other writers were first too many times.
-        """
-        rows = list(rows)
-        if not rows:
-            return
-        part = self._write_part(rows)
-        for _ in range(_MAX_RACES):
-            snapshot = self.snapshot()
-            if self._publish(Snapshot(snapshot.version + 1, (*snapshot.parts, part))):
-                if len(snapshot.parts) >= COMPACT_AT:
-                    self.compact()
-                return
-        raise StoreError(f"catalog of {self.storage.url}: lost {_MAX_RACES} races; are its clocks or listings stale?")
-
-    def compact(self) -> None:
-        """Join all parts into one; does nothing if another writer changes the catalog at the same time."""
-        snapshot = self.snapshot()
-        if len(snapshot.parts) > 1:
-            part = self._write_part(without_repeats(self.history(snapshot)))
-            self._publish(Snapshot(snapshot.version + 1, (part,)))
-
-    def history(self, snapshot: Snapshot | None = None) -> list[CatalogRow]:
-        """All rows of a snapshot, superseded ones included, oldest first. Without a snapshot, the newest is read."""
-        parts = (snapshot or self.snapshot()).parts
-        with ThreadPoolExecutor(max_workers=_PARALLEL_READS) as pool:
-            rows = [row for part in pool.map(self._read_part, parts) for row in part]
-        return sorted(rows, key=lambda row: row.created_at)
+    def history(self) -> list[CatalogRow]:
+        """All rows, superseded ones included, in the order in which they were added. Memory grows with the catalog."""
+        return self.reader().history()
 
     def rows(self) -> list[CatalogRow]:
-        """The row that counts of each video and recipe, oldest first; `split_history` has the rules."""
-        return split_history(self.history())[0]
+        """The row that counts of each video and recipe, in the order in which they were added; `judge` has the rules.
+        Memory grows with the catalog.
+        """
+        return self.reader().rows()
 
     def find(self, text: str, recipe_digest: str | None = None) -> CatalogRow:
         """The newest artifact of the video with this id, URI or name.
@@ -123,57 +78,120 @@ class Catalog:
         Raises:
             StoreError: no video or several fit, or indexing it failed; the message names what is there.
         """
-        return find_row(text, self.rows(), self.storage.url, recipe_digest)
+        reader = self.reader()
+        return NamedRows(reader.candidates(text), self.storage.url, reader.suggestion).find(text, recipe_digest)
+
+    def append(self, rows: Iterable[CatalogRow]) -> None:
+        """Add rows. They come after all rows that were added before; rows of other writers are never lost.
+
+        Raises:
+            StoreError: the storage refuses a write, or other writers were first too many times.
+        """
+        self._append(list(rows), is_recovered=False)
+
+    def compact(self, everything: bool = True) -> bool:
+        """Merge the tail and generations into one generation. Rows of other writers are never lost.
+
+        Args:
+            everything: merge all generations; otherwise those that are not much larger than what they are merged with.
+
+        Returns:
+            Whether there was anything to merge and no other writer merged at the same time.
+
+        Raises:
+            StoreError: the storage refuses a write, or a row cannot be read.
+        """
+        snapshot = self.log.newest()
+        kept, merged = (0, snapshot.generations) if everything else _worth_merging(snapshot)
+        is_small = sum(part.rows for part in snapshot.tail) < MERGE_AT_ROWS
+        if len(merged) + len(snapshot.tail) < 2 and is_small and not snapshot.is_old:
+            return False
+        generation = self._write(replace(snapshot, generations=merged))
+        replaced = (*(g.folder for g in merged), *(part.key for part in snapshot.tail))
+        for _ in range(_MAX_RACES):
+            now = self.log.newest()
+            rest = now.tail[len(snapshot.tail) :]
+            if (now.generations, now.tail[: len(snapshot.tail)]) != (snapshot.generations, snapshot.tail):
+                break
+            generations = (*snapshot.generations[:kept], generation)
+            if self.log.publish(Snapshot(now.version + 1, generations, rest, replaced)):
+                self.log.expire()
+                return True
+        delete_place(self.storage, generation.folder)
+        return False
 
     def repair(self) -> list[CatalogRow]:
         """Add rows for committed artifacts that have none, and return these rows.
 
-        An index job that is killed between committing an artifact and appending its row leaves such artifacts.
+        An index job that is killed between committing an artifact and appending its row leaves such artifacts. As
+        nobody can say when the row would have come, it counts as older than all rows that are there.
         """
-        known = {row.identity for row in self.history()}
-        lost = []
-        for name in committed(self.storage):
-            if name not in known:
-                with suppress(StoreError):  # an unreadable manifest must not block the rest; `verify` reports it
-                    lost.append(CatalogRow.of(load_manifest(self.storage, name)))
-        self.append(lost)
-        return lost
+        known = {name for table in self.reader().partitions(["identity"]) for name in table["identity"].to_pylist()}
+        found = ((_COMMIT_KEY.fullmatch(entry.key), entry.modified) for entry in self.storage.entries("commit"))
+        new = [(modified, match[1]) for match, modified in found if match and match[1] not in known]
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+            rows = list(pool.map(self._row_of, [identity for _, identity in new]))
+        committed_at = [modified for modified, _ in new]
+        lost = [(at, row.created_at, row) for at, row in zip(committed_at, rows, strict=True) if row]
+        recovered = [row for _, _, row in sorted(lost, key=lambda item: item[:2])]
+        self._append(recovered, is_recovered=True)
+        return recovered
 
-    def _publish(self, snapshot: Snapshot) -> bool:
-        key = f"catalog/log/{snapshot.version:020d}.json"
-        if not _LOG_KEY.fullmatch(key):
-            raise ArtifactError(f"{self.storage.url}/{key}: no reader would look for a version that high; {_CURE}")
-        return self.storage.create(key, seal({"parts": snapshot.parts, "nonce": uuid.uuid4().hex}))
+    def _append(self, rows: Sequence[CatalogRow], is_recovered: bool) -> None:
+        for start in range(0, len(rows), _ROWS_PER_PART):
+            part = self._write_part(rows[start : start + _ROWS_PER_PART], is_recovered)
+            for _ in range(_MAX_RACES):
+                snapshot = self.log.newest()
+                if snapshot.is_old:
+                    self.compact()
+                    continue
+                version = snapshot.version + 1
+                part = replace(part, version=version)
+                if self.log.publish(Snapshot(version, snapshot.generations, (*snapshot.tail, part))):
+                    if _is_due(snapshot.tail, part):
+                        self.compact(everything=False)
+                    break
+            else:
+                url = self.storage.url
+                raise StoreError(f"catalog of {url}: lost {_MAX_RACES} races; are its clocks or listings stale?")
 
-    def _write_part(self, rows: list[CatalogRow]) -> dict[str, Any]:
-        out = io.BytesIO()
-        columns = {name: [storable(getattr(row, name)) for row in rows] for name in SCHEMA.names}
-        pq.write_table(pa.table(columns, schema=SCHEMA), out, compression="zstd")
-        data, key = out.getvalue(), f"catalog/parts/{uuid.uuid4().hex}.parquet"
-        self.storage.put(key, data)
-        return {"key": key, "size_bytes": len(data), "digest": digest_of(data), "rows": len(rows)}
+    def _row_of(self, identity: str) -> CatalogRow | None:
+        with suppress(StoreError):  # an unreadable manifest must not block the rest; `verify` reports it
+            return CatalogRow.of(load_manifest(self.storage, identity))
+        return None
 
-    def _read_part(self, part: Mapping[str, Any]) -> list[CatalogRow]:
-        data = self.storage.read(part["key"])
-        try:
-            if digest_of(data) != part["digest"]:
-                raise ValueError("the bytes do not match their digest")
-            # Use ParquetFile, because read_table would import pyarrow.dataset, which takes long.
-            table = pq.ParquetFile(io.BytesIO(data), pre_buffer=False).read(use_threads=False)
-            there = {*table.column_names, *REQUIRED}  # other versions may write further or fewer columns
-            names = [name for name in SCHEMA.names if name in there]
-            table = table.select(names).cast(pa.schema([SCHEMA.field(name) for name in names]))
-            if missing := [name for name in names if table[name].null_count and name not in NULLABLE]:
-                raise ValueError(f"a value of {missing} is missing")
-            # Much faster than `to_pylist`; both give maps as lists of pairs.
-            columns = {
-                name: [dict(pairs) for pairs in values] if pa.types.is_map(table.schema.field(name).type) else values
-                for name, values in table.to_pydict().items()
-            }
-            return [CatalogRow(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
-        except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
-            raise ArtifactError(f"{self.storage.url}/{part['key']} is damaged: {error}; {_CURE}") from None
+    def _write_part(self, rows: Sequence[CatalogRow], is_recovered: bool) -> Part:
+        key = f"catalog/parts/{uuid.uuid4().hex}.parquet"
+        size_bytes, digest = write_table(self.storage, key, table_of(rows))
+        return Part(key, size_bytes, digest, len(rows), 0, is_recovered, last_usable(rows))
+
+    def _write(self, snapshot: Snapshot) -> Generation:
+        """Write all rows of a snapshot as one generation."""
+        reader = Reader(self.storage, snapshot, self._reader)
+        usable = last_usable(reader.history()) if snapshot.is_old else {}
+        for holder in snapshot.holders:
+            usable |= holder.last_usable
+        versions = [generation.last_version for generation in snapshot.generations]
+        versions += [part.version for part in snapshot.tail]
+        tables = map(drop_repeats, reader.partitions())
+        return write_generation(
+            self.storage, reader.row_count, tables, reader.bits, reader.names(), max(versions, default=0), usable
+        )
 
 
-def _is_part(part: Any) -> bool:
-    return isinstance(part, dict) and isinstance(part.get("key"), str) and isinstance(part.get("digest"), str)
+def _is_due(tail: Sequence[Part], part: Part) -> bool:
+    """Whether the writer that adds a part to a tail is the one to merge: one of them is, each time the tail has grown
+    enough; if it is killed, it is the next one.
+    """
+    before = sum(other.rows for other in tail)
+    grown = (before + part.rows) // MERGE_AT_ROWS > before // MERGE_AT_ROWS
+    return grown or (len(tail) + 1) % MERGE_AT_PARTS == 0
+
+
+def _worth_merging(snapshot: Snapshot) -> tuple[int, tuple[Generation, ...]]:
+    """How many generations stay as they are, and the others, which are to be merged with the tail."""
+    rows, kept = sum(part.rows for part in snapshot.tail), len(snapshot.generations)
+    while kept and snapshot.generations[kept - 1].rows <= _GROWTH * rows:
+        kept -= 1
+        rows += snapshot.generations[kept].rows
+    return kept, snapshot.generations[kept:]

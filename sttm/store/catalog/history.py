@@ -24,21 +24,38 @@ class Superseded:
 def split_history(history: Iterable[CatalogRow]) -> tuple[list[CatalogRow], list[Superseded]]:
     """Find the row that counts of each video and recipe, and the superseded rows whose artifact no other row needs.
 
-    The newest row of a video and recipe counts, with these exceptions:
+    Args:
+        history: all rows of the videos, in the order in which they were added. An artifact that a video outside the
+            history has in common with one of them is unknown here.
+
+    Returns:
+        The counting rows and the superseded ones, both in the order of the history.
+    """
+    counting, superseded = judge(history)
+    needed = {row.identity for row in counting}
+    return counting, [s for s in superseded if s.row.identity not in needed]
+
+
+def judge(history: Iterable[CatalogRow]) -> tuple[list[CatalogRow], list[Superseded]]:
+    """Find the row that counts of each video and recipe, and the superseded rows, whoever needs their artifacts.
+
+    The last row of a video and recipe counts, with these exceptions:
     - An error does not hide an artifact of the very same file, because of two runs at once one may fail.
     - An error with a code in `UNSEEN` does not hide an artifact either: the file may only be out of reach for a night,
       and nothing shows that the video has changed.
     - Once a changed file is indexed under any recipe, artifacts of its earlier content count under none.
 
     Args:
-        history: all rows, oldest first.
+        history: all rows of the videos, in the order in which they were added.
 
     Returns:
-        The counting rows and the superseded ones, both oldest first.
+        The counting rows and the superseded ones, both in the order of the history.
     """
+    rows = list(history)
+    place = {id(row): number for number, row in enumerate(rows)}
     newest: dict[tuple[str, str], CatalogRow] = {}
     superseded: list[Superseded] = []
-    for row in history:
+    for row in rows:
         old = newest.get((row.video_id, row.recipe_digest))
         is_ours = old is not None and old.status == "ok"
         is_same_file = old is not None and old.source_key == row.source_key
@@ -56,21 +73,20 @@ def split_history(history: Iterable[CatalogRow]) -> tuple[list[CatalogRow], list
             superseded.append(Superseded(row, by))
         elif row.status != "removed":
             counting.append(row)
-    needed = {row.identity for row in counting}
-    last = {(s.row.video_id, s.row.identity): s for s in superseded if s.row.identity not in needed}
-    return counting, sorted(last.values(), key=lambda s: s.row.created_at)
+    last = {(s.row.video_id, s.row.identity): s for s in superseded}
+    return counting, sorted(last.values(), key=lambda s: place[id(s.row)])
 
 
 def without_repeats(history: Iterable[CatalogRow]) -> list[CatalogRow]:
     """Drop a row when the previous and the next row of the same video and recipe record the same thing.
 
-    The results of `split_history` stay the same, also if rows with earlier dates are added later.
+    The results of `split_history` stay the same, also if further rows are added, at either end.
 
     Args:
-        history: all rows, oldest first.
+        history: all rows of some videos, in the order in which they were added.
 
     Returns:
-        The remaining rows, oldest first.
+        The remaining rows, in this order.
     """
     rows = list(history)
     both = zip(_repeats(rows), reversed(_repeats(rows[::-1])), strict=True)

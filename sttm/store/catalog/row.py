@@ -1,10 +1,8 @@
-"""One row of the catalog, and how Parquet holds it."""
+"""One row of the catalog."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import pyarrow as pa
+from typing import Literal
 
 from sttm.store.artifact import Manifest, utc_now
 from sttm.store.key import recipe_digest, source_key
@@ -37,7 +35,7 @@ class CatalogRow:
         error_code, error_message: why indexing failed; empty unless this is an error row.
         run_id: name of the run that wrote the row.
         attempts: number of tries it took.
-        created_at: UTC, ISO 8601; of two rows of one video and recipe, the newer counts.
+        created_at: UTC, ISO 8601, by the clock of the writer; for people, nothing is ordered by it.
     """
 
     video_id: str
@@ -112,30 +110,3 @@ class CatalogRow:
             attempts=facts.attempts,
             created_at=manifest.created_at,
         )
-
-
-_MAP = pa.map_(pa.string(), pa.float64())
-SCHEMA = pa.schema(
-    {
-        **dict.fromkeys(("video_id", "uri", "name", "status", "recipe_digest", "source_key", "identity"), pa.string()),
-        "content_digest": pa.string(),
-        "source_bytes": pa.int64(),
-        "duration_s": pa.float64(),
-        **dict.fromkeys(("frames", "frames_asked", "frames_left_out"), pa.int64()),
-        **dict.fromkeys(("kv_bytes", "tokens_bytes", "tokens_before", "tokens_after"), pa.int64()),
-        **dict.fromkeys(("retained_ratio", "kl_mean", "top1_agreement"), pa.float64()),
-        **dict.fromkeys(("thresholds", "timings_s"), _MAP),
-        **dict.fromkeys(("error_code", "error_message", "run_id"), pa.string()),
-        "attempts": pa.int64(),
-        "created_at": pa.string(),
-    }
-)
-REQUIRED = SCHEMA.names[:6]
-NULLABLE = ("kl_mean", "top1_agreement")
-
-
-def storable(value: Any) -> Any:
-    """A value in the form that Arrow takes: a map as pairs; in text, a byte that is not UTF-8 as `\\udcff`."""
-    if isinstance(value, Mapping):
-        return [(storable(name), number) for name, number in value.items()]
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

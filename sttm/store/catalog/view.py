@@ -1,23 +1,29 @@
-"""A read-only catalog for many look-ups: it is read again only if it changed, and at most every few seconds."""
+"""A catalog for many look-ups: its newest version is asked for at most every few seconds; what is new alone is read."""
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from sttm.errors import StoreError
-from sttm.store.catalog.catalog import Catalog, Snapshot
-from sttm.store.catalog.history import split_history
-from sttm.store.catalog.lookup import find_row, spellings_asked, spellings_stored
+from sttm.store.catalog.arrow_rows import table_of
+from sttm.store.catalog.catalog import Catalog
+from sttm.store.catalog.hashes import distinct, is_among, text_hashes
+from sttm.store.catalog.history import judge
+from sttm.store.catalog.lookup import NamedRows
+from sttm.store.catalog.reader import Reader
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.storage import Storage
 
-
-class UnknownVideoError(StoreError):
-    """The store can be read, but the name fits no usable video in it, or several."""
+_PLACE = "the store"  # for messages, which strangers may see
+_SEARCHED = ("video_id", "name", "uri")
 
 
 class CatalogView:
-    """A catalog's rows as they were at most `max_age_s` ago, for reading from several threads.
+    """A catalog as it was at most `max_age_s` ago, for reading from several threads.
 
     Args:
         storage: objects of the store.
@@ -26,29 +32,27 @@ class CatalogView:
     """
 
     def __init__(self, storage: Storage, max_age_s: float = 5.0, recipe_digest: str | None = None) -> None:
-        self._catalog = Catalog(storage)
+        self._catalog, self._url = Catalog(storage), storage.url
         self._max_age_s, self._recipe_digest, self._lock = max_age_s, recipe_digest, threading.Lock()
-        self._read_at: float | None = None
-        self._seen: Snapshot | None = None
-        self._rows: list[CatalogRow] = []
-        self._named: dict[str, list[CatalogRow]] = {}
-        self._respelled: dict[str, list[CatalogRow]] | None = None  # made when a text names nothing exactly
-        self._newest: list[tuple[str, CatalogRow]] = []
+        self._asked_at: float | None = None
+        self._reader: Reader | None = None
+        self._listed: tuple[int, pa.Table] | None = None  # made by the first search
 
     def rows(self) -> list[CatalogRow]:
-        """The row that counts of each video and recipe, oldest first. The list is shared: do not change it.
+        """The row that counts of each video and recipe, in the order in which they were added.
 
         Raises:
             StoreError: the catalog cannot be read, or it was there before and is gone, as after a lost mount.
         """
-        with self._lock:
-            if self._read_at is None or time.monotonic() - self._read_at > self._max_age_s:
-                self._read()
-                self._read_at = time.monotonic()
-            return self._rows
+        return self._shown(self._newest().rows())
+
+    def newest(self) -> CatalogRow | None:
+        """The usable row that was added last; None if there is none."""
+        shown = self._shown(self._newest().newest_usable().values())
+        return shown[-1] if shown else None
 
     def find(self, text: str, recipe_digest: str | None = None) -> CatalogRow:
-        """The newest usable row of the video with this id, URI or name, found without a look at the other rows.
+        """The newest usable row of the video with this id, URI or name.
 
         Args:
             text: id, URI or file name of the video.
@@ -58,54 +62,68 @@ class CatalogView:
             UnknownVideoError: the text names no usable video or several. The message does not say where the store is.
             StoreError: the catalog cannot be read.
         """
-        self.rows()
-        found = self._named.get(text)
-        if not found:
-            with self._lock:
-                if self._respelled is None:
-                    self._respelled = _by(self._rows, spellings_stored)
-                respelled = self._respelled
-            found = [row for spelling in spellings_asked(text) for row in respelled.get(spelling, ())]
-        if not found:
-            raise UnknownVideoError(f"no video {text[:200]!r} in the store")
-        try:
-            return find_row(text, found, "the store", recipe_digest)
-        except StoreError as error:
-            raise UnknownVideoError(str(error)) from None
+        return NamedRows(self._shown(self._newest().candidates(text)), _PLACE).find(text, recipe_digest)
 
     def search(self, text: str, offset: int, limit: int) -> tuple[list[CatalogRow], int]:
         """One page of the usable videos with `text` in id, name or URI (any case), newest first; how many there are."""
-        self.rows()
-        text = text.casefold()
-        found = [row for folded, row in self._newest if text in folded]
-        return found[offset : offset + limit], len(found)
+        reader = self._newest()
+        with self._lock:
+            listed = self._listing(reader)
+        fitting = np.arange(listed.num_rows)
+        if text:
+            matches = [pc.match_substring(listed[column], text, ignore_case=True) for column in _SEARCHED]
+            fitting = np.flatnonzero(np.logical_or.reduce([np.asarray(match) for match in matches]))
+        page = fitting[::-1][offset : offset + limit]
+        ids = listed["video_id"].take(pa.array(page)).to_pylist()
+        usable = self._usable(judge(reader.history_of(ids))[0])
+        newest = {row.video_id: row for row in usable}
+        return [newest[video_id] for video_id in ids if video_id in newest], len(fitting)
 
-    def _read(self) -> None:
-        snapshot = self._catalog.snapshot()
-        if self._seen is not None and snapshot.version == 0 < self._seen.version:
-            raise StoreError(f"the catalog of {self._catalog.storage.url} is gone; is the store still mounted?")
-        if snapshot != self._seen:
-            rows, self._seen = split_history(self._catalog.history(snapshot))[0], snapshot
-            self._rows = [row for row in rows if self._recipe_digest in (None, row.recipe_digest)]
-            self._named, self._newest = _by(self._rows, _names), _newest_first(self._rows)
-            self._respelled = None
+    def _newest(self) -> Reader:
+        with self._lock:
+            if self._asked_at is None or time.monotonic() - self._asked_at > self._max_age_s:
+                reader = self._catalog.reader()
+                if self._reader is not None and reader.snapshot.version == 0 < self._reader.snapshot.version:
+                    raise StoreError(f"the catalog of {self._url} is gone; is the store still mounted?")
+                self._reader, self._asked_at = reader, time.monotonic()
+            assert self._reader is not None
+            return self._reader
 
+    def _listing(self, reader: Reader) -> pa.Table:
+        """`_SEARCHED` and `video_hash` of each usable video, the newest last."""
+        version = reader.snapshot.version
+        if self._listed is None or self._listed[0] > version:
+            columns = [*_SEARCHED, "recipe_digest", "status"]
+            tables = [self._last_usable(table) for table in reader.counting(columns)]
+            table = pa.concat_tables(tables).sort_by("sequence").drop_columns("sequence")
+        elif self._listed[0] == version:
+            return self._listed[1]
+        else:
+            table = self._with_added(reader, *self._listed)
+        self._listed = version, table
+        return table
 
-def _names(row: CatalogRow) -> set[str]:
-    return {row.video_id, row.uri, row.name}
+    def _with_added(self, reader: Reader, version: int, listed: pa.Table) -> pa.Table:
+        """The listing of an earlier version, brought up to date with the videos that have new rows."""
+        changed = dict.fromkeys(row.video_id for row in reader.added_since(version, ("video_id",)))
+        newest = {row.video_id: row for row in self._usable(judge(reader.history_of(changed))[0])}
+        added = table_of([newest[video_id] for video_id in changed if video_id in newest])
+        hashes = distinct(text_hashes(changed))
+        is_old = is_among(listed["video_hash"].to_numpy(), hashes)
+        kept = listed.filter(~is_old) if is_old.any() else listed  # without a copy where nothing goes
+        return pa.concat_tables([kept, added.select(listed.column_names)])
 
+    def _shown(self, rows: Iterable[CatalogRow]) -> list[CatalogRow]:
+        return [row for row in rows if self._recipe_digest in (None, row.recipe_digest)]
 
-def _by(rows: list[CatalogRow], texts_of: Callable[[CatalogRow], set[str]]) -> dict[str, list[CatalogRow]]:
-    """All rows by each text that can name them."""
-    named: dict[str, list[CatalogRow]] = {}
-    for row in rows:
-        for text in texts_of(row):
-            named.setdefault(text, []).append(row)
-    return named
+    def _usable(self, rows: Iterable[CatalogRow]) -> list[CatalogRow]:
+        return [row for row in self._shown(rows) if row.status == "ok"]
 
-
-def _newest_first(rows: list[CatalogRow]) -> list[tuple[str, CatalogRow]]:
-    """The newest usable row of each video, newest first, each with the text that a search looks in."""
-    newest = {row.video_id: row for row in rows if row.status == "ok"}.values()
-    ordered = sorted(newest, key=lambda row: row.created_at, reverse=True)
-    return [("\0".join((row.video_id, row.name, row.uri)).casefold(), row) for row in ordered]
+    def _last_usable(self, table: pa.Table) -> pa.Table:
+        """The listing's columns of the last usable row of each video; the table has whole histories, in order."""
+        usable = pc.equal(table["status"], "ok")
+        if self._recipe_digest is not None:
+            usable = pc.and_(usable, pc.equal(table["recipe_digest"], self._recipe_digest))
+        table = table.filter(usable).select([*_SEARCHED, "video_hash", "sequence"])
+        videos = table["video_hash"].to_numpy()
+        return table.filter(np.append(videos[1:] != videos[:-1], True)[: len(videos)])

@@ -1,0 +1,151 @@
+"""The log of a catalog: each version is one immutable record that names the objects which hold its rows.
+
+    catalog/log/<version, 20 digits>.json
+
+The newest record is the catalog, so a reader never sees half of a write. A writer creates the next version; if another
+writer was first, it reads that writer's record and tries again on top of it.
+"""
+
+import re
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+from sttm.errors import ArtifactError
+from sttm.store.catalog.part import CURE, Part
+from sttm.store.json_fields import build
+from sttm.store.sealed import read_sealed, seal
+from sttm.store.storage import Entry, MissingObjectError, Storage
+
+# Longer than any reader works with one version, and than any writer waits before it creates one.
+KEPT_FOR = timedelta(hours=1)
+_EXPIRED_AT_ONCE = 64
+_KEY = re.compile(r"catalog/log/(\d{20})\.json")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Rows that were sorted by video and split into shards by `video_hash`, with an index of names.
+
+    Attributes:
+        folder: folder of the objects.
+        digest: blake3 of the directory, which has the digests of all shards.
+        rows: number of rows.
+        last_version: the newest version of the catalog that added any of the rows.
+        last_usable: by recipe digest, the id of the video whose usable row of this recipe was added last.
+        row_bits: the first bits of `video_hash` that number a shard of rows.
+        name_bits: the first bits of a name's hash that number a shard of the index.
+    """
+
+    folder: str
+    digest: str
+    rows: int
+    last_version: int
+    last_usable: Mapping[str, str]
+    row_bits: int
+    name_bits: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One version of the catalog.
+
+    Attributes:
+        version: number of the version; 0 is the empty catalog.
+        generations: the sorted rows, oldest first; each has at least as many rows as all that follow it.
+        tail: the parts that were appended since.
+        replaced: objects that the version before named and this one does not: keys, and folders of generations.
+        is_old: whether a program that sorted rows by the clocks of their writers wrote this version.
+    """
+
+    version: int
+    generations: tuple[Generation, ...] = ()
+    tail: tuple[Part, ...] = ()
+    replaced: tuple[str, ...] = ()
+    is_old: bool = False
+
+    @property
+    def holders(self) -> tuple[Generation | Part, ...]:
+        """Whatever holds rows of this version, oldest first."""
+        return *self.generations, *self.tail
+
+    @property
+    def places(self) -> set[str]:
+        """Keys and folders of all objects that hold rows of this version."""
+        return {part.key for part in self.tail} | {generation.folder for generation in self.generations}
+
+
+class Log:
+    """The versions of one store's catalog."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def newest(self) -> Snapshot:
+        """The newest version.
+
+        Raises:
+            ArtifactError: its record is damaged.
+        """
+        entries = self.entries()
+        return self.read(entries[-1].key) if entries else Snapshot(0)
+
+    def entries(self) -> list[Entry]:
+        """The records of all versions that still exist, oldest first."""
+        return [entry for entry in self._storage.entries("catalog/log") if _KEY.fullmatch(entry.key)]
+
+    def read(self, key: str) -> Snapshot:
+        """The version that one record describes.
+
+        Raises:
+            ArtifactError: the record is damaged.
+        """
+        body = read_sealed(self._storage, key, CURE)
+        version = int(key[-25:-5])
+        body.pop("nonce", None)
+        try:
+            if "parts" in body:
+                return Snapshot(version, tail=tuple(map(_old_part, body["parts"])), is_old=True)
+            generations = tuple(build(Generation, item) for item in body["generations"])
+            tail = tuple(build(Part, item) for item in body["tail"])
+            return Snapshot(version, generations, tail, tuple(map(str, body["replaced"])))
+        except (KeyError, TypeError, ValueError) as error:
+            where = f"{self._storage.url}/{key}"
+            raise ArtifactError(f"{where} is malformed: {type(error).__name__}: {error}; {CURE}") from None
+
+    def publish(self, snapshot: Snapshot) -> bool:
+        """Make this the newest version; False if another writer has made a version of this number."""
+        key = f"catalog/log/{snapshot.version:020d}.json"
+        if not _KEY.fullmatch(key):
+            raise ArtifactError(f"{self._storage.url}/{key}: no reader would look for a version that high; {CURE}")
+        body = {name: list(asdict(snapshot)[name]) for name in ("generations", "tail", "replaced")}
+        return self._storage.create(key, seal({**body, "nonce": uuid.uuid4().hex}))
+
+    def expire(self) -> None:
+        """Delete records that were followed by others `KEPT_FOR` ago, with the objects that they replaced.
+
+        Ages are differences of times that the storage gave, so no clock of a writer counts.
+        """
+        entries = self.entries()
+        for old, following in pairwise(entries[: _EXPIRED_AT_ONCE + 1]):
+            if entries[-1].modified - following.modified < KEPT_FOR:
+                return
+            with suppress(MissingObjectError):  # another writer is expiring, too
+                for place in self.read(old.key).replaced:
+                    delete_place(self._storage, place)
+            self._storage.delete(old.key)
+
+
+def delete_place(storage: Storage, place: str) -> None:
+    """Delete an object, or a folder of a generation."""
+    for key in [place] if place.endswith(".parquet") else storage.keys(place):
+        storage.delete(key)
+
+
+def _old_part(item: Mapping[str, Any]) -> Part:
+    known = {name: item[name] for name in ("key", "size_bytes", "digest", "rows")}
+    return build(Part, {**known, "version": 0, "is_recovered": False, "last_usable": {}})
