@@ -223,6 +223,15 @@ def test_a_video_that_the_device_refuses_is_decoded_by_a_cpu_and_counted(capsys:
     assert "2 videos were decoded on CPUs: the GPU has no decoder for AV1" in capsys.readouterr().out
 
 
+def test_a_device_that_refuses_video_after_video_is_given_no_more_of_them() -> None:
+    names = [str(number) for number in range(60)]
+    cluster = SteppingCluster(device=Device(3), decodes_per_look=0.2)
+    cluster.fate.update({("undecoded", name): lambda: Refused("the codec AV1") for name in names})
+    heard = index(cluster, len(names), "auto")
+    assert (sorted(heard.names), heard.causes) == (sorted(names), [])
+    assert 8 <= len(cluster.undecoded) <= 10  # two more may be under way when the eighth is refused
+
+
 def test_a_decoder_that_kills_the_actor_costs_a_model_once_and_the_video_is_decoded_by_a_cpu() -> None:
     """Videos that the dead actor held are suspects, too: each is tried again alone, decoded by a CPU."""
     cluster = SteppingCluster(device=Device(3))

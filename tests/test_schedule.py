@@ -84,20 +84,21 @@ def test_a_decode_is_expected_to_take_the_most_that_a_recent_one_took() -> None:
 
 
 @pytest.mark.parametrize(
-    ("when", "decoded", "held", "expected"),
+    ("when", "decoded", "held", "refused", "expected"),
     [
-        (DeviceDecoding.WHEN_CPUS_LAG, 0, 0, True),
-        (DeviceDecoding.WHEN_CPUS_LAG, 0, 1, True),  # about to be idle
-        (DeviceDecoding.WHEN_CPUS_LAG, 0, 2, False),
-        (DeviceDecoding.WHEN_CPUS_LAG, 1, 0, False),  # a decoded one waits
-        (DeviceDecoding.ALWAYS, 5, 5, True),
-        (DeviceDecoding.NEVER, 0, 0, False),
+        (DeviceDecoding.WHEN_CPUS_LAG, 0, 0, 7, True),
+        (DeviceDecoding.WHEN_CPUS_LAG, 0, 0, 8, False),  # devices refuse whatever they are given
+        (DeviceDecoding.WHEN_CPUS_LAG, 0, 1, 0, True),  # about to be idle
+        (DeviceDecoding.WHEN_CPUS_LAG, 0, 2, 0, False),
+        (DeviceDecoding.WHEN_CPUS_LAG, 1, 0, 0, False),  # a decoded one waits
+        (DeviceDecoding.ALWAYS, 5, 5, 100, True),
+        (DeviceDecoding.NEVER, 0, 0, 0, False),
     ],
 )
 def test_an_actor_decodes_itself_what_the_cpus_do_not_keep_up_with(
-    when: DeviceDecoding, decoded: int, held: int, expected: bool
+    when: DeviceDecoding, decoded: int, held: int, refused: int, expected: bool
 ) -> None:
-    assert goes_undecoded(when, decoded, held) == expected
+    assert goes_undecoded(when, decoded, held, refused) == expected
 
 
 def test_cpus_leave_new_videos_to_the_devices_if_the_settings_say_so_and_one_may_decode() -> None:

@@ -111,6 +111,7 @@ class Driver:
         self._for_suspects: LeastBusy[Worker[Video]] = LeastBusy(1)
         self._can_decode: bool | None = None
         self._refused: Counter[str] = Counter()
+        self._refused_in_a_row = 0
         self._clocks: list[IdleClock] = []
         self.stopping = threading.Event()
 
@@ -180,7 +181,7 @@ class Driver:
     def _start_device_decodes(self) -> None:
         while worker := self._for_undecoded.first():
             held = sum(not video.is_undecoded for video in worker.running.values())
-            if not goes_undecoded(self._device_decoding, len(self._decoded), held):
+            if not goes_undecoded(self._device_decoding, len(self._decoded), held, self._refused_in_a_row):
                 return
             if (video := self._take(self._waiting.next_new)) is None:
                 return
@@ -264,10 +265,12 @@ class Driver:
         self._note(worker)
         if isinstance(ended, Refused):
             self._refused[ended.reason] += 1
+            self._refused_in_a_row += 1
             video.is_undecoded = False
             self._waiting.put_back_refused(video)
             return
         if video.is_undecoded:
+            self._refused_in_a_row = 0
             self._listener.decoded(video.ref, ended.row.frames)
         self._clocks[worker.place].worked(ended.gpu_s)
         self._listener.stored(video.ref, ended.row)

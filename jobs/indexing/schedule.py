@@ -14,6 +14,7 @@ from jobs.cluster.nodes import TaskNeeds
 
 FINISHED_PER_ACTOR = 4  # decoded videos for each actor, on top of as many as are decoded at a time
 MOST_DEVICE_DECODES = 8  # undecoded videos that an actor holds at a time: the largest GPUs have 7 or 8 decoders
+_MOST_REFUSED = 8  # videos that devices may refuse one after the other; a corpus of AV1 is not read twice
 _ABOUT_TO_BE_IDLE = 1  # decoded videos held by an actor that will soon have nothing to do
 _REMEMBERED = 32  # recent decodes whose needs are those of the next one
 _FIRST_GUESS = TaskNeeds(memory_bytes=1 << 30, returned_bytes=128 << 20)  # before any decode of this run has ended
@@ -115,7 +116,7 @@ def cpus_take_new_videos(when: DeviceDecoding, can_decode: bool | None) -> bool:
     return when is not DeviceDecoding.ALWAYS or can_decode is False
 
 
-def goes_undecoded(when: DeviceDecoding, decoded: int, held: int) -> bool:
+def goes_undecoded(when: DeviceDecoding, decoded: int, held: int, refused: int) -> bool:
     """Whether the actor that has the least to do shall be given a video that is not decoded yet.
 
     Where CPUs decode as well, they keep up as long as a decoded video waits or each actor has one more to go on with.
@@ -124,9 +125,10 @@ def goes_undecoded(when: DeviceDecoding, decoded: int, held: int) -> bool:
         when: when actors decode.
         decoded: decoded videos that wait for an actor.
         held: decoded videos that this actor holds.
+        refused: videos that devices have refused since the last one that they decoded.
     """
     if when is DeviceDecoding.WHEN_CPUS_LAG:
-        return not decoded and held <= _ABOUT_TO_BE_IDLE
+        return not decoded and held <= _ABOUT_TO_BE_IDLE and refused < _MOST_REFUSED
     return when is DeviceDecoding.ALWAYS
 
 

@@ -28,7 +28,8 @@ from sttm.video.orientation import Orientation
 from sttm.video.segments import DoubtError, PacketPass, checked, decode
 from sttm.video.selection import select
 
-_CODECS = ("h264", "hevc", "vp9")  # those with an exact result whose other engines differ between GPUs are left out
+_CODECS = ("h264", "hevc", "vp9")  # AV1 is exact, too, but the decoders of data-centre GPUs such as the H200 lack it
+_NAMES = {"libdav1d": "AV1"}  # of codecs whose decoder in FFmpeg has another name
 _FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
 # FFmpeg shares PyTorch's CUDA context, so that PyTorch can read the frames.
 _SAME_CONTEXT = {"primary_ctx": "0", "current_ctx": "1"}
@@ -60,7 +61,7 @@ def require_suitable(index: VideoIndex) -> None:
         NotOnGpuError: only a CPU can decode it.
     """
     if index.codec not in _CODECS:
-        raise NotOnGpuError(f"the codec {index.codec}")
+        raise NotOnGpuError(f"the codec {_NAMES.get(index.codec, index.codec)}")
     if index.width % 2 or index.height % 2:
         raise NotOnGpuError("an odd picture size")
     if index.is_counted or len(index.parts) > 1:
