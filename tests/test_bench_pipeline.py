@@ -130,6 +130,7 @@ def test_the_slowest_stage_depends_on_what_decodes_and_on_the_number_of_actors()
     assert (by_gpu.rates(2)["decode"], by_gpu.gpu_rate(2), by_gpu.cores_per_actor) == (3.0, 3.0, None)
 
 
+@pytest.mark.slow
 def test_more_gpus_than_there_are_is_an_error_at_once() -> None:
     command = [sys.executable, "-m", "jobs.bench", "pipeline", "--gpus", "99"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

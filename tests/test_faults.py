@@ -59,10 +59,21 @@ def hang(seconds: float) -> None:
 
 
 def test_a_thread_yields_to_others_in_the_block_only() -> None:
-    before = os.sched_getscheduler(0)
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
     with yielding_to_others():
         assert os.sched_getscheduler(0) == os.SCHED_BATCH
-    assert os.sched_getscheduler(0) == before
+    assert (os.sched_getscheduler(0), os.sched_getparam(0)) == before
+
+
+def test_a_system_that_refuses_the_policy_costs_no_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    with yielding_to_others():
+        done = True
+    assert done
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sttm.models.placement import is_gpu_lost
 
@@ -49,15 +49,17 @@ def yielding_to_others() -> Iterator[None]:
     A thread that sleeps for most of the time, such as one that feeds a GPU, then gets a core as soon as it wakes up, on
     a machine with as many computing threads as cores. Nothing happens where the system has no such policy.
     """
-    if not hasattr(os, "SCHED_BATCH"):
+    try:
+        before, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    except (AttributeError, OSError):  # macOS has no such functions, and some sandboxes refuse them
         yield
         return
-    before = os.sched_getscheduler(0)
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     try:
         yield
     finally:
-        os.sched_setscheduler(0, before, os.sched_param(0))
+        with suppress(OSError):
+            os.sched_setscheduler(0, before, parameters)
 
 
 @contextmanager
