@@ -2,14 +2,14 @@
 
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sttm.config import IndexConfig, index_recipe, load_index_config
 from sttm.corpus.listing import VideoRef, list_corpus
-from sttm.errors import SttmError, VideoError
+from sttm.errors import ConfigError, SttmError, VideoError
 from sttm.index_plan import error_row, key_of, make_plan
 from sttm.indexer import DecodedVideo, Indexer, VideoReader
 from sttm.models.checkpoint import Checkpoint
@@ -20,6 +20,7 @@ from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe
 from sttm.store.store import Store
 from sttm.urls import redact_url
+from sttm.video.nvdec import NotOnGpuError, cannot_decode_because
 
 _log = logging.getLogger("sttm")
 
@@ -72,8 +73,9 @@ def index(
     counts = FrameCounts()
     if plan.todo:
         run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+        read = _reading(settings)
         indexer = Indexer(settings, recipe, str(store), run_id)
-        for ref, decoded in _decoded_ahead(VideoReader(settings), plan.todo):
+        for ref, decoded in _decoded_ahead(read, plan.todo):
             new[ref] = _row(indexer, ref, recipe, run_id, decoded)
             opened.catalog.append([new[ref]])
             _log.info("%s: %s %s", ref.name, new[ref].status, new[ref].error_message)
@@ -86,12 +88,36 @@ def index(
     return [new[ref] if ref in new else known[key_of(ref, recipe)] for ref in refs]
 
 
-def _decoded_ahead(reader: VideoReader, refs: list[VideoRef]) -> Iterator[tuple[VideoRef, "Future[DecodedVideo]"]]:
+def _reading(settings: IndexConfig) -> Callable[[VideoRef], DecodedVideo]:
+    """How videos are decoded: with `video.decoder: nvdec` on the GPU, and on the CPU those that it cannot decode.
+
+    Raises:
+        ConfigError: `video.decoder` is nvdec, and there is no GPU that decodes.
+    """
+    reader = VideoReader(settings)
+    if settings.video.decoder != "nvdec":
+        return reader.read
+    if cause := cannot_decode_because():
+        raise ConfigError(f"video.decoder is nvdec, but {cause}; or set video.decoder to auto")
+
+    def read(ref: VideoRef) -> DecodedVideo:
+        try:
+            return reader.read(ref, on_gpu=True)
+        except NotOnGpuError as error:
+            _log.info("%s: decoded on the CPU: a GPU cannot decode %s", ref.name, error)
+            return reader.read(ref)
+
+    return read
+
+
+def _decoded_ahead(
+    read: Callable[[VideoRef], DecodedVideo], refs: list[VideoRef]
+) -> Iterator[tuple[VideoRef, "Future[DecodedVideo]"]]:
     """Each video with its decoding, which has begun one video ahead."""
     with ThreadPoolExecutor(1) as pool:
-        following: Future[DecodedVideo] | None = pool.submit(reader.read, refs[0])
+        following: Future[DecodedVideo] | None = pool.submit(read, refs[0])
         for ref, after in zip(refs, [*refs[1:], None], strict=True):
-            current, following = following, None if after is None else pool.submit(reader.read, after)
+            current, following = following, None if after is None else pool.submit(read, after)
             assert current is not None
             yield ref, current
 

@@ -66,7 +66,7 @@ class SteppingCluster:
     def __init__(
         self, *rooms: Room, device: Device | None = None, places: int = 1, decodes_per_look: float = 1
     ) -> None:
-        self._rooms, self._device, self._places = deque(rooms or [ROOMY]), device or Device(0, "it is a CPU"), places
+        self._rooms, self._device, self._places = deque(rooms or [ROOMY]), device or Device(0), places
         self._decodes_per_look, self._decodes_due = decodes_per_look, 0.0
         self._decodes: deque[Future[Any]] = deque()
         self._prefills: deque[tuple[Actor, str, VideoRef, Future[Any]]] = deque()
@@ -198,11 +198,11 @@ def test_an_actor_decodes_itself_only_while_cpus_do_not_keep_up() -> None:
 
 
 def test_without_a_device_that_decodes_all_videos_are_decoded_by_cpus(capsys: pytest.CaptureFixture[str]) -> None:
-    for decoder in ("auto", "nvdec"):
-        cluster = SteppingCluster()
-        index(cluster, 5, decoder)
+    for device in (Device(0), Device(0, "libnvcuvid.so.1 is missing")):
+        cluster = SteppingCluster(places=2, device=device)
+        index(cluster, 5, "auto")
         assert (len(cluster.decoded), cluster.undecoded) == (5, [])
-    assert capsys.readouterr().out == "videos are decoded on CPUs: it is a CPU\n"
+    assert capsys.readouterr().out == "videos are decoded on CPUs only: libnvcuvid.so.1 is missing\n"
 
 
 @pytest.mark.parametrize(("decoder", "on_device"), [("nvdec", 20), ("pyav", 0)])

@@ -15,7 +15,6 @@ from jobs.indexing.schedule import (
     ExpectedNeeds,
     LeastBusy,
     Room,
-    cpus_take_new_videos,
     device_decoding,
     goes_undecoded,
     may_decode,
@@ -101,15 +100,13 @@ def test_an_actor_decodes_itself_what_the_cpus_do_not_keep_up_with(
     assert goes_undecoded(when, decoded, held, refused) == expected
 
 
-def test_cpus_leave_new_videos_to_the_devices_if_the_settings_say_so_and_one_may_decode() -> None:
+def test_the_setting_says_when_devices_decode() -> None:
     assert [device_decoding(decoder) for decoder in ("nvdec", "auto", "pyav", "decord")] == [
         DeviceDecoding.ALWAYS,
         DeviceDecoding.WHEN_CPUS_LAG,
         DeviceDecoding.NEVER,
         DeviceDecoding.NEVER,
     ]
-    assert [cpus_take_new_videos(DeviceDecoding.ALWAYS, can) for can in (None, True, False)] == [False, False, True]
-    assert cpus_take_new_videos(DeviceDecoding.WHEN_CPUS_LAG, True)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.none() | st.integers(0, 4))), st.integers(1, 4))

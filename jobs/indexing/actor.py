@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
 
 from jobs.cluster.process_limits import (
     allocating_at_most,
@@ -102,7 +103,7 @@ class Device:
 
     Attributes:
         decodes: videos that the device can decode at a time, beside a prefill; 0 if it cannot decode.
-        cannot_decode_because: why it cannot, for the person who reads the log; empty if it can.
+        cannot_decode_because: why a GPU that should decode cannot, for the person who reads the log; else empty.
     """
 
     decodes: int
@@ -150,10 +151,14 @@ class PrefillActor:
             ModelError: the checkpoint cannot be used.
         """
         self.indexer = Indexer(*self._made_with, given_devices())
-        cause = cannot_decode_because()
-        if cause and self._made_with[0].video.decoder == "nvdec":
-            raise ConfigError(f"video.decoder is nvdec, but {cause}; or set video.decoder to auto")
-        return Device(0 if cause else _DEVICE_DECODES, cause)
+        decoder = self._made_with[0].video.decoder
+        if decoder not in ("auto", "nvdec") or (decoder == "auto" and not torch.cuda.is_available()):
+            return Device(0)
+        if cause := cannot_decode_because():
+            if decoder == "nvdec":
+                raise ConfigError(f"video.decoder is nvdec, but {cause}; or set video.decoder to auto")
+            return Device(0, cause)
+        return Device(_DEVICE_DECODES)
 
     def index(self, decoded: DecodedVideo) -> Indexed:
         """Prefill and store one decoded video. Content that is stored already is not prefilled.

@@ -32,7 +32,6 @@ from jobs.indexing.schedule import (
     DeviceDecoding,
     ExpectedNeeds,
     LeastBusy,
-    cpus_take_new_videos,
     device_decoding,
     goes_undecoded,
     may_decode,
@@ -109,7 +108,7 @@ class Driver:
         self._for_decoded: LeastBusy[Worker[Video]] = LeastBusy(run.in_flight)
         self._for_undecoded: LeastBusy[Worker[Video]] = LeastBusy(run.in_flight + MOST_DEVICE_DECODES)
         self._for_suspects: LeastBusy[Worker[Video]] = LeastBusy(1)
-        self._can_decode: bool | None = None
+        self._said: set[str] = set()
         self._refused: Counter[str] = Counter()
         self._refused_in_a_row = 0
         self._clocks: list[IdleClock] = []
@@ -191,7 +190,7 @@ class Driver:
     def _start_decodes(self) -> None:
         needs, actors = self._expected.needs, len(self._pool.workers)
         room = self._there.room(needs)
-        with_new = cpus_take_new_videos(self._device_decoding, self._can_decode)
+        with_new = self._device_decoding is not DeviceDecoding.ALWAYS
         take = partial(self._waiting.next_for_cpu, time.monotonic(), with_new)
         while may_decode(self._ahead, actors, room, needs.returned_bytes) and (video := self._take(take)):
             self._decoding += 1
@@ -233,9 +232,9 @@ class Driver:
 
     def _became_ready(self, worker: Worker[Video]) -> None:
         device: Device = worker.loaded
-        if self._can_decode is None and self._device_decoding is DeviceDecoding.ALWAYS and not device.decodes:
-            print(f"videos are decoded on CPUs: {device.cannot_decode_because}", flush=True)
-        self._can_decode = bool(self._can_decode or device.decodes)
+        if device.cannot_decode_because and device.cannot_decode_because not in self._said:
+            print(f"videos are decoded on CPUs only: {device.cannot_decode_because}", flush=True)
+            self._said.add(device.cannot_decode_because)
         self._note(worker)
 
     def _end_decode(self, video: Video, call: "Future[Any]") -> None:

@@ -106,16 +106,6 @@ def device_decoding(decoder: str) -> DeviceDecoding:
     return {"nvdec": DeviceDecoding.ALWAYS, "auto": DeviceDecoding.WHEN_CPUS_LAG}.get(decoder, DeviceDecoding.NEVER)
 
 
-def cpus_take_new_videos(when: DeviceDecoding, can_decode: bool | None) -> bool:
-    """Whether CPU tasks decode videos that nothing was tried with.
-
-    Args:
-        when: when actors decode.
-        can_decode: whether the device of any actor can; None while no actor is ready.
-    """
-    return when is not DeviceDecoding.ALWAYS or can_decode is False
-
-
 def goes_undecoded(when: DeviceDecoding, decoded: int, held: int, refused: int) -> bool:
     """Whether the actor that has the least to do shall be given a video that is not decoded yet.
 
