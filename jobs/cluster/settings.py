@@ -18,11 +18,12 @@ class RunConfig(Settings):
         in_flight: videos that one prefill actor holds at a time: one on its GPU, the others on their way to the GPU or
             to the store.
         decode_ahead_bytes: bytes of decoded frames that the cluster may hold at a time, those that the decodes under
-            way will add included. None takes half of the object stores of all machines. Besides that as many videos are
-            decoded at a time as the cluster has CPU cores and memory for.
+            way will add included. None takes half of the object stores of all machines. CPU cores and memory of the
+            cluster limit how many videos are decoded at a time, too.
         decode_timeout_s: seconds after which the process that decodes a video is killed, which counts as a crash.
-        decode_memory_bytes: bytes that decoding one video may allocate; more fails and counts as a crash. A machine
-            sets aside for a decode what decodes of this run have taken, and this many bytes for a video that crashed.
+        decode_memory_bytes: bytes that decoding one video may allocate; more fails and counts as a crash. A decode
+            reserves the memory that the largest of the run's recent decodes took, and this many bytes if the video
+            crashed before.
         prefill_timeout_s: seconds after which the process that prefills a video is killed, which counts as a crash.
         crash_tries: crashes of a process after which the video or question that it worked on becomes an error row.
         lost_tries: faults of machines, networks or the store after which the work in hand becomes an error row.

@@ -53,9 +53,9 @@ class ModelConfig(Settings):
         frame_pixels: the most pixels (width x height) of a frame in the vision tower; a larger frame is scaled down.
             None takes the bounds that the checkpoint gives for videos, or the defaults of its family if it gives none
             (see `sttm.models.pixel_bounds`).
-        still_levels: a frame (with Qwen models, a pair of frames) takes the features of an earlier one that looks like
-            it, and is not encoded: if their pixels are equal, or if no block of 28x28 pixels differs by more than so
-            many levels (of 255) on average from the last frame that was encoded. 0 asks for equal pixels.
+        still_levels: a frame (with Qwen models, a pair of frames) with the same pixels as an earlier one takes the
+            features of that one, and is not encoded. Above 0, so does a frame of which no block of 28x28 pixels differs
+            by more than so many levels (of 255) on average from the last frame that was encoded.
     """
 
     path: str | None = None

@@ -11,8 +11,8 @@ display matrix, and only if its own time stamps agree. PyAV decodes all others, 
 does not report damage inside pictures. PyAV does, as far as the codec can notice it: H.264, MPEG-2, MPEG-4 and AV1
 mostly, HEVC, VP8 and VP9 seldom, unless a packet cannot be decoded at all.
 
-Both convert to RGB with swscale's defaults and ignore the pixel aspect ratio. Their pixels are equal for the videos
-that are left to decord, unless the picture size changes in the middle: PyAV then scales to the first size.
+PyAV and decord convert to RGB with swscale's defaults and ignore the pixel aspect ratio. Their pixels are equal for the
+videos that are left to decord, unless the picture size changes in the middle: PyAV then scales to the first size.
 
 Codes of the `VideoError`s raised here:
     bad_row               the row of the manifest names no video
@@ -68,13 +68,13 @@ class VideoConfig(Settings):
         max_frames: the most frames; a longer video is sampled evenly from its first to its last frame.
         min_frames: the fewest frames; a shorter video is sampled more densely, as far as it has frames.
         sampling: `exact` takes the frame that is on screen at each sampled time. `keyframes` takes the nearest frame at
-            which decoding can start, if one is near enough, because only that one packet must then be decoded. The
+            which decoding can start, if one is near enough, because only one packet must then be decoded for it. The
             frames keep their true times, and the manifest says how far they lie from the sampled ones.
         keyframe_tolerance_s: the most seconds from a sampled frame to the key frame taken in its place.
-        decoder: `auto` and `pyav` use PyAV; `decord` uses decord for videos that it is known to decode correctly, and
-            PyAV for the others. `nvdec` uses the decoding engines of the GPUs that prefill, and PyAV on a CPU for
-            videos that they cannot decode; an index run with `auto` does the same for videos that its CPUs cannot keep
-            up with. Neither decord nor NVDEC notices damage inside pictures.
+        decoder: `pyav` decodes with PyAV on CPU cores. `nvdec` decodes with the decoding engines of the GPUs that
+            prefill, and on CPU cores the videos that those cannot decode. `auto` decodes on CPU cores; `sttm index`
+            then also uses the GPUs while the cores do not keep up. `decord` decodes with decord the videos that decord
+            is known to be right for, and with PyAV the others. NVDEC and decord notice no damage inside pictures.
         max_source_bytes: the most bytes of a video file.
         max_pixels: the most pixels (width x height) of a frame.
         max_decoded_bytes: the most bytes of all sampled frames together, in RGB and in the size in which they are kept:
@@ -104,7 +104,7 @@ class VideoConfig(Settings):
 
 
 def decoder_versions() -> dict[str, str]:
-    """Versions of both decoders, without importing them. They and the video decide which decoder a video gets."""
+    """Versions of PyAV and decord, without importing them. They and the video decide which decoder a video gets."""
     return {"decord": version("decord"), "pyav": version("av")}
 
 
