@@ -1,4 +1,4 @@
-"""How many CPU cores and GPUs a job would have, found without starting a Ray."""
+"""How many CPU cores and GPUs a job would have; no Ray cluster is started to find out."""
 
 import os
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ def cluster_size(address: str | None, gpus: int | None) -> ClusterSize | None:
 
     Args:
         address: address of the cluster; None takes `$RAY_ADDRESS`, else this machine.
-        gpus: how many GPUs the settings say to use, if they do.
+        gpus: how many GPUs the settings say to use; None if the settings leave the number open.
     """
     if not (address or os.environ.get("RAY_ADDRESS")):
         found = ClusterSize(len(os.sched_getaffinity(0)), torch.cuda.device_count())

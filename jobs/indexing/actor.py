@@ -24,7 +24,7 @@ from sttm.store.catalog.row import CatalogRow
 from sttm.store.key import Recipe
 from sttm.video.nvdec import NotOnGpuError, cannot_decode_because
 
-_DEVICE_DECODES = 6  # at a time: a single one leaves most of the engines of a GPU idle, of which an H200 has seven
+_DEVICE_DECODES = 6  # videos at a time; an H200 has seven decoding engines, and one video leaves most of them idle
 
 
 @functools.lru_cache(maxsize=1)

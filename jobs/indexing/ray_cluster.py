@@ -17,17 +17,17 @@ from sttm.store.key import Recipe
 
 _LOOK_EVERY_S = 2.0  # machines join and leave
 _SHARE_OF_OBJECT_STORE = 0.5  # an object lies in two stores while it goes from one machine to another
-_SPARE_DECODES = 1 / 8  # of those that run, rounded up
+_SPARE_DECODES = 1 / 8  # spare decodes for each that can run
 
 
 class Cluster(Protocol):
     """Where the driver's calls run."""
 
     def reserve(self, videos: int) -> tuple[int, ActorSource]:
-        """Decide how many actors index so many videos, and where they come from; called once, before all else."""
+        """Decide how many actors index so many videos, and where the actors come from; called once, before all else."""
 
     def room(self, needs: TaskNeeds) -> Room:
-        """How much the cluster takes if each decode needs as much as this."""
+        """How much the cluster takes if each decode has these needs."""
 
     def decode(self, video: Video, needs: TaskNeeds) -> "Future[Any]":
         """Begin to decode a video, whose attribute `decoded` gets the handle; ends with an `actor.Decoded`."""

@@ -14,9 +14,9 @@ from jobs.cluster.nodes import TaskNeeds
 
 FINISHED_PER_ACTOR = 4  # decoded videos for each actor, on top of as many as are decoded at a time
 MOST_DEVICE_DECODES = 8  # undecoded videos that an actor holds at a time: the largest GPUs have 7 or 8 decoders
-_MOST_REFUSED = 8  # videos that devices may refuse one after the other; a corpus of AV1 is not read twice
+_MOST_REFUSED = 8  # refusals in a row, after which devices get no more: a corpus of AV1 shall not be read twice
 _ABOUT_TO_BE_IDLE = 1  # decoded videos held by an actor that will soon have nothing to do
-_REMEMBERED = 32  # recent decodes whose needs are those of the next one
+_REMEMBERED = 32  # recent decodes by whose needs those of the next one are guessed
 _FIRST_GUESS = TaskNeeds(memory_bytes=1 << 30, returned_bytes=128 << 20)  # before any decode of this run has ended
 _MEMORY_STEP = 256 << 20  # few different amounts, because Ray shares processes only among tasks of equal needs
 

@@ -52,18 +52,18 @@ class WaitingVideos:
         return len(self._refused) + self._new_left + len(self._tried)
 
     def next_new(self) -> Video | None:
-        """Take the next of those that nothing has been tried with."""
+        """Take the next new video; None if there is none."""
         if not self._new_left:
             return None
         self._new_left -= 1
         return Video(next(self._new))
 
     def next_for_cpu(self, now: float, with_new: bool = True) -> Video | None:
-        """Take the next of all whose back-off is over.
+        """Take the next video that a CPU may decode now; None if there is none.
 
         Args:
-            now: the present time by the clock of `Tries.not_before`.
-            with_new: whether it may be a new one.
+            now: the present time by the clock of `Tries.not_before`; a video whose back-off is not over stays.
+            with_new: whether a new video may be taken.
         """
         if self._refused:
             return self._refused.popleft()

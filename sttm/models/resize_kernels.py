@@ -20,6 +20,9 @@ def resize_axis(frames: Tensor, axis: int, places: Tensor, weights: Tensor, prec
         places: int32 [K, resized], the pixels that each resized pixel reads.
         weights: int32 [K, resized], how much each of them counts.
         precision: how often the weighted sums are to be halved.
+
+    Returns:
+        uint8 [n, 3, H, resized] for `axis` 3, uint8 [n, 3, resized, W] for `axis` 2.
     """
     n, channels, height, width = frames.shape
     taps, resized = weights.shape

@@ -15,7 +15,14 @@ _MAX_UNITS = 10_000
 
 
 class _Sequence(NamedTuple):
-    """What of a sequence header is needed to find out which references a frame refreshes."""
+    """What of a sequence header is needed to find out which references a frame refreshes.
+
+    Attributes:
+        frame_id_bits: bits of the frame's number in a frame header; 0 if frame headers have none.
+        screen_content: `seq_force_screen_content_tools`; 2 lets each frame header decide.
+        integer_motion: `seq_force_integer_mv`; 2 lets each frame header decide.
+        order_hint_bits: bits of the order hint in a frame header; 0 if frame headers have none.
+    """
 
     frame_id_bits: int
     screen_content: int

@@ -43,7 +43,7 @@ class PictureReader(Protocol):
     """Reads the headers of the packets of one stream, in file order."""
 
     def read(self, packet: memoryview, is_key: bool) -> CodedPicture:
-        """What the headers of a packet say. Damaged packets raise nothing; of these nothing is promised.
+        """What the headers of a packet say. For a damaged packet no error is raised, and the answer may be wrong.
 
         Args:
             packet: the bytes of the packet.
@@ -62,7 +62,12 @@ class UnreadPictures:
         self._keys_are_entries = keys_are_entries
 
     def read(self, packet: memoryview, is_key: bool) -> CodedPicture:
-        """What the container says."""
+        """What the container says about a packet.
+
+        Args:
+            packet: the bytes of the packet, which are not read.
+            is_key: whether the container marks the packet as a key.
+        """
         return CLOSED_ENTRY if is_key and self._keys_are_entries else NEEDED
 
 

@@ -29,7 +29,7 @@ class Resizing(Protocol):
         """Resize one upright RGB frame: uint8 [H, W, 3] -> uint8 [H', W', 3]."""
 
     def on_device(self, frames: Any) -> Any:
-        """Resize torch tensors where they lie: uint8 [n, 3, H, W] -> uint8 [n, 3, H', W'], to the bytes of `resize`."""
+        """Resize torch tensors uint8 [n, 3, H, W] on their device: uint8 [n, 3, H', W'], the bytes of `resize`."""
 
 
 # Decides how to resize a video from its number of frames, and the height and width of its first frame. It raises a
@@ -41,7 +41,7 @@ class FrameBuffer:
     """Holds the kept frames of a video, all of one size, which the first frame decides.
 
     Args:
-        frames: the most frames that it will hold. The size of the resized frames is decided for this number.
+        frames: the most frames that the buffer will hold. The size of the resized frames is decided for this number.
         max_bytes: the most bytes of all these frames together.
         where: name of the video, for error messages.
         resizer: decides to which size frames are resized; None keeps them as they are.

@@ -15,7 +15,13 @@ _HEADER_BYTES, _MAX_SPS_BYTES = 24, 1024
 
 
 class _Format(NamedTuple):
-    """What of a sequence parameter set is needed to tell frames from fields."""
+    """What of a sequence parameter set is needed to tell frames from fields.
+
+    Attributes:
+        has_fields: whether pictures may be single fields.
+        frame_number_bits: bits of `frame_num` in a slice header.
+        plane_bits: bits of `colour_plane_id` in a slice header: 2, or 0 if slice headers have none.
+    """
 
     has_fields: bool
     frame_number_bits: int

@@ -122,6 +122,11 @@ def _require_equal_first(
     where: str,
     buffer: GpuFrameBuffer,
 ) -> None:
+    """Check that a CPU decodes the first wanted frame to the same bytes.
+
+    Raises:
+        NotOnGpuError: the bytes differ.
+    """
     pixels, _, _ = decode(source, index, wanted[:1], max_pixels, where, buffer.on_cpu(1))
     if not np.array_equal(pixels[0], first.cpu().numpy()):
         raise NotOnGpuError("a first frame that differs from the CPU's")

@@ -20,7 +20,9 @@ from sttm.video.selection import Group, Positions, Segment, select
 def decode(
     source: io.BytesIO, index: VideoIndex, wanted: NDArray[np.int64], max_pixels: int, where: str, buffer: FrameBuffer
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64], tuple[str, ...]]:
-    """Decode the wanted frames. In place of a lost frame the frame before it is taken, but never twice.
+    """Decode the wanted frames.
+
+    In place of a lost frame the frame decoded before it is taken, unless that one is taken already.
 
     Args:
         source: the bytes of the file.
@@ -80,7 +82,7 @@ def _decode_group(group: Group, selected: "PacketPass", plain: "PacketPass", kee
 
 
 class DoubtError(Exception):
-    """The frames of a segment are not certain to be those of a plain decode."""
+    """A segment may have given other frames than a decode of the whole stream would give."""
 
 
 def checked(frames: Iterator[Any], segment: Segment) -> Iterator[Any]:
@@ -107,7 +109,7 @@ def checked(frames: Iterator[Any], segment: Segment) -> Iterator[Any]:
 
 
 class PacketPass:
-    """A pass over the packets of one part, with a decoder of its own. It goes back to the first packet if it must.
+    """A pass over the packets of one part, with a decoder of its own. For an earlier packet the file is opened again.
 
     Args:
         source: the bytes of the file.

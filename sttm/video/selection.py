@@ -30,7 +30,8 @@ class Segment:
     Attributes:
         packets: int64 [K], positions of the packets among those of the part, increasing.
         wanted: int64 [W], time stamps of the frames that are wanted of this segment, increasing.
-        shown_from: a frame with an earlier time stamp leads the entry point, and may be wrong or missing.
+        shown_from: a frame with an earlier time stamp is passed over. It was given by the group before, or it is shown
+            before the entry point, though it follows in the file, and may be wrong or missing.
         shown_to: no frame with a later time stamp is wanted of this segment.
     """
 
@@ -42,11 +43,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Group:
-    """Segments that begin behind the same certain entry point.
+    """Segments that begin at or after the same certain entry point, and before the next certain one.
+
+    A certain entry point is one where the standard or the container promises exact frames (`Entry.OPEN` and above), not
+    only the encoder.
 
     Attributes:
-        segments: what suffices if the stream is as its headers say; none if that is not known.
-        whole: all packets from the certain entry point up to the next one behind the last segment.
+        segments: the packets that suffice if the stream is as its headers say; none if the headers say too little.
+        whole: all packets from the certain entry point up to the first certain one behind the last segment.
     """
 
     segments: tuple[Segment, ...]
@@ -99,7 +103,10 @@ def _wholes(pts: NDArray[np.int64], entry: NDArray[np.int8], is_wanted: NDArray[
 
 
 def _spans(pts: NDArray[np.int64], entry: NDArray[np.int8], wanted: Positions, last_of: Positions) -> list[list[int]]:
-    """First packet and end of each run of packets that decodes some wanted packets; runs that touch are one."""
+    """The runs of packets [first, end) that decode the wanted packets; runs that touch become one.
+
+    A decoder has to start anew at an `Entry.START`, so a run never goes on beyond one.
+    """
     entries = np.flatnonzero(entry != Entry.NONE)
     found = []
     for position in wanted.tolist():
@@ -117,6 +124,7 @@ def _spans(pts: NDArray[np.int64], entry: NDArray[np.int8], wanted: Positions, l
 
 
 def _groups(segments: list[Segment], pts: NDArray[np.int64], entry: NDArray[np.int8]) -> list[Group]:
+    """Group the segments by the last certain entry point at or before their first packet."""
     certain = np.flatnonzero(entry >= Entry.OPEN)
     starts = [int(certain[np.searchsorted(certain, s.packets[0], "right") - 1]) for s in segments]
     groups: list[Group] = []

@@ -28,7 +28,7 @@ def changes_codec(data: memoryview, pid: int) -> bool:
 
     Args:
         data: the bytes of the file.
-        pid: of the stream.
+        pid: the PID whose codec may change.
     """
     packets = _packets(data)
     has_table = (packets[:, 0] == _SYNC) & (packets[:, 1] & 0x40 != 0) & (packets[:, 3] & 0x30 == 0x10)

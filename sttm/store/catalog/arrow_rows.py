@@ -44,8 +44,8 @@ def first_sequence(version: int, is_recovered: bool = False) -> int:
 
     Args:
         version: number of the version.
-        is_recovered: whether its rows were made of manifests, long after they should have come: as nobody knows when
-            that was, they come before all others.
+        is_recovered: whether the rows were made of manifests, long after the runs that should have added them. Nobody
+            knows when those runs were, so recovered rows come before all other rows.
     """
     return version * _VERSION_STEP - (_RECOVERED if is_recovered else 0)
 
@@ -93,8 +93,10 @@ def last_usable(rows: Iterable[CatalogRow]) -> dict[str, str]:
 
 
 def complete(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The columns of a schema; one that the table lacks, as another version of the program wrote it, has the default
-    of the row's field.
+    """The table with exactly the columns of a schema, in their order.
+
+    Another version of the program may have written a table that lacks some of the columns. All rows then get the
+    default of the field of `CatalogRow`.
     """
     if table.schema.equals(schema):
         return table
@@ -107,7 +109,7 @@ def complete(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def of_videos(table: pa.Table, videos: Hashes) -> pa.Table:
-    """The rows of some videos, given by their hashes, sorted."""
+    """The rows of some videos, in the order of the table; `videos` has the hashes of the videos, sorted."""
     places = np.flatnonzero(is_among(table["video_hash"].to_numpy(), videos)).tolist()
     return table.take(pa.array(places, pa.int64()))  # of a list: an array of numpy would import a large module
 

@@ -28,8 +28,8 @@ from sttm.store.catalog.reader import Reader
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.storage import Storage
 
-MERGE_AT_PARTS, MERGE_AT_ROWS = 16, 2048  # of the tail; a look-up reads all of it
-_GROWTH = 2
+MERGE_AT_PARTS, MERGE_AT_ROWS = 16, 2048  # a tail this long is merged, because each look-up reads the whole tail
+_GROWTH = 2  # a generation with more than so many times the rows that are to be merged stays as it is
 _ROWS_PER_PART = 50_000
 _MAX_RACES = 1000
 _COMMIT_KEY = re.compile(r"commit/[0-9a-f]{2}/([0-9a-f]{64})\.json")
@@ -39,8 +39,12 @@ _REQUESTS_AT_ONCE = 16  # a request to an object store takes tens of millisecond
 class Catalog:
     """The rows of one store.
 
+    Args:
+        storage: objects of the store.
+
     Attributes:
-        log: the versions.
+        storage: objects of the store.
+        log: the versions of the catalog.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -48,7 +52,9 @@ class Catalog:
         self._reader: Reader | None = None
 
     def reader(self) -> Reader:
-        """The newest version, opened for reading. What it has in common with the version read before is not read again.
+        """The newest version, opened for reading.
+
+        Parts and directories that this object has read before, for an earlier version, are not read again.
 
         Raises:
             StoreError: the record of the version is damaged or cannot be read.
@@ -93,10 +99,12 @@ class Catalog:
         """Merge the tail and generations into one generation. Rows of other writers are never lost.
 
         Args:
-            everything: merge all generations; otherwise those that are not much larger than what they are merged with.
+            everything: merge all generations. If False, the largest ones stay as they are: those with more than
+                `_GROWTH` times the rows that would be merged into them.
 
         Returns:
-            Whether there was anything to merge and no other writer merged at the same time.
+            Whether a new version with the merged generation was made: False if there was nothing to merge, or if
+            another writer merged the same rows first.
 
         Raises:
             StoreError: the storage refuses a write, or a row cannot be read.
@@ -124,7 +132,11 @@ class Catalog:
         """Add rows for committed artifacts that have none, and return these rows.
 
         An index job that is killed between committing an artifact and appending its row leaves such artifacts. As
-        nobody can say when the row would have come, it counts as older than all rows that are there.
+        nobody can say when the row would have come, the added row counts as older than all rows that are there. A
+        manifest that cannot be read gets no row.
+
+        Raises:
+            StoreError: the storage cannot be listed or refuses a write, or a row cannot be read.
         """
         known = {name for table in self.reader().partitions(["identity"]) for name in table["identity"].to_pylist()}
         found = ((_COMMIT_KEY.fullmatch(entry.key), entry.modified) for entry in self.storage.entries("commit"))
@@ -180,8 +192,10 @@ class Catalog:
 
 
 def _is_due(tail: Sequence[Part], part: Part) -> bool:
-    """Whether the writer that adds a part to a tail is the one to merge: one of them is, each time the tail has grown
-    enough; if it is killed, it is the next one.
+    """Whether the writer that added a part to a tail shall merge the tail.
+
+    Each time the tail passes a multiple of `MERGE_AT_ROWS` or `MERGE_AT_PARTS`, one writer has to. If that writer is
+    killed, the writer that passes the next multiple merges.
     """
     before = sum(other.rows for other in tail)
     grown = (before + part.rows) // MERGE_AT_ROWS > before // MERGE_AT_ROWS
@@ -189,7 +203,7 @@ def _is_due(tail: Sequence[Part], part: Part) -> bool:
 
 
 def _worth_merging(snapshot: Snapshot) -> tuple[int, tuple[Generation, ...]]:
-    """How many generations stay as they are, and the others, which are to be merged with the tail."""
+    """How many of the oldest generations stay as they are, and the others, which are to be merged with the tail."""
     rows, kept = sum(part.rows for part in snapshot.tail), len(snapshot.generations)
     while kept and snapshot.generations[kept - 1].rows <= _GROWTH * rows:
         kept -= 1

@@ -63,7 +63,11 @@ class GenerationReader:
         return pa.concat_tables(found) if found else schema.empty_table()
 
     def videos_named(self, names: Hashes) -> Hashes:
-        """Hashes of the videos that have one of these URIs, names or identities, given as hashes, sorted."""
+        """Hashes of the videos that have one of some names, sorted.
+
+        Args:
+            names: hashes of URIs, file names or identities, sorted.
+        """
         found = [np.zeros(0, np.uint64)]
         for shard in distinct(first_bits(names, self.generation.name_bits)).tolist():
             table = self._shard("names", shard, _NAMES)
@@ -71,7 +75,7 @@ class GenerationReader:
         return distinct(np.concatenate(found))
 
     def rows_between(self, partition: int, bits: int, schema: pa.Schema) -> pa.Table:
-        """All rows whose `video_hash` begins with the given bits, sorted by it and by `sequence`.
+        """All rows whose `video_hash` begins with the given bits, sorted by `video_hash`, then by `sequence`.
 
         Args:
             partition: the first bits, as a number.
@@ -94,14 +98,14 @@ class GenerationReader:
         tables = [self._shard("names", shard, _NAMES) for shard in range(1 << self.generation.name_bits)]
         return np.concatenate([np.stack([column.to_numpy() for column in table.columns], 1) for table in tables])
 
-    def _read_all(self, reads: Iterable[tuple[int, pa.Schema, Any]]) -> list[pa.Table]:
+    def _read_all(self, reads: Iterable[tuple[int, pa.Schema, Hashes | None]]) -> list[pa.Table]:
         asked = list(reads)
         if len(asked) == 1:
             return [self._shard("rows", *asked[0])]
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
             return list(pool.map(lambda read: self._shard("rows", *read), asked))
 
-    def _shard(self, kind: str, shard: int, schema: pa.Schema, videos: Any = None) -> pa.Table:
+    def _shard(self, kind: str, shard: int, schema: pa.Schema, videos: Hashes | None = None) -> pa.Table:
         digest = self._digests.get((kind, shard))
         if digest is None:
             raise ArtifactError(f"{self._storage.url}/{self._folder}/directory.parquet lacks {kind} {shard}; {CURE}")
@@ -128,6 +132,12 @@ def write_generation(
         names: indexes of the names of these rows, uint64 [names, 2] each.
         last_version: the newest version of the catalog that added any of the rows.
         last_usable: by recipe digest, the id of the video whose usable row of this recipe was added last.
+
+    Returns:
+        What the log must say about the generation.
+
+    Raises:
+        StoreError: the storage refuses a write. The objects that were written before stay, until `gc` removes them.
     """
     row_bits = max(bits, _bits_for(rows, _ROWS_PER_SHARD))
     index = np.unique(np.concatenate(names), axis=0)

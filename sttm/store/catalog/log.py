@@ -21,7 +21,7 @@ from sttm.store.json_fields import build
 from sttm.store.sealed import read_sealed, seal
 from sttm.store.storage import Entry, MissingObjectError, Storage
 
-# Longer than any reader works with one version, and than any writer waits before it creates one.
+# Must be longer than a reader works with one version, and than a writer waits between writing a part and naming it.
 KEPT_FOR = timedelta(hours=1)
 _EXPIRED_AT_ONCE = 64
 _KEY = re.compile(r"catalog/log/(\d{20})\.json")
@@ -80,16 +80,20 @@ class Snapshot:
 
 
 class Log:
-    """The versions of one store's catalog."""
+    """The versions of one store's catalog.
+
+    Args:
+        storage: objects of the store.
+    """
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
     def newest(self) -> Snapshot:
-        """The newest version.
+        """The newest version; version 0, which has no rows, if there is no record.
 
         Raises:
-            ArtifactError: its record is damaged.
+            ArtifactError: the record of the version is damaged.
         """
         entries = self.entries()
         return self.read(entries[-1].key) if entries else Snapshot(0)
@@ -118,17 +122,32 @@ class Log:
             raise ArtifactError(f"{where} is malformed: {type(error).__name__}: {error}; {CURE}") from None
 
     def publish(self, snapshot: Snapshot) -> bool:
-        """Make this the newest version; False if another writer has made a version of this number."""
+        """Make a snapshot the newest version.
+
+        Returns:
+            False if another writer has already made a version of this number; then nothing has changed.
+
+        Raises:
+            ArtifactError: the number is so high that its record would not be found.
+            StoreError: the storage refuses the write.
+        """
         key = f"catalog/log/{snapshot.version:020d}.json"
         if not _KEY.fullmatch(key):
             raise ArtifactError(f"{self._storage.url}/{key}: no reader would look for a version that high; {CURE}")
-        body = {name: list(asdict(snapshot)[name]) for name in ("generations", "tail", "replaced")}
+        fields = asdict(snapshot)
+        body = {name: list(fields[name]) for name in ("generations", "tail", "replaced")}
         return self._storage.create(key, seal({**body, "nonce": uuid.uuid4().hex}))
 
     def expire(self) -> None:
-        """Delete records that were followed by others `KEPT_FOR` ago, with the objects that they replaced.
+        """Delete the records of versions that were followed by another at least `KEPT_FOR` before the newest version.
 
-        Ages are differences of times that the storage gave, so no clock of a writer counts.
+        Before a record is deleted, the objects in its `replaced` are: no later version names them. The age of a record
+        is the difference of two times that the storage gave, so no clock of a writer counts. One call deletes at most
+        64 records; if it is killed, the next call goes on.
+
+        Raises:
+            ArtifactError: one of these records is damaged.
+            StoreError: the storage refuses to list, read or delete.
         """
         entries = self.entries()
         for old, following in pairwise(entries[: _EXPIRED_AT_ONCE + 1]):
@@ -141,7 +160,7 @@ class Log:
 
 
 def delete_place(storage: Storage, place: str) -> None:
-    """Delete an object, or a folder of a generation."""
+    """Delete the object of a part, given by its key, or all objects of a generation, given by its folder."""
     for key in [place] if place.endswith(".parquet") else storage.keys(place):
         storage.delete(key)
 

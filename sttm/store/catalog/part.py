@@ -49,7 +49,14 @@ class Part:
 
 
 def write_table(storage: Storage, key: str, table: pa.Table) -> tuple[int, str]:
-    """Write a table; returns size and digest of the object."""
+    """Write a table as one object.
+
+    Returns:
+        Size of the object in bytes, and its blake3 digest in hex.
+
+    Raises:
+        StoreError: the storage refuses the write.
+    """
     out = io.BytesIO()
     pq.write_table(table, out, **_WRITING)
     data = out.getvalue()
@@ -58,7 +65,7 @@ def write_table(storage: Storage, key: str, table: pa.Table) -> tuple[int, str]:
 
 
 def read_table(storage: Storage, key: str, digest: str, schema: pa.Schema, videos: Hashes | None = None) -> pa.Table:
-    """The columns of a schema that a table has, cast to the types of the schema.
+    """Read those columns of a schema that a stored table has, cast to the types of the schema.
 
     Args:
         storage: objects of the store.

@@ -33,8 +33,8 @@ from sttm.store.storage import Storage
 
 _NAMING = stored_schema(("video_id", "uri", "name", "identity"))
 _SHARDS_PER_PARTITION_BITS = 4
-_VIDEOS_AT_ONCE, _ENOUGH_VIDEOS = 1000, 16  # of those that share one name
-_MOST_NAMES, _MOST_ROWS = 5000, 1_000_000  # looked at for a suggestion
+_VIDEOS_AT_ONCE, _ENOUGH_VIDEOS = 1000, 16  # of the videos that share one name: read at a time, and enough for an error
+_MOST_NAMES, _MOST_ROWS = 5000, 1_000_000  # how many names and rows are looked at for a suggestion
 
 
 class Reader:
@@ -43,7 +43,8 @@ class Reader:
     Args:
         storage: objects of the store.
         snapshot: the version.
-        earlier: a reader of an earlier version, whose tables are taken where they belong to this version, too.
+        earlier: a reader of an earlier version. The tables that it has read are used again, where this version has
+            the same parts and generations.
 
     Attributes:
         snapshot: the version.
@@ -177,12 +178,14 @@ class Reader:
         return [s for s in found if s.row.identity not in needed]
 
     def needed(self, identities: Iterable[str]) -> set[str]:
-        """Those of some identities that a counting row has."""
+        """Which of some identities are the identity of a counting row."""
         asked = set(identities)
         return asked & {row.identity for row in judge(self.history_of(asked))[0]}
 
     def added_since(self, version: int, columns: Sequence[str]) -> list[CatalogRow]:
-        """The rows that later versions added, in order. Older rows are read only where they lie among newer ones.
+        """The rows that were added after a version, in the order in which they were added.
+
+        A generation is read as a whole if any of its rows is newer than the version.
 
         Args:
             version: a version of the catalog.

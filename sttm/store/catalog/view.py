@@ -65,7 +65,19 @@ class CatalogView:
         return NamedRows(self._shown(self._newest().candidates(text)), _PLACE).find(text, recipe_digest)
 
     def search(self, text: str, offset: int, limit: int) -> tuple[list[CatalogRow], int]:
-        """One page of the usable videos with `text` in id, name or URI (any case), newest first; how many there are."""
+        """Search the usable videos for a text in id, name or URI, whatever the case of its letters.
+
+        Args:
+            text: the text; an empty one finds all videos.
+            offset: videos before the page, the newest first.
+            limit: the most videos of the page.
+
+        Returns:
+            The newest usable row of each video of the page, newest first, and how many videos the search found.
+
+        Raises:
+            StoreError: the catalog cannot be read.
+        """
         reader = self._newest()
         with self._lock:
             listed = self._listing(reader)
