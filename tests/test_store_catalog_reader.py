@@ -316,3 +316,56 @@ def test_many_rows_appended_at_once_are_sorted_at_once(catalog: Catalog, monkeyp
     assert only in catalog.log.newest().generations
     assert not catalog.compact()
     assert len(catalog.rows()) == 69
+
+
+def test_rows_are_added_even_if_the_tail_cannot_be_merged(catalog: Catalog) -> None:
+    for number in range(3):
+        catalog.append([row(f"v{number}")])
+    catalog.storage.put(catalog.log.newest().tail[0].key, b"damaged")
+    catalog.append([row("v3")])  # its writer has to merge
+    assert [part.rows for part in catalog.log.newest().tail] == [1, 1, 1, 1]
+
+
+def test_a_damaged_old_record_does_not_stop_an_append(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "KEPT_FOR", timedelta(0))
+    for number in range(2):
+        catalog.append([row(f"v{number}")])
+    catalog.storage.put("catalog/log/00000000000000000001.json", b"damaged")
+    for number in range(2, 9):
+        catalog.append([row(f"v{number}")])
+    assert len(catalog.rows()) == 9
+
+
+def test_recovered_rows_do_not_become_the_newest(catalog: Catalog) -> None:
+    catalog.append([row("v1", recipe_digest="A")])
+    catalog.append([row("v2", recipe_digest="B")])
+    catalog._append([row("lost", recipe_digest="A")], is_recovered=True)
+    for _ in range(2):
+        newest = catalog.reader().newest_usable()
+        assert (list(newest), newest["A"].video_id) == (["A", "B"], "v1")
+        catalog.compact()
+
+
+def test_the_newest_of_a_recipe_is_found_behind_a_removed_one(catalog: Catalog) -> None:
+    added = [row("v2", recipe_digest="A"), row("v8", recipe_digest="A"), row("v9", recipe_digest="A")]
+    catalog.append(added)
+    catalog.append([row("v2", number=1, recipe_digest="B")])
+    catalog.append([row("v9", recipe_digest="A", status="removed")])
+    assert catalog.reader().newest_usable()["A"].video_id == "v8"
+
+
+def test_an_empty_catalog_of_an_old_program_can_be_appended_to(catalog: Catalog) -> None:
+    catalog.storage.put("catalog/log/00000000000000000001.json", seal({"parts": []}))
+    catalog.append([row("v1")])
+    assert [r.video_id for r in catalog.rows()] == ["v1"]
+
+
+@pytest.mark.parametrize("field", [{"replaced": ["commit"]}, {"row_bits": 99}], ids=repr)
+def test_a_record_that_would_delete_or_number_anything_else_is_refused(catalog: Catalog, field: dict) -> None:
+    body = {"generations": [], "tail": [], "replaced": field.get("replaced", [])}
+    if "row_bits" in field:
+        body["generations"] = [{"folder": "f", "digest": "d", "rows": 1, "last_version": 1, "last_usable": {}}]
+        body["generations"][0] |= {"row_bits": 99, "name_bits": 0}
+    catalog.storage.put("catalog/log/00000000000000000001.json", seal(body))
+    with pytest.raises(ArtifactError, match="malformed"):
+        catalog.log.newest()

@@ -58,6 +58,7 @@ CASES: dict[str, tuple[float, Callable[[], bytes]]] = {
     "H.264 edit list": (0.45, lambda: x264(OPEN, ticks_ms=EDITED)),
     "H.264 in Matroska": (0.35, lambda: x264(PYRAMID, container="matroska")),
     "HEVC open GOP": (0.35, lambda: x265(HEVC_OPEN)),
+    "HEVC edit list that hides an entry point": (0.45, lambda: x265(HEVC_OPEN, ticks_ms=range(-1560, 2840, 40))),
     "HEVC temporal layers": (0.7, lambda: x265("temporal-layers=3:keyint=64:bframes=7:b-adapt=0:open-gop=0")),
     "HEVC open GOP in a transport stream": (0.35, lambda: x265(HEVC_OPEN, container="mpegts")),
     "AV1": (0.7, lambda: av1(gop=60)),

@@ -158,6 +158,7 @@ class PrefillActor:
             if decoder == "nvdec":
                 raise ConfigError(f"video.decoder is nvdec, but {cause}; or set video.decoder to auto")
             return Device(0, cause)
+        self._reader = VideoReader(self._made_with[0])
         return Device(_DEVICE_DECODES)
 
     def index(self, decoded: DecodedVideo) -> Indexed:
@@ -187,10 +188,6 @@ class PrefillActor:
             except NotOnGpuError as error:
                 return Refused(f"their GPU cannot decode {error}")
             return self._index(decoded)
-
-    @functools.cached_property
-    def _reader(self) -> VideoReader:
-        return VideoReader(self._made_with[0])
 
     def _index(self, decoded: DecodedVideo) -> Indexed:
         if row := self.indexer.stored(decoded):

@@ -178,6 +178,8 @@ class Driver:
             self._give(worker, video, call)
 
     def _start_device_decodes(self) -> None:
+        if self._decoded and self._decoded[0].crashes:  # a suspect waits for an actor that holds nothing else
+            return
         while worker := self._for_undecoded.first():
             held = sum(not video.is_undecoded for video in worker.running.values())
             if not goes_undecoded(self._device_decoding, len(self._decoded), held, self._refused_in_a_row):

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sttm.errors import VideoError
 from sttm.video.colour import colour_matrix, to_rgb
 from sttm.video.frames import FrameKeeper
 from sttm.video.gpu_frame_buffer import GpuFrameBuffer
@@ -127,7 +128,10 @@ def _require_equal_first(
     Raises:
         NotOnGpuError: the bytes differ.
     """
-    pixels, _, _ = decode(source, index, wanted[:1], max_pixels, where, buffer.on_cpu(1))
+    try:
+        pixels, _, _ = decode(source, index, wanted[:1], max_pixels, where, buffer.on_cpu(1))
+    except VideoError as error:
+        raise NotOnGpuError("a damaged first frame") from error
     if not np.array_equal(pixels[0], first.cpu().numpy()):
         raise NotOnGpuError("a first frame that differs from the CPU's")
 

@@ -71,6 +71,8 @@ def select(index: VideoIndex, part: int, wanted: NDArray[np.int64]) -> list[Grou
     """
     here = index.packet_part == part
     pts, entry = index.packet_pts[here], index.packet_entry[here]
+    # An edit list may hide an entry point, and not the pictures that lead it: they need the entry point before.
+    entry = np.where((pts == HIDDEN) & (entry != Entry.START), Entry.NONE, entry)
     is_wanted = np.isin(pts, wanted)
     if not is_wanted.any() and not index.is_counted:
         return []

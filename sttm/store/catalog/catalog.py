@@ -9,6 +9,7 @@ the generations that are not much larger, into one generation: each generation h
 the next one, so that there are few, and each row is written again only a few times. Readers never write.
 """
 
+import logging
 import re
 import uuid
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,7 @@ from sttm.store.catalog.reader import Reader
 from sttm.store.catalog.row import CatalogRow
 from sttm.store.storage import Storage
 
+_log = logging.getLogger("sttm")
 MERGE_AT_PARTS, MERGE_AT_ROWS = 16, 2048  # a tail this long is merged, because each look-up reads the whole tail
 _GROWTH = 2  # a generation with more than so many times the rows that are to be merged stays as it is
 _ROWS_PER_PART = 50_000
@@ -159,13 +161,24 @@ class Catalog:
                     continue
                 version = snapshot.version + 1
                 part = replace(part, version=version)
+                if is_recovered:  # the rows of this part count as older than all others
+                    known = {recipe for holder in snapshot.holders for recipe in holder.last_usable}
+                    last = {recipe: video for recipe, video in part.last_usable.items() if recipe not in known}
+                    part = replace(part, last_usable=last)
                 if self.log.publish(Snapshot(version, snapshot.generations, (*snapshot.tail, part))):
                     if _is_due(snapshot.tail, part):
-                        self.compact(everything=False)
+                        self._merge_tail()
                     break
             else:
                 url = self.storage.url
                 raise StoreError(f"catalog of {url}: lost {_MAX_RACES} races; are its clocks or listings stale?")
+
+    def _merge_tail(self) -> None:
+        """Merge the tail. If that fails, the rows that were just added are there all the same."""
+        try:
+            self.compact(everything=False)
+        except StoreError as error:
+            _log.warning("the catalog could not be merged, which makes it slower: %s", error)
 
     def _row_of(self, identity: str) -> CatalogRow | None:
         with suppress(StoreError):  # an unreadable manifest must not block the rest; `verify` reports it

@@ -87,9 +87,10 @@ class GenerationReader:
             shards = range(partition << more, (partition + 1) << more)
             return pa.concat_tables(self._read_all((shard, schema, None) for shard in shards))
         shard = partition >> -more
-        if self._last is None or self._last[:2] != (shard, schema):
-            self._last = (shard, schema, self._shard("rows", shard, schema))
-        table = self._last[2]
+        last = self._last  # read once, because other threads replace it
+        if last is None or last[:2] != (shard, schema):
+            last = self._last = (shard, schema, self._shard("rows", shard, schema))
+        table = last[2]
         ends = np.searchsorted(first_bits(table["video_hash"].to_numpy(), bits), (partition, partition + 1))
         return table.slice(ends[0], ends[1] - ends[0])
 
@@ -140,7 +141,7 @@ def write_generation(
         StoreError: the storage refuses a write. The objects that were written before stay, until `gc` removes them.
     """
     row_bits = max(bits, _bits_for(rows, _ROWS_PER_SHARD))
-    index = np.unique(np.concatenate(names), axis=0)
+    index = np.unique(np.concatenate([np.zeros((0, 2), np.uint64), *names]), axis=0)
     name_bits = _bits_for(len(index), _NAMES_PER_SHARD)
     folder = f"catalog/parts/{uuid.uuid4().hex}"
     written = 0

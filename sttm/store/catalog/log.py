@@ -25,6 +25,8 @@ from sttm.store.storage import Entry, MissingObjectError, Storage
 KEPT_FOR = timedelta(hours=1)
 _EXPIRED_AT_ONCE = 64
 _KEY = re.compile(r"catalog/log/(\d{20})\.json")
+_PLACE = re.compile(r"catalog/parts/[0-9a-f]{32}(\.parquet)?")
+_MOST_BITS = 32  # of a hash that number a shard; a catalog of ten billion rows has 22
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Generation:
     last_usable: Mapping[str, str]
     row_bits: int
     name_bits: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.row_bits <= _MOST_BITS and 0 <= self.name_bits <= _MOST_BITS):
+            raise ValueError(f"{self.folder}: shards by {self.row_bits} and {self.name_bits} bits")
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ class Log:
                 return Snapshot(version, tail=tuple(map(_old_part, body["parts"])), is_old=True)
             generations = tuple(build(Generation, item) for item in body["generations"])
             tail = tuple(build(Part, item) for item in body["tail"])
-            return Snapshot(version, generations, tail, tuple(map(str, body["replaced"])))
+            return Snapshot(version, generations, tail, tuple(map(_place, body["replaced"])))
         except (KeyError, TypeError, ValueError) as error:
             where = f"{self._storage.url}/{key}"
             raise ArtifactError(f"{where} is malformed: {type(error).__name__}: {error}; {CURE}") from None
@@ -146,14 +152,13 @@ class Log:
         64 records; if it is killed, the next call goes on.
 
         Raises:
-            ArtifactError: one of these records is damaged.
             StoreError: the storage refuses to list, read or delete.
         """
         entries = self.entries()
         for old, following in pairwise(entries[: _EXPIRED_AT_ONCE + 1]):
             if entries[-1].modified - following.modified < KEPT_FOR:
                 return
-            with suppress(MissingObjectError):  # another writer is expiring, too
+            with suppress(MissingObjectError, ArtifactError):  # another writer is expiring, too; `gc` removes the rest
                 for place in self.read(old.key).replaced:
                     delete_place(self._storage, place)
             self._storage.delete(old.key)
@@ -163,6 +168,17 @@ def delete_place(storage: Storage, place: str) -> None:
     """Delete the object of a part, given by its key, or all objects of a generation, given by its folder."""
     for key in [place] if place.endswith(".parquet") else storage.keys(place):
         storage.delete(key)
+
+
+def _place(text: str) -> str:
+    """The key of a part or the folder of a generation; nothing else may be deleted in the name of a record.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    if not _PLACE.fullmatch(text):
+        raise ValueError(f"{text!r} is neither a part nor a generation")
+    return text
 
 
 def _old_part(item: Mapping[str, Any]) -> Part:

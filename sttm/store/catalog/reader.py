@@ -52,10 +52,9 @@ class Reader:
 
     def __init__(self, storage: Storage, snapshot: Snapshot, earlier: "Reader | None" = None) -> None:
         self.snapshot, self._storage = snapshot, storage
-        kept = earlier._parts if earlier else {}
-        self._parts: dict[tuple[str, bool], pa.Table] = {
-            key: table for key, table in kept.items() if key[0] in snapshot.places
-        }
+        places = snapshot.places
+        kept = dict(earlier._parts) if earlier else {}  # a copy, because other threads may be reading with `earlier`
+        self._parts: dict[tuple[str, bool], pa.Table] = {key: kept[key] for key in kept if key[0] in places}
         self._opened: dict[str, GenerationReader] = dict(earlier._opened) if earlier else {}
 
     @cached_property
@@ -161,7 +160,7 @@ class Reader:
         if self.snapshot.is_old:
             ids = last_usable(self.history())
         usable = [row for row in judge(self._history(text_hashes(ids.values())))[0] if row.status == "ok"]
-        if ids.keys() - {row.recipe_digest for row in usable}:  # some of them were removed: all rows have to be asked
+        if set(ids.items()) - {(row.recipe_digest, row.video_id) for row in usable}:  # some were removed: ask all rows
             usable = [row for row in self.rows() if row.status == "ok"]
         newest: dict[str, CatalogRow] = {}
         for row in usable:
