@@ -76,8 +76,10 @@ class BuggyDecoder(MetaPathFinder):
         return spec
 
 
-def harmless(source: io.BytesIO) -> io.BytesIO:
-    if source.getvalue().startswith(BUG):
+def harmless(source: io.RawIOBase) -> io.RawIOBase:
+    beginning = source.read(len(BUG))
+    source.seek(0)
+    if beginning == BUG:
         raise RuntimeError("a bug in somebody's library")
     return source
 
