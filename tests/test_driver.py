@@ -14,6 +14,7 @@ from test_actor_pool import Heard
 from jobs.cluster.actor_pool import ActorSource
 from jobs.cluster.nodes import TaskNeeds
 from jobs.cluster.settings import RunConfig
+from jobs.indexing import driver
 from jobs.indexing.actor import Decoded, Device, Indexed, Refused
 from jobs.indexing.driver import Driver
 from jobs.indexing.metrics import Pipeline
@@ -223,9 +224,10 @@ def test_a_video_that_the_device_refuses_is_decoded_by_a_cpu_and_counted(capsys:
     assert "2 videos were decoded on CPUs: the GPU has no decoder for AV1" in capsys.readouterr().out
 
 
-def test_a_device_that_refuses_video_after_video_is_given_no_more_of_them() -> None:
-    names = [str(number) for number in range(60)]
-    cluster = SteppingCluster(device=Device(3), decodes_per_look=0.2)
+def test_a_device_that_refuses_video_after_video_is_given_no_more_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_TICK_EVERY_S", 0.01)
+    names = [str(number) for number in range(24)]
+    cluster = SteppingCluster(device=Device(3), decodes_per_look=0.34)
     cluster.fate.update({("undecoded", name): lambda: Refused("the codec AV1") for name in names})
     heard = index(cluster, len(names), "auto")
     assert (sorted(heard.names), heard.causes) == (sorted(names), [])
